@@ -1,0 +1,387 @@
+"""Every exception of the package.
+
+```
+HydrogenError
+├── InvalidJobError                 the arguments cannot work
+│   ├── EntrypointError             does not import, or is not callable
+│   ├── EntrypointPickleError       a callable that cannot be pickled
+│   ├── KwargsError                 arguments that are not JSON
+│   ├── NotEnoughSlotsError         np against the task slots of the cluster
+│   ├── UnwritableUriError          found before any work is done
+│   └── ContractVersionError        a job or report of another version
+├── DataError                       the data does not fit the job
+│   ├── SourceError                 a source that cannot be read
+│   ├── EmptyDatasetError
+│   ├── MissingColumnError
+│   ├── ColumnTypeError
+│   ├── NullValueError
+│   ├── RaggedTensorError
+│   ├── ColumnCollisionError
+│   └── PartitionValueError
+├── ModelError                      the model directory is not usable
+│   ├── NotAModelError
+│   ├── ModelChangedError
+│   ├── ModelFormatError
+│   └── ModelSignatureError
+├── OptimizerError                  an optimizer that would not average
+├── GangError                       training failed on the cluster
+│   ├── RankFailedError             an exception or a death on one rank
+│   └── GangLostError               the barrier stage failed and no rank said why
+├── CheckpointError                 a checkpoint that could not be written
+├── LauncherError                   spark-submit cannot be started here
+│   ├── SparkSubmitNotFoundError
+│   └── JavaNotFoundError
+└── ApplicationError                the Spark application ended without a result
+```
+
+`retryable` says whether the same job may succeed when it is run again: the operators turn a False
+into Airflow's "fail without retry".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+
+def _rebuild(cls: type[HydrogenError], args: tuple[Any, ...], state: dict[str, Any]) -> HydrogenError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class HydrogenError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    retryable: ClassVar[bool] = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive pickling whatever the signature of a subclass's constructor."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+# --- the arguments -----------------------------------------------------------------------------------
+
+
+class InvalidJobError(HydrogenError):
+    """The job's arguments cannot work, whatever the cluster does."""
+
+
+class EntrypointError(InvalidJobError):
+    """The entry point does not import, has no such attribute, or is not callable."""
+
+    def __init__(self, entrypoint: str, problem: str, argument: str = "entry point") -> None:
+        forms = "a callable, 'package.module:function' or the path of a script"
+        if argument != "entry point":
+            forms = "'package.module:function'"
+        super().__init__(f"{argument} {entrypoint!r} {problem}; expected {forms}")
+        self.entrypoint = entrypoint
+
+
+class EntrypointPickleError(InvalidJobError):
+    """A callable refers to an object that cannot be sent to the cluster.
+
+    Example: `lock = threading.Lock()` at the top of a DAG file, used inside `main`.
+    """
+
+    def __init__(self, function: str, culprit: str, reason: str) -> None:
+        super().__init__(
+            f"{function} cannot be pickled because of {culprit}: {reason}. Create that object inside the "
+            "function, or pass the entry point as 'package.module:function'"
+        )
+        self.function = function
+        self.culprit = culprit
+
+
+class KwargsError(InvalidJobError):
+    """Arguments that should be JSON are not."""
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument} must be JSON: {problem}")
+        self.argument = argument
+
+
+class NotEnoughSlotsError(InvalidJobError):
+    """The gang asks for more processes at once than the cluster has task slots.
+
+    Example: `np=4` on `local[2]`. Spark itself would wait ten minutes and name neither number.
+    """
+
+    retryable = True  # the cluster may have grown by the next try
+
+    def __init__(self, np: int, slots: int, hint: str = "") -> None:
+        wanted = "every task slot (np=0)" if np == 0 else f"np={np} processes at the same time"
+        super().__init__(
+            f"the gang needs {wanted}, but the cluster has {slots} task slot{'' if slots == 1 else 's'}"
+            f"{' (' + hint + ')' if hint else ''}; lower np or give the application more executor cores"
+        )
+        self.np = np
+        self.slots = slots
+
+
+class UnwritableUriError(InvalidJobError):
+    """The place for the model or the scores cannot be written: found before any work is done."""
+
+    retryable = True
+
+    def __init__(self, argument: str, uri: str, reason: str) -> None:
+        super().__init__(f"{argument} {uri!r} cannot be written: {reason}")
+        self.argument = argument
+        self.uri = uri
+
+
+class ContractVersionError(InvalidJobError):
+    """A job or report file was written by another version of the package."""
+
+    def __init__(self, what: str, found: object, expected: int) -> None:
+        super().__init__(
+            f"{what} has contract version {found!r}, this side speaks {expected}: install the same version "
+            "of airflow-hydrogen on both sides"
+        )
+
+
+# --- the data ----------------------------------------------------------------------------------------
+
+
+class DataError(HydrogenError):
+    """The data does not fit the job."""
+
+
+class SourceError(DataError):
+    """A source cannot be read: its path is not there, or its query does not parse."""
+
+    retryable = True  # the partition may land by the next try
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"source {source} cannot be read: {reason}")
+        self.source = source
+
+
+class EmptyDatasetError(DataError):
+    """There is not one row to train on."""
+
+    def __init__(self, dataset: str, where: str) -> None:
+        super().__init__(
+            f"dataset {dataset!r} has no rows ({where}); check the source's path and its 'where' filter"
+        )
+        self.dataset = dataset
+
+
+class MissingColumnError(DataError):
+    """A label, a feature or a kept column is not there."""
+
+    def __init__(self, role: str, missing: Iterable[str], found: Iterable[str]) -> None:
+        self.missing = sorted(missing)
+        self.found = list(found)
+        super().__init__(
+            f"{role} {', '.join(repr(name) for name in self.missing)} not found; the columns are "
+            f"{', '.join(repr(name) for name in self.found)}"
+        )
+
+
+class ColumnTypeError(DataError):
+    """A column has a type that cannot be used where it is used."""
+
+    def __init__(self, column: str, expected: str, found: str, hint: str = "") -> None:
+        super().__init__(
+            f"column {column!r}: expected {expected}, found {found}{'; ' + hint if hint else ''}"
+        )
+        self.column = column
+        self.expected = expected
+        self.found = found
+
+
+class NullValueError(DataError):
+    """A feature or label holds nulls, which a tensor cannot."""
+
+    def __init__(self, column: str, nulls: int, rows: int, expected: str) -> None:
+        super().__init__(
+            f"column {column!r}: expected {expected} without nulls, found {nulls} nulls in {rows} rows; "
+            "fill or drop them in the source's SQL or in 'prepare'"
+        )
+        self.column = column
+
+
+class RaggedTensorError(DataError):
+    """The lists of a tensor column have different lengths."""
+
+    def __init__(self, column: str, expected: int, found: Iterable[int]) -> None:
+        self.column = column
+        lengths = sorted(set(found))
+        super().__init__(
+            f"column {column!r}: expected lists of {expected} numbers in every row, found lengths "
+            f"{', '.join(map(str, lengths[:5]))}; pad or cut them in 'prepare'"
+        )
+
+
+class ColumnCollisionError(DataError):
+    """An output of the model would overwrite a kept column."""
+
+    def __init__(self, columns: Iterable[str], argument: str = "output_columns") -> None:
+        self.columns = sorted(columns)
+        super().__init__(
+            f"output column {', '.join(repr(name) for name in self.columns)} is already a column of the "
+            f"source; rename it with {argument}, or leave it out of keep_columns"
+        )
+
+
+class PartitionValueError(DataError):
+    """Rows of another partition than the one that is written.
+
+    Example: `Sink.parquet(uri, partition={"ds": "2013-01-02"})` and a source that holds 2013-01-01 too.
+    """
+
+    def __init__(self, column: str, expected: str, found: Iterable[object]) -> None:
+        self.column = column
+        super().__init__(
+            f"column {column!r}: the sink's partition is {expected!r}, the source has rows of "
+            f"{', '.join(repr(value) for value in found)}; filter the source with 'where'"
+        )
+
+
+# --- the model ---------------------------------------------------------------------------------------
+
+
+class ModelError(HydrogenError):
+    """The model directory cannot be used."""
+
+
+class NotAModelError(ModelError):
+    """No manifest at the URI: nothing there, or a training that has not finished."""
+
+    def __init__(self, uri: str, reason: str = "it holds no manifest.json") -> None:
+        super().__init__(f"{uri!r} is not a model: {reason}; a training writes its manifest last")
+        self.uri = uri
+
+
+class ModelChangedError(ModelError):
+    """A file of the model is not what the manifest says."""
+
+    def __init__(self, uri: str, file: str, problem: str) -> None:
+        super().__init__(f"model {uri!r}: file {file!r} {problem}; publish the model again")
+        self.uri = uri
+        self.file = file
+
+
+class ModelFormatError(ModelError):
+    """The manifest has a format version that this package does not read."""
+
+    def __init__(self, uri: str, found: object, expected: int) -> None:
+        super().__init__(
+            f"model {uri!r} has format version {found!r}, this version of airflow-hydrogen reads {expected}"
+        )
+        self.uri = uri
+
+
+class ModelSignatureError(ModelError):
+    """The model's inputs or outputs cannot be matched with columns."""
+
+
+class OptimizerError(HydrogenError):
+    """An optimizer that would silently average nothing.
+
+    Example: `hvd.DistributedOptimizer(keras.optimizers.Adam())` under Keras 3, where Horovod's hooks are
+    never called and every rank trains a model of its own.
+    """
+
+
+# --- the gang ----------------------------------------------------------------------------------------
+
+
+class GangError(HydrogenError):
+    """Training failed on the cluster."""
+
+    retryable = True
+
+
+class RankFailedError(GangError):
+    """`main` raised on one rank, or that rank's process died.
+
+    Attributes:
+        rank: the rank that failed first.
+        host: where it ran.
+        error_type: qualified name of the exception in `main`, or None when the process died.
+        remote_traceback: its traceback there, or None.
+        log_tail: its last lines of output.
+        retryable: False where `main` raised an error of this package that is final, such as a null in a
+            feature; True otherwise.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        host: str,
+        summary: str,
+        *,
+        error_type: str | None = None,
+        remote_traceback: str | None = None,
+        log_tail: Iterable[str] = (),
+    ) -> None:
+        self.rank = rank
+        self.host = host
+        self.summary = summary
+        self.error_type = error_type
+        self.remote_traceback = remote_traceback
+        self.log_tail = list(log_tail)
+        cause = globals().get((error_type or "").removeprefix(f"{__name__}."))
+        if isinstance(cause, type) and issubclass(cause, HydrogenError):
+            self.retryable = cause.retryable  # type: ignore[misc]
+        message = f"rank {rank} on {host} failed: {summary}"
+        if remote_traceback:
+            message += f"\n\nTraceback on rank {rank}:\n{remote_traceback.rstrip()}"
+        elif self.log_tail:
+            message += f"\n\nLast lines of rank {rank}:\n" + "\n".join(self.log_tail)
+        super().__init__(message)
+
+
+class GangLostError(GangError):
+    """The barrier stage failed and no rank said why: an executor or a host was lost."""
+
+
+class CheckpointError(HydrogenError):
+    """A checkpoint could not be written."""
+
+    retryable = True
+
+
+# --- launching ---------------------------------------------------------------------------------------
+
+
+class LauncherError(HydrogenError):
+    """spark-submit cannot be started on this machine."""
+
+
+class SparkSubmitNotFoundError(LauncherError):
+    """No spark-submit on this Airflow worker."""
+
+    def __init__(self, searched: str) -> None:
+        super().__init__(
+            f"spark-submit was not found ({searched}); install pyspark on the Airflow worker, put "
+            "spark-submit on its PATH, or pass spark_binary"
+        )
+
+
+class JavaNotFoundError(LauncherError):
+    """No Java on this Airflow worker."""
+
+    def __init__(self, searched: str) -> None:
+        super().__init__(
+            f"Java was not found ({searched}); Spark needs a Java runtime of version 17 or later: install "
+            "one on the Airflow worker or set JAVA_HOME"
+        )
+
+
+class ApplicationError(HydrogenError):
+    """The Spark application failed.
+
+    Attributes:
+        error_type: the class of the error in the application, or None when it died without a report.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, *, error_type: str | None = None, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+        self.retryable = retryable  # type: ignore[misc]

@@ -1,0 +1,489 @@
+"""What Airflow asks of Spark: frozen values that travel as one JSON file."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from airflow_hydrogen.contract import CONTRACT_VERSION
+from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError, KwargsError
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+SourceKind = Literal["parquet", "csv", "json", "sql"]
+SOURCE_KINDS: tuple[SourceKind, ...] = ("parquet", "csv", "json", "sql")
+
+
+def require_json(argument: str, value: object) -> None:
+    """Raise KwargsError, naming the place, unless `value` survives a round trip through JSON.
+
+    Args:
+        argument: the name of the argument, for the message.
+        value: what the user passed.
+
+    Raises:
+        KwargsError: an object that JSON cannot hold, a key that is not a string, NaN or infinity.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise KwargsError(argument, f"{value!r} is not a JSON number")
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise KwargsError(argument, f"key {key!r} is a {type(key).__name__}, not a string")
+            require_json(f"{argument}[{key!r}]", item)
+        return
+    if isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            require_json(f"{argument}[{index}]", item)
+        return
+    raise KwargsError(argument, f"{value!r} is a {type(value).__module__}.{type(value).__qualname__}")
+
+
+def is_import_path(text: str) -> bool:
+    """Tell whether `text` has the form `package.module:function`."""
+    return _IMPORT_PATH.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where rows come from: files of one format, or a SQL query over other sources.
+
+    Use the constructors `parquet`, `csv`, `json` and `sql`.
+    """
+
+    kind: SourceKind
+    uri: str | None = None
+    where: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    query: str | None = None
+    tables: Mapping[str, Source] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in SOURCE_KINDS:
+            raise InvalidJobError(
+                f"source kind {self.kind!r} is not known; expected one of {', '.join(SOURCE_KINDS)}"
+            )
+        if self.kind == "sql":
+            if not self.query or not self.tables:
+                raise InvalidJobError(
+                    "a SQL source needs a query and at least one table: Source.sql(q, t=...)"
+                )
+        elif not self.uri:
+            raise InvalidJobError(
+                f"a {self.kind} source needs the URI of a file or folder, found {self.uri!r}"
+            )
+
+    @classmethod
+    def parquet(cls, uri: str, *, where: str | None = None) -> Source:
+        """Parquet files.
+
+        Args:
+            uri: a file or a folder; a folder may be partitioned as Hive does (`ds=2013-01-01/`).
+            where: a SQL condition on the rows. Conditions on partition columns read only those partitions.
+        """
+        return cls(kind="parquet", uri=uri, where=where)
+
+    @classmethod
+    def csv(cls, uri: str, *, where: str | None = None, **options: str) -> Source:
+        """CSV files.
+
+        Args:
+            uri: a file or a folder.
+            where: a SQL condition on the rows.
+            options: options of Spark's CSV reader; `header` and `inferSchema` default to "true".
+        """
+        return cls(kind="csv", uri=uri, where=where, options=options)
+
+    @classmethod
+    def json(cls, uri: str, *, where: str | None = None, **options: str) -> Source:
+        """JSON files, one object a line.
+
+        Args:
+            uri: a file or a folder.
+            where: a SQL condition on the rows.
+            options: options of Spark's JSON reader.
+        """
+        return cls(kind="json", uri=uri, where=where, options=options)
+
+    @classmethod
+    def sql(cls, query: str, **tables: Source) -> Source:
+        """A Spark SQL query over other sources.
+
+        Args:
+            query: for example `select * from flights join planes using (tailnum)`.
+            tables: the sources, under the names that the query uses.
+        """
+        return cls(kind="sql", query=query, tables=tables)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; fields at their defaults are left out."""
+        document: dict[str, Any] = {"kind": self.kind}
+        if self.uri is not None:
+            document["uri"] = self.uri
+        if self.where is not None:
+            document["where"] = self.where
+        if self.options:
+            document["options"] = dict(self.options)
+        if self.kind == "sql":
+            document["query"] = self.query
+            document["tables"] = {name: table.to_dict() for name, table in self.tables.items()}
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Source:
+        """Read the JSON form.
+
+        Raises:
+            InvalidJobError: an unknown field or kind, or a field that is missing.
+        """
+        _refuse_unknown_fields(cls, document)
+        tables = {name: cls.from_dict(table) for name, table in document.get("tables", {}).items()}
+        return cls(**{**document, "tables": tables})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sink:
+    """Where scores go: Parquet, one partition of it replaced at once."""
+
+    uri: str
+    partition: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.uri:
+            raise InvalidJobError(f"a sink needs the URI of a folder, found {self.uri!r}")
+        for key, value in self.partition.items():
+            if not isinstance(value, str) or not value:
+                raise InvalidJobError(
+                    f"sink partition {key!r} must be a string that is not empty, found {value!r}"
+                )
+
+    @classmethod
+    def parquet(cls, uri: str, *, partition: Mapping[str, str] | None = None) -> Sink:
+        """Parquet files.
+
+        Args:
+            uri: the table's folder.
+            partition: column and value of the partition that this run replaces, for example
+                `{"ds": "2013-01-01"}`. Without it the run replaces the whole folder.
+        """
+        return cls(uri=uri, partition=dict(partition or {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"uri": self.uri, "partition": dict(self.partition)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Sink:
+        """Read the JSON form.
+
+        Raises:
+            InvalidJobError: an unknown field, or a field that is missing.
+        """
+        _refuse_unknown_fields(cls, document)
+        return cls(**document)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrypoint:
+    """What every rank runs: a pickled callable, an import path or a script.
+
+    Attributes:
+        kind: which of the three.
+        value: base64 of the cloudpickle bytes, `package.module:function`, or the script's path.
+        name: how messages and the manifest call it.
+        python: `major.minor` of the interpreter that pickled the callable: bytecode does not travel
+            between versions.
+    """
+
+    kind: Literal["callable", "import", "script"]
+    value: str
+    name: str
+    python: str | None = None
+
+    @classmethod
+    def pickled(cls, data: bytes, name: str) -> Entrypoint:
+        """A callable, already pickled by this interpreter."""
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return cls(kind="callable", value=base64.b64encode(data).decode(), name=name, python=version)
+
+    @classmethod
+    def parse(cls, text: str) -> Entrypoint:
+        """An import path or a script.
+
+        Raises:
+            InvalidJobError: neither `package.module:function` nor a path that ends with `.py`.
+        """
+        if text.endswith(".py"):
+            return cls(kind="script", value=text, name=text)
+        if is_import_path(text):
+            return cls(kind="import", value=text, name=text)
+        raise InvalidJobError(
+            f"entrypoint {text!r} is neither 'package.module:function' nor the path of a script ending in .py"
+        )
+
+    @property
+    def pickle(self) -> bytes:
+        """The cloudpickle bytes of a callable."""
+        return base64.b64decode(self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The Airflow run that a job belongs to: the same for every try, another after a clear."""
+
+    dag_id: str
+    task_id: str
+    run_id: str
+    map_index: int = -1
+    clear_number: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One training: prepare, train as a gang, publish.
+
+    Attributes:
+        entrypoint: what every rank runs.
+        entrypoint_kwargs: its keyword arguments, JSON.
+        entrypoint_args: the command line of a script.
+        np: processes, with HorovodRunner's meaning of 0 and of negative numbers.
+        datasets: sources by the name that `get_dataset_shard` uses.
+        prepare: `package.module:function`, called with (spark, dataframe, **prepare_kwargs) for each dataset.
+        model_uri: where the model is published.
+        report_uri: where the application writes its report.
+        run: the Airflow run, or None outside Airflow.
+        keep_checkpoints: keep `checkpoints/` in the published model.
+        driver_log_verbosity: "all": every line of every rank reaches the driver's log; "log_callback_only":
+            what `report` is given. HorovodRunner's names.
+        start_timeout_s: how long to wait for executors to register, in seconds.
+    """
+
+    KIND: ClassVar[str] = "train"
+
+    entrypoint: Entrypoint
+    np: int
+    model_uri: str
+    report_uri: str
+    entrypoint_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    entrypoint_args: Sequence[str] = ()
+    datasets: Mapping[str, Source] = field(default_factory=dict)
+    prepare: str | None = None
+    prepare_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    run: Run | None = None
+    keep_checkpoints: bool = False
+    driver_log_verbosity: Literal["all", "log_callback_only"] = "all"
+    start_timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
+        _require_int("np", self.np)
+        _require_import_path("prepare", self.prepare)
+        require_json("entrypoint_kwargs", self.entrypoint_kwargs)
+        require_json("prepare_kwargs", self.prepare_kwargs)
+        if self.entrypoint.kind != "script" and self.entrypoint_args:
+            raise InvalidJobError(
+                "entrypoint_args are the command line of a script; a function takes entrypoint_kwargs"
+            )
+        if self.entrypoint.kind == "script" and self.entrypoint_kwargs:
+            raise InvalidJobError("entrypoint_kwargs are for a function; a script takes entrypoint_args")
+        if self.driver_log_verbosity not in ("all", "log_callback_only"):
+            raise InvalidJobError(
+                "driver_log_verbosity must be 'all' or 'log_callback_only', "
+                f"found {self.driver_log_verbosity!r}"
+            )
+        _require_uri("model_uri", self.model_uri)
+
+    def fingerprint(self) -> str:
+        """Hash of what decides the model: a retry has the same one, a changed job another.
+
+        A callable counts by its name: its pickle may differ between two processes that run the same code.
+        """
+        document = self.to_dict()
+        for key in ("report_uri", "run", "driver_log_verbosity", "start_timeout_s", "contract_version"):
+            document.pop(key)
+        document["entrypoint"] = {"kind": self.entrypoint.kind, "name": self.entrypoint.name}
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "contract_version": CONTRACT_VERSION,
+            "kind": self.KIND,
+            "entrypoint": dataclasses.asdict(self.entrypoint),
+            "entrypoint_kwargs": dict(self.entrypoint_kwargs),
+            "entrypoint_args": list(self.entrypoint_args),
+            "np": self.np,
+            "datasets": {name: source.to_dict() for name, source in self.datasets.items()},
+            "prepare": self.prepare,
+            "prepare_kwargs": dict(self.prepare_kwargs),
+            "model_uri": self.model_uri,
+            "report_uri": self.report_uri,
+            "run": dataclasses.asdict(self.run) if self.run else None,
+            "keep_checkpoints": self.keep_checkpoints,
+            "driver_log_verbosity": self.driver_log_verbosity,
+            "start_timeout_s": self.start_timeout_s,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> TrainJob:
+        """Read the JSON form.
+
+        Raises:
+            ContractVersionError: written by another version of the package.
+            InvalidJobError: an unknown field, a missing field or a value that cannot work.
+        """
+        fields = _checked_fields(cls, document)
+        fields["entrypoint"] = Entrypoint(**fields["entrypoint"])
+        fields["datasets"] = {name: Source.from_dict(source) for name, source in fields["datasets"].items()}
+        fields["run"] = Run(**fields["run"]) if fields["run"] else None
+        return cls(**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceJob:
+    """One scoring: read, prepare, predict in Arrow batches, replace a partition.
+
+    Attributes:
+        model_uri: a published model.
+        source: the rows to score.
+        sink: where they go, with the predictions beside the kept columns.
+        report_uri: where the application writes its report.
+        prepare: `package.module:function`, called with (spark, dataframe, **prepare_kwargs).
+        predictor: `package.module:function` that loads the model in place of the manifest's own framework.
+        keep_columns: columns of the source to keep; None keeps all of them.
+        output_columns: output name of the model -> column name, where they should differ.
+        batch_rows: rows of one call of the model. Independent of Spark's Arrow batch size.
+        run: the Airflow run, or None outside Airflow.
+    """
+
+    KIND: ClassVar[str] = "inference"
+
+    model_uri: str
+    source: Source
+    sink: Sink
+    report_uri: str
+    prepare: str | None = None
+    prepare_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    predictor: str | None = None
+    keep_columns: Sequence[str] | None = None
+    output_columns: Mapping[str, str] = field(default_factory=dict)
+    batch_rows: int = 16384
+    run: Run | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_columns is not None:
+            object.__setattr__(self, "keep_columns", tuple(self.keep_columns))
+        _require_uri("model_uri", self.model_uri)
+        _require_import_path("prepare", self.prepare)
+        _require_import_path("predictor", self.predictor)
+        require_json("prepare_kwargs", self.prepare_kwargs)
+        _require_int("batch_rows", self.batch_rows)
+        if self.batch_rows < 1:
+            raise InvalidJobError(f"batch_rows must be at least 1, found {self.batch_rows}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "contract_version": CONTRACT_VERSION,
+            "kind": self.KIND,
+            "model_uri": self.model_uri,
+            "source": self.source.to_dict(),
+            "sink": self.sink.to_dict(),
+            "report_uri": self.report_uri,
+            "prepare": self.prepare,
+            "prepare_kwargs": dict(self.prepare_kwargs),
+            "predictor": self.predictor,
+            "keep_columns": None if self.keep_columns is None else list(self.keep_columns),
+            "output_columns": dict(self.output_columns),
+            "batch_rows": self.batch_rows,
+            "run": dataclasses.asdict(self.run) if self.run else None,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> InferenceJob:
+        """Read the JSON form.
+
+        Raises:
+            ContractVersionError: written by another version of the package.
+            InvalidJobError: an unknown field, a missing field or a value that cannot work.
+        """
+        fields = _checked_fields(cls, document)
+        fields["source"] = Source.from_dict(fields["source"])
+        fields["sink"] = Sink.from_dict(fields["sink"])
+        fields["run"] = Run(**fields["run"]) if fields["run"] else None
+        return cls(**fields)
+
+
+Job = TrainJob | InferenceJob
+_JOBS: dict[str, type[TrainJob] | type[InferenceJob]] = {job.KIND: job for job in (TrainJob, InferenceJob)}
+
+
+def dumps(job: Job) -> str:
+    """The text of a job file."""
+    return json.dumps(job.to_dict(), indent=2, sort_keys=True)
+
+
+def loads(text: str) -> Job:
+    """Read the text of a job file.
+
+    Raises:
+        ContractVersionError: written by another version of the package.
+        InvalidJobError: not a job.
+    """
+    document = json.loads(text)
+    kind = document.get("kind")
+    if kind not in _JOBS:
+        raise InvalidJobError(f"job kind {kind!r} is not known; expected one of {', '.join(_JOBS)}")
+    return _JOBS[kind].from_dict(document)
+
+
+def _checked_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    fields = dict(document)
+    version = fields.pop("contract_version", None)
+    if version != CONTRACT_VERSION:
+        raise ContractVersionError("the job file", version, CONTRACT_VERSION)
+    fields.pop("kind", None)
+    _refuse_unknown_fields(cls, fields)
+    return fields
+
+
+def _refuse_unknown_fields(cls: type[Any], document: Mapping[str, Any]) -> None:
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    unknown = sorted(set(document) - set(known))
+    if unknown:
+        raise InvalidJobError(f"{cls.__name__} has no {', '.join(unknown)}; expected {', '.join(known)}")
+    missing = sorted(
+        name
+        for name, item in known.items()
+        if name not in document
+        and item.default is dataclasses.MISSING
+        and item.default_factory is dataclasses.MISSING
+    )
+    if missing:
+        raise InvalidJobError(f"{cls.__name__} needs {', '.join(missing)}")
+
+
+def _require_int(argument: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidJobError(f"{argument} must be an integer, found {value!r}")
+
+
+def _require_uri(argument: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidJobError(f"{argument} must be a URI or a path, found {value!r}")
+
+
+def _require_import_path(argument: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and is_import_path(value)):
+        raise InvalidJobError(f"{argument} must have the form 'package.module:function', found {value!r}")

@@ -1,0 +1,135 @@
+"""What Spark answers: reports, written as one JSON file where the job said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from airflow_hydrogen.contract import CONTRACT_VERSION
+from airflow_hydrogen.contract.errors import (
+    ApplicationError,
+    ContractVersionError,
+    HydrogenError,
+    InvalidJobError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an application failed.
+
+    Attributes:
+        error_type: class name of the error, for example `RankFailedError`.
+        message: its message, the failing rank's traceback included.
+        retryable: whether the same job may succeed when it is run again.
+    """
+
+    error_type: str
+    message: str
+    retryable: bool
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception: anything that this package did not raise may succeed when run again."""
+        retryable = error.retryable if isinstance(error, HydrogenError) else True
+        return cls(error_type=type(error).__name__, message=str(error) or repr(error), retryable=retryable)
+
+    def to_error(self) -> ApplicationError:
+        """The exception that the Airflow side raises for it."""
+        return ApplicationError(
+            f"{self.error_type}: {self.message}", error_type=self.error_type, retryable=self.retryable
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a training did.
+
+    Attributes:
+        model_uri: the published model; None when `main` returned something else, or failed.
+        result: what `main` returned on rank 0, where that was not a model.
+        metrics: the last line of history.
+        epochs: lines of history.
+        np: ranks that trained.
+        rows: rows of the "train" dataset.
+        seconds: seconds by stage: prepare, train, publish, total.
+        rows_per_second: rows read by all ranks per second of training.
+        resumed_from_epoch: the checkpoint that training went on from, or None.
+        reused: the model was there already, trained by an earlier try.
+        versions: package -> version.
+        failure: None on success.
+    """
+
+    KIND: ClassVar[str] = "train"
+
+    model_uri: str | None = None
+    result: Any = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    epochs: int = 0
+    np: int = 0
+    rows: int | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    rows_per_second: float | None = None
+    resumed_from_epoch: int | None = None
+    reused: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceReport:
+    """What a scoring did.
+
+    Attributes:
+        output_uri: the partition that was replaced; None on failure.
+        model_uri: the model that scored.
+        rows: rows read, which is rows written.
+        seconds: seconds by stage: score, commit, total.
+        rows_per_second: rows per second of the score stage, start of the Python workers included.
+        versions: package -> version.
+        failure: None on success.
+    """
+
+    KIND: ClassVar[str] = "inference"
+
+    output_uri: str | None = None
+    model_uri: str | None = None
+    rows: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    rows_per_second: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+Report = TrainReport | InferenceReport
+_REPORTS: dict[str, type[TrainReport] | type[InferenceReport]] = {
+    report.KIND: report for report in (TrainReport, InferenceReport)
+}
+
+
+def dumps(report: Report) -> str:
+    """The text of a report file."""
+    document = {"contract_version": CONTRACT_VERSION, "kind": report.KIND, **dataclasses.asdict(report)}
+    return json.dumps(document, indent=2, sort_keys=True)
+
+
+def loads(text: str) -> Report:
+    """Read the text of a report file.
+
+    Raises:
+        ContractVersionError: written by another version of the package.
+        InvalidJobError: not a report.
+    """
+    document = json.loads(text)
+    version = document.pop("contract_version", None)
+    if version != CONTRACT_VERSION:
+        raise ContractVersionError("the report", version, CONTRACT_VERSION)
+    kind = document.pop("kind", None)
+    if kind not in _REPORTS:
+        raise InvalidJobError(f"report kind {kind!r} is not known; expected one of {', '.join(_REPORTS)}")
+    if document.get("failure"):
+        document["failure"] = Failure(**document["failure"])
+    return _REPORTS[kind](**document)

@@ -1,0 +1,86 @@
+"""Where spark-submit, Java and the Python interpreters of an application are on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from airflow_hydrogen.contract.errors import JavaNotFoundError, SparkSubmitNotFoundError
+
+DEFAULT_SPARK_BINARY = "spark-submit"
+
+
+def find_spark_submit(binary: str, environ: Mapping[str, str]) -> str:
+    """Path of spark-submit.
+
+    The default binary is looked for on PATH, then in SPARK_HOME, then in the installed pyspark package. A
+    binary that was asked for by another name or by its path has to be there.
+
+    Raises:
+        SparkSubmitNotFoundError: none of them has it.
+    """
+    if found := shutil.which(binary, path=environ.get("PATH")):
+        return found
+    if binary != DEFAULT_SPARK_BINARY:
+        raise SparkSubmitNotFoundError(f"spark_binary is {binary!r}")
+    searched = ["PATH"]
+    if spark_home := environ.get("SPARK_HOME"):
+        searched.append(f"SPARK_HOME={spark_home}")
+        if found := shutil.which(DEFAULT_SPARK_BINARY, path=str(Path(spark_home, "bin"))):
+            return found
+    searched.append("the pyspark package")
+    # find_spec does not import a package of the top level. pyspark-client is named pyspark too, without bin/.
+    spec = importlib.util.find_spec("pyspark")
+    for location in spec.submodule_search_locations or () if spec else ():
+        if found := shutil.which(DEFAULT_SPARK_BINARY, path=str(Path(location, "bin"))):
+            return found
+    raise SparkSubmitNotFoundError(f"looked in {', '.join(searched)}")
+
+
+def require_java(environ: Mapping[str, str]) -> str:
+    """Path of the Java that spark-submit will run.
+
+    Raises:
+        JavaNotFoundError: neither JAVA_HOME nor PATH has one.
+    """
+    if java_home := environ.get("JAVA_HOME"):
+        if found := shutil.which("java", path=str(Path(java_home, "bin"))):
+            return found
+        raise JavaNotFoundError(f"JAVA_HOME={java_home} has no bin/java")
+    if found := shutil.which("java", path=environ.get("PATH")):
+        return found
+    raise JavaNotFoundError("JAVA_HOME is not set and PATH has no java")
+
+
+def python_environment(master: str, deploy_mode: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """PYSPARK_PYTHON and PYSPARK_DRIVER_PYTHON where the user has not chosen.
+
+    Spark's default is the first `python3` on PATH, which need not have this package's requirements. On this
+    machine alone both are this interpreter; a driver here with executors elsewhere is this interpreter.
+    """
+    if deploy_mode == "cluster":
+        return {}
+    chosen = environ.get("PYSPARK_PYTHON")
+    if is_local(master):
+        if chosen:
+            return {}  # the driver follows it: the two must be of one version
+        return {"PYSPARK_PYTHON": sys.executable} | (
+            {} if environ.get("PYSPARK_DRIVER_PYTHON") else {"PYSPARK_DRIVER_PYTHON": sys.executable}
+        )
+    if environ.get("PYSPARK_DRIVER_PYTHON") or (chosen and shutil.which(chosen, path=environ.get("PATH"))):
+        return {}
+    return {"PYSPARK_DRIVER_PYTHON": sys.executable}
+
+
+def is_local(master: str) -> bool:
+    """Tell whether driver and executors are on this machine: `local`, `local[4]`, `local-cluster[...]`."""
+    return master.startswith("local")
+
+
+def worker_environment(env_vars: Mapping[str, object] | None) -> dict[str, str]:
+    """The environment that spark-submit will see: this process's with the task's `env_vars` over it."""
+    return {**os.environ, **{name: str(value) for name, value in (env_vars or {}).items()}}

@@ -1,0 +1,88 @@
+"""Links to the Spark UI of a running application, and to where a model or scores lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import attrs
+from airflow.sdk import BaseOperatorLink
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
+
+
+def browsable(uri: str) -> str:
+    """The address under which a browser shows a URI: the store's console where one is known.
+
+    Args:
+        uri: a path, or a URI such as `s3://bucket/key` or `gs://bucket/key`.
+    """
+    scheme, found, rest = uri.partition("://")
+    if not found:
+        return f"file://{uri}" if uri.startswith("/") else uri
+    bucket, _, key = rest.partition("/")
+    if scheme in ("s3", "s3a", "s3n"):
+        prefix = quote(key.rstrip("/") + "/") if key else ""
+        return f"https://s3.console.aws.amazon.com/s3/buckets/{bucket}?prefix={prefix}"
+    if scheme == "gs":
+        return f"https://console.cloud.google.com/storage/browser/{bucket}/{quote(key)}"
+    return uri
+
+
+@attrs.define()
+class SparkUILink(BaseOperatorLink):
+    """The Spark UI while the application runs: the operator pushes it as soon as it is known."""
+
+    @property
+    def name(self) -> str:
+        """The button's text."""
+        return "Spark UI"
+
+    @property
+    def xcom_key(self) -> str:
+        """Where the operator puts the address while the task runs."""
+        return "_link_spark_ui"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Nothing: Airflow asks when the task has ended, and the UI has ended with it."""
+        return ""
+
+
+@attrs.define()
+class ModelLocationLink(BaseOperatorLink):
+    """Where the training publishes its model."""
+
+    @property
+    def name(self) -> str:
+        """The button's text."""
+        return "Model"
+
+    @property
+    def xcom_key(self) -> str:
+        """Where the operator puts the address while the task runs."""
+        return "_link_model"
+
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+        """The model's location."""
+        return browsable(operator.model_uri)
+
+
+@attrs.define()
+class OutputLocationLink(BaseOperatorLink):
+    """Where the scores are."""
+
+    @property
+    def name(self) -> str:
+        """The button's text."""
+        return "Scores"
+
+    @property
+    def xcom_key(self) -> str:
+        """Where the operator puts the address while the task runs."""
+        return "_link_scores"
+
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+        """The location of the partition that the run replaces."""
+        return browsable(operator.output_location)

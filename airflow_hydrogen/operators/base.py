@@ -1,0 +1,257 @@
+"""What training and scoring share: from arguments to a submitted job, and from its report to XComs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from airflow_hydrogen.contract import jobs
+from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError
+from airflow_hydrogen.contract.jobs import Job, Run
+from airflow_hydrogen.contract.reports import Report
+from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
+from airflow_hydrogen.links.locations import SparkUILink
+from airflow_hydrogen.operators import report_files
+from airflow_hydrogen.operators.arguments import finite
+from airflow_hydrogen.operators.code import JobCode
+from airflow_hydrogen.operators.describe import describe_job, describe_report
+from airflow_hydrogen.operators.hook_options import HOOK_OPTIONS
+from airflow_hydrogen.operators.packing import pack_project, pack_runtime
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+
+_APPLICATION = "from airflow_hydrogen.runtime.__main__ import main\n\nmain()\n"
+_OURS = ("application", "application_args", "java_class")
+
+
+class HydrogenOperator(SparkSubmitOperator):
+    """Base of the operators that run this package's application on Spark.
+
+    Args:
+        name: the Spark application's name (templated).
+        kwargs: options of SparkSubmitOperator and of every operator, but not its application,
+            application_args and java_class: the application is this package's own.
+    """
+
+    template_fields_renderers: ClassVar[dict[str, str]] = {"conf": "json", "env_vars": "json"}
+
+    def __init__(self, *, name: str = "airflow-hydrogen.{{ task_instance_key_str }}", **kwargs: Any) -> None:
+        if refused := [option for option in _OURS if option in kwargs]:
+            raise TypeError(
+                f"{type(self).__name__} takes no {', '.join(refused)}: it submits an application of its own"
+            )
+        super().__init__(name=name, **kwargs)
+        self._connection: dict[str, Any] | None = None
+        self._packed: dict[str, Any] = {}
+        self._on_spark_ui: Callable[[str], None] | None = None
+        self._stale_report_uri: str | None = None
+        self._killed = False
+
+    # --- what an operator is made of ---------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def output_location(self) -> str:
+        """The model or the scores, as the job names them."""
+
+    def _shared_report_base(self) -> str:
+        """What the report of a driver on the cluster lies beside."""
+        return self.output_location
+
+    @abstractmethod
+    def _build_job(self, run: Run, report_uri: str, cluster_mode: bool) -> Job:
+        """Make the job of the rendered arguments, or raise InvalidJobError."""
+
+    @abstractmethod
+    def _code_arguments(self) -> list[tuple[str, str | Callable[..., Any]]]:
+        """Argument and value of all code that the job names: import paths, scripts and callables."""
+
+    @abstractmethod
+    def _result(self, report: Any) -> Any:
+        """The task's return value."""
+
+    @abstractmethod
+    def _asset_extra(self, report: Any) -> dict[str, Any]:
+        """What the events of outlet assets say, besides the run."""
+
+    def _resource_conf(self) -> dict[str, str]:
+        """Spark settings that the arguments imply; the author's own `conf` wins."""
+        return {}
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    def execute(self, context: Context) -> Any:
+        """Submit the job, wait for its end and answer with what its report says.
+
+        Raises:
+            AirflowFailException: running the same job again cannot help; there is no retry.
+            AirflowException: any other failure.
+        """
+        try:
+            return self._run_job(context)
+        except HydrogenError as error:
+            kind = AirflowException if error.retryable else AirflowFailException
+            raise kind(str(error)) from error.__cause__
+
+    def on_kill(self) -> None:
+        """End the application, on the cluster and on this machine."""
+        self._killed = True
+        if self._hook is not None:
+            super().on_kill()
+
+    def _run_job(self, context: Context) -> Any:
+        run = _run_of(context)
+        self.conf = {**self._resource_conf(), **(self.conf or {})}
+        self._connection, self._packed, self._stale_report_uri = None, {}, None
+        hook = self._get_hook()
+        self._connection = hook.resolved_connection
+        with tempfile.TemporaryDirectory(prefix="airflow-hydrogen-") as folder:
+            report_uri = str(Path(folder, "report.json"))
+            if hook.is_cluster_mode:
+                report_uri = self._shared_report_uri(run)
+                self._stale_report_uri = report_uri
+            job = self._build_job(run, report_uri, hook.is_cluster_mode)
+            self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
+            hook.require_launcher()
+            self._pack(job, Path(folder), hook.is_cluster_mode)
+            self._push_links(context)
+            self.log.info("%s", describe_job(job, hook.master))
+            report = self._submit(context, report_uri)
+        return self._answer(context, run, report)
+
+    def _get_hook(self) -> HydrogenSparkSubmitHook:
+        options = {option: getattr(self, attribute) for option, attribute in HOOK_OPTIONS.items()}
+        return HydrogenSparkSubmitHook(
+            on_spark_ui=self._on_spark_ui,
+            on_submit=self._before_submit,
+            connection=self._connection,
+            **{**options, **self._packed},
+        )
+
+    def _before_submit(self) -> None:
+        if self._killed:
+            raise AirflowException("The task was ended before the application was submitted")
+        if self._stale_report_uri is not None:
+            report_files.delete(self._stale_report_uri)
+
+    def _shared_report_uri(self, run: Run) -> str:
+        """Where a driver on the cluster writes: beside the output, the same for every try of a run.
+
+        A retry may find the application of the try before still running, and then waits for its report.
+        """
+        identity = hashlib.sha256(repr(dataclasses.astuple(run)).encode()).hexdigest()[:12]
+        return f"{self._shared_report_base().rstrip('/')}.report-{identity}.json"
+
+    def _pack(self, job: Job, folder: Path, cluster_mode: bool) -> None:
+        """Write everything that is submitted into a folder that only this user can read."""
+        application = folder / "airflow_hydrogen_job.py"
+        application.write_text(_APPLICATION)
+        job_file = folder / "job.json"
+        descriptor = os.open(job_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(jobs.dumps(job))
+        archives = [pack_runtime(folder / "airflow_hydrogen_runtime.zip")]
+        if files := self._code.project_files():
+            archives.append(pack_project(folder / "airflow_hydrogen_project.zip", files))
+        self.application = str(application)
+        self._packed = {"py_files": _join(self.py_files, archives), "application_args": [str(job_file)]}
+        if cluster_mode:
+            self._packed["files"] = _join(self.files, [job_file, *self._code.scripts()])
+            self._packed["application_args"] = [job_file.name]
+
+    @property
+    def _code(self) -> JobCode:
+        file = getattr(self.get_dag(), "fileloc", None)
+        return JobCode(self._code_arguments(), [Path(file).parent] if file else [])
+
+    def _push_links(self, context: Context) -> None:
+        """Push the links that have to work while the task runs; Airflow pushes links when it has ended."""
+        ti = context["ti"]
+        self._on_spark_ui = lambda url: ti.xcom_push(key=SparkUILink().xcom_key, value=url)
+        for link in self.operator_extra_links:
+            if value := link.get_link(self, ti_key=ti):  # type: ignore[arg-type]
+                ti.xcom_push(key=link.xcom_key, value=value)
+
+    def _submit(self, context: Context, report_uri: str) -> Report:
+        self._hook = None
+        try:
+            super().execute(context)
+            submit_error = None
+        except Exception as error:
+            if self._hook is None or not self._hook.submitted:
+                raise  # nothing ran: the provider's own complaint is the best
+            submit_error = error
+        if self._killed:
+            raise AirflowException("The task was ended while the application ran") from submit_error
+        report = report_files.read(report_uri)
+        if report is None:
+            raise ApplicationError(self._explain_silence(submit_error)) from submit_error
+        if report.failure is not None:
+            raise report.failure.to_error()
+        if submit_error is not None:
+            self.log.warning("The application reported success, then spark-submit failed: %s", submit_error)
+        return report
+
+    def _explain_silence(self, submit_error: Exception | None) -> str:
+        hook = self._hook
+        how = (
+            f"spark-submit failed ({_first_line(submit_error)})" if submit_error else "spark-submit succeeded"
+        )
+        tail = hook.log_tail if isinstance(hook, HydrogenSparkSubmitHook) else ""
+        return f"the application ended without a report; {how}" + (
+            f". Its last lines:\n{tail}" if tail else ""
+        )
+
+    def _answer(self, context: Context, run: Run, report: Report) -> Any:
+        self.log.info("%s", describe_report(report))
+        result = self._result(report)
+        if self.do_xcom_push:
+            document = dataclasses.asdict(report)
+            del document["failure"]
+            context["ti"].xcom_push(key="report", value=finite(document))
+        from airflow.sdk import Asset
+
+        extra = finite({**self._asset_extra(report), "run": dataclasses.asdict(run)})
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra = {**context["outlet_events"][outlet].extra, **extra}
+        if self.multiple_outputs and not isinstance(result, Mapping):
+            # TaskFlow infers it from a `-> dict`. The work is done: a single value is no reason to lose it.
+            self.log.warning("multiple_outputs is ignored: the result is %r, not a mapping", result)
+            self.multiple_outputs = False
+        return finite(result)
+
+
+def _run_of(context: Context) -> Run:
+    """The run as its tries share it.
+
+    `dag_run.clear_number` counts clears of any task of the run, and none made with reset_dag_runs=False. What
+    a clear of this very task changes is `max_tries`: Airflow itself takes `max_tries - retries` for the tries
+    that were over when the task was cleared last.
+    """
+    ti = context["ti"]
+    return Run(
+        dag_id=ti.dag_id,
+        task_id=ti.task_id,
+        run_id=ti.run_id,
+        map_index=-1 if ti.map_index is None else ti.map_index,
+        clear_number=max(0, ti.max_tries - (ti.task.retries or 0)),
+    )
+
+
+def _join(existing: str | None, files: Sequence[Path]) -> str:
+    return ",".join([*([existing] if existing else []), *map(str, files)])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,43 @@
+"""One line for the log of what will be run, and one of what was done."""
+
+from __future__ import annotations
+
+from airflow_hydrogen.contract.jobs import Job, Source, TrainJob
+from airflow_hydrogen.contract.reports import InferenceReport, Report
+
+
+def describe_job(job: Job, master: str) -> str:
+    """One line that says what will be run."""
+    if isinstance(job, TrainJob):
+        datasets = ", ".join(f"{name}={_where(source)}" for name, source in job.datasets.items()) or "none"
+        return (
+            f"Training on {master}: entry point {job.entrypoint.name}, np={job.np}, datasets {datasets}, "
+            f"model {job.model_uri}"
+        )
+    partition = "".join(f"/{key}={value}" for key, value in job.sink.partition.items())
+    return (
+        f"Scoring on {master}: model {job.model_uri}, source {_where(job.source)}, "
+        f"output {job.sink.uri.rstrip('/')}{partition}"
+    )
+
+
+def describe_report(report: Report) -> str:
+    """One line that says what was done."""
+    seconds = report.seconds.get("total")
+    speed = f", {report.rows_per_second:,.0f} rows/s" if report.rows_per_second else ""
+    took = (f" in {seconds:.1f} s" if seconds is not None else "") + speed
+    rows = "" if report.rows is None else f" {report.rows:,} rows"
+    if isinstance(report, InferenceReport):
+        return f"Scored{rows}{took}: {report.output_uri}"
+    if report.reused:
+        return f"The model is there already, from an earlier try: {report.model_uri}"
+    metrics = ", ".join(f"{name}={value:.6g}" for name, value in sorted(report.metrics.items()))
+    resumed = "" if report.resumed_from_epoch is None else f", resumed from epoch {report.resumed_from_epoch}"
+    what = f"np={report.np}, {report.epochs} epochs{resumed}" + (f", {metrics}" if metrics else "")
+    return f"Trained on{rows or ' no dataset'}{took} ({what}): {report.model_uri or report.result}"
+
+
+def _where(source: Source) -> str:
+    if source.kind == "sql":
+        return f"SQL over {', '.join(source.tables)}"
+    return f"{source.uri}" + (f" where {source.where}" if source.where else "")

@@ -1,0 +1,118 @@
+"""Score rows with a published model, in Arrow batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
+from airflow_hydrogen.contract.reports import InferenceReport
+from airflow_hydrogen.links.locations import OutputLocationLink, SparkUILink
+from airflow_hydrogen.operators.arguments import as_template, to_integer, to_sink, to_source
+from airflow_hydrogen.operators.base import HydrogenOperator
+
+
+class ArrowInferenceOperator(HydrogenOperator):
+    """Score a table or a partition of it with a model: one model load per Python worker, Arrow batches.
+
+    The run replaces exactly its partition of the sink, atomically. The task returns the URI of the output;
+    the XCom `report` holds rows, seconds, rows per second and versions.
+
+    Args:
+        model_uri: a published model, such as the return value of a HorovodTrainOperator (templated).
+        source: the rows to score, a `Source` (templated).
+        sink: where they go, a `Sink` (templated).
+        prepare: `package.module:function`, called on Spark's driver with (spark, dataframe, **prepare_kwargs)
+            (templated).
+        prepare_kwargs: keyword arguments of `prepare`; JSON (templated).
+        predictor: `package.module:function` that loads the model and returns its predict function, for
+            frameworks that this package does not know (templated).
+        keep_columns: columns of the source to keep beside the predictions; None keeps all (templated).
+        output_columns: output name of the model -> name of the column (templated).
+        batch_rows: rows of one call of the model (templated).
+        kwargs: options of SparkSubmitOperator and of every operator.
+    """
+
+    template_fields: Sequence[str] = (
+        *HydrogenOperator.template_fields,
+        "model_uri",
+        "source",
+        "sink",
+        "prepare",
+        "prepare_kwargs",
+        "predictor",
+        "keep_columns",
+        "output_columns",
+        "batch_rows",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **HydrogenOperator.template_fields_renderers,
+        "source": "json",
+        "sink": "json",
+        "prepare_kwargs": "json",
+        "output_columns": "json",
+    }
+    operator_extra_links: Collection[Any] = (SparkUILink(), OutputLocationLink())
+    ui_color = "#cfe3ee"
+
+    def __init__(
+        self,
+        *,
+        model_uri: str,
+        source: Source | Mapping[str, Any],
+        sink: Sink | Mapping[str, Any],
+        prepare: str | None = None,
+        prepare_kwargs: Mapping[str, Any] | None = None,
+        predictor: str | None = None,
+        keep_columns: Sequence[str] | None = None,
+        output_columns: Mapping[str, str] | None = None,
+        batch_rows: int | str = 16384,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model_uri = model_uri
+        self.source = as_template(source)
+        self.sink = as_template(sink)
+        self.prepare = prepare
+        self.prepare_kwargs = prepare_kwargs
+        self.predictor = predictor
+        self.keep_columns = keep_columns
+        self.output_columns = output_columns
+        self.batch_rows = batch_rows
+
+    @property
+    def output_location(self) -> str:
+        """The partition that the run replaces, or the whole output."""
+        sink = to_sink("sink", self.sink)
+        return "/".join([sink.uri.rstrip("/"), *(f"{key}={value}" for key, value in sink.partition.items())])
+
+    def _shared_report_base(self) -> str:
+        return to_sink("sink", self.sink).uri  # beside the table, not in it
+
+    def _build_job(self, run: Run, report_uri: str, cluster_mode: bool) -> InferenceJob:
+        if isinstance(self.keep_columns, str):
+            raise InvalidJobError(f"keep_columns must be a list of column names, found {self.keep_columns!r}")
+        return InferenceJob(
+            model_uri=self.model_uri,
+            source=to_source("source", self.source),
+            sink=to_sink("sink", self.sink),
+            report_uri=report_uri,
+            prepare=self.prepare or None,
+            prepare_kwargs=dict(self.prepare_kwargs or {}),
+            predictor=self.predictor or None,
+            keep_columns=None if self.keep_columns is None else list(self.keep_columns),
+            output_columns=dict(self.output_columns or {}),
+            batch_rows=to_integer("batch_rows", self.batch_rows),
+            run=run,
+        )
+
+    def _code_arguments(self) -> list[tuple[str, str | Callable[..., Any]]]:
+        named = (("prepare", self.prepare), ("predictor", self.predictor))
+        return [(argument, code) for argument, code in named if code]
+
+    def _result(self, report: InferenceReport) -> Any:
+        return report.output_uri
+
+    def _asset_extra(self, report: InferenceReport) -> dict[str, Any]:
+        return {"output_uri": report.output_uri, "model_uri": report.model_uri, "rows": report.rows}

@@ -1,0 +1,195 @@
+"""Train a model as a Horovod gang on Spark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
+from airflow_hydrogen.contract.pickling import callable_name, dumps_by_value
+from airflow_hydrogen.contract.reports import TrainReport
+from airflow_hydrogen.links.locations import ModelLocationLink, SparkUILink
+from airflow_hydrogen.operators.arguments import as_template, to_integer, to_source
+from airflow_hydrogen.operators.base import HydrogenOperator
+
+SourceLike = Source | Mapping[str, Any]
+
+
+class HorovodTrainOperator(HydrogenOperator):
+    """Train on a Spark cluster: prepare data, train as a gang, publish the model.
+
+    The task returns the model's URI, or what the entry point returned where that is not a model. The XCom
+    `report` holds metrics, rows, seconds, rows per second and versions. A retry goes on from the last
+    checkpoint; a task that is cleared trains again.
+
+    Args:
+        entrypoint: what every rank runs: a callable, `package.module:function` or the path of a script
+            (templated).
+        entrypoint_kwargs: keyword arguments of the function; JSON (templated).
+        entrypoint_args: the command line of a script (templated).
+        np: number of processes. 0: every task slot of the cluster; negative: that many on the driver's
+            machine, without Spark's scheduling, for debugging (templated).
+        train_data: rows of the dataset "train", a `Source` (templated, like all sources).
+        validation_data: rows of the dataset "validation".
+        datasets: further sources, by the name that `get_dataset_shard(name)` uses.
+        prepare: `package.module:function`, called on Spark's driver with (spark, dataframe,
+            **prepare_kwargs) for each dataset (templated).
+        prepare_kwargs: keyword arguments of `prepare`; JSON (templated).
+        model_uri: where the model is published. It must be the same for every try: do not put the try number
+            or the time in it (templated).
+        keep_checkpoints: keep the checkpoints in the published model.
+        cpus_per_process: CPU cores of a process, `spark.task.cpus` (templated).
+        gpus_per_process: GPUs of a process; Spark must know the cluster's GPUs (templated).
+        driver_log_verbosity: "all" shows every line of every rank in the task's log, "log_callback_only" what
+            `report` is given.
+        start_timeout_s: how long to wait for the executors, in seconds.
+        kwargs: options of SparkSubmitOperator and of every operator.
+    """
+
+    template_fields: Sequence[str] = (
+        *HydrogenOperator.template_fields,
+        "entrypoint",
+        "entrypoint_kwargs",
+        "entrypoint_args",
+        "np",
+        "train_data",
+        "validation_data",
+        "datasets",
+        "prepare",
+        "prepare_kwargs",
+        "model_uri",
+        "cpus_per_process",
+        "gpus_per_process",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **HydrogenOperator.template_fields_renderers,
+        "entrypoint_kwargs": "json",
+        "train_data": "json",
+        "validation_data": "json",
+        "datasets": "json",
+        "prepare_kwargs": "json",
+    }
+    shallow_copy_attrs: Sequence[str] = ("_callable",)
+    operator_extra_links: Collection[Any] = (SparkUILink(), ModelLocationLink())
+    ui_color = "#f3e3c8"
+
+    def __init__(
+        self,
+        *,
+        entrypoint: str | Callable[..., Any],
+        np: int | str,
+        model_uri: str,
+        entrypoint_kwargs: Mapping[str, Any] | None = None,
+        entrypoint_args: Sequence[str] | None = None,
+        train_data: SourceLike | None = None,
+        validation_data: SourceLike | None = None,
+        datasets: Mapping[str, SourceLike] | None = None,
+        prepare: str | None = None,
+        prepare_kwargs: Mapping[str, Any] | None = None,
+        keep_checkpoints: bool = False,
+        cpus_per_process: int | str | None = None,
+        gpus_per_process: int | str = 0,
+        driver_log_verbosity: Literal["all", "log_callback_only"] = "all",
+        start_timeout_s: float = 120.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # Airflow calls a callable in a template field to render it: the field holds the callable's name.
+        self._callable = entrypoint if callable(entrypoint) else None
+        self.entrypoint = callable_name(entrypoint) if callable(entrypoint) else entrypoint
+        self.np = np
+        self.model_uri = model_uri
+        self.entrypoint_kwargs = entrypoint_kwargs
+        self.entrypoint_args = entrypoint_args
+        self.train_data = as_template(train_data)
+        self.validation_data = as_template(validation_data)
+        self.datasets = (
+            {name: as_template(source) for name, source in datasets.items()}
+            if isinstance(datasets, Mapping)
+            else datasets
+        )
+        self.prepare = prepare
+        self.prepare_kwargs = prepare_kwargs
+        self.keep_checkpoints = keep_checkpoints
+        self.cpus_per_process = cpus_per_process
+        self.gpus_per_process = gpus_per_process
+        self.driver_log_verbosity = driver_log_verbosity
+        self.start_timeout_s = start_timeout_s
+
+    @property
+    def output_location(self) -> str:
+        """Where the model is published."""
+        return self.model_uri
+
+    def _build_job(self, run: Run, report_uri: str, cluster_mode: bool) -> TrainJob:
+        return TrainJob(
+            entrypoint=self._entrypoint(cluster_mode),
+            entrypoint_kwargs=self._keyword_arguments(),
+            entrypoint_args=[str(argument) for argument in self.entrypoint_args or ()],
+            np=to_integer("np", self.np),
+            datasets=self._sources(),
+            prepare=self.prepare or None,
+            prepare_kwargs=dict(self.prepare_kwargs or {}),
+            model_uri=self.model_uri,
+            report_uri=report_uri,
+            run=run,
+            keep_checkpoints=self.keep_checkpoints,
+            driver_log_verbosity=self.driver_log_verbosity,
+            start_timeout_s=float(self.start_timeout_s),
+        )
+
+    def _keyword_arguments(self) -> dict[str, Any]:
+        return dict(self.entrypoint_kwargs or {})
+
+    def _entrypoint(self, cluster_mode: bool) -> Entrypoint:
+        if self._callable is not None:
+            return Entrypoint.pickled(dumps_by_value(self._callable), self.entrypoint)
+        entrypoint = Entrypoint.parse(self.entrypoint)
+        if entrypoint.kind == "script":
+            script = self._code.script(entrypoint.value)
+            # A driver on the cluster finds it among the files that were submitted.
+            path = script.name if cluster_mode and script.is_file() else str(script)
+            return Entrypoint(kind="script", value=path, name=entrypoint.name)
+        return entrypoint
+
+    def _sources(self) -> dict[str, Source]:
+        found = dict(self.datasets or {})
+        for name, value in (("train", self.train_data), ("validation", self.validation_data)):
+            if value is None:
+                continue
+            if name in found:
+                raise InvalidJobError(f"{name}_data and datasets[{name!r}] are both given; leave one out")
+            found[name] = value
+        return {
+            name: to_source(
+                f"{name}_data" if name in ("train", "validation") else f"datasets[{name!r}]", value
+            )
+            for name, value in found.items()
+        }
+
+    def _code_arguments(self) -> list[tuple[str, str | Callable[..., Any]]]:
+        prepare = [("prepare", self.prepare)] if self.prepare else []
+        return [("entry point", self._callable or self.entrypoint), *prepare]
+
+    def _resource_conf(self) -> dict[str, str]:
+        conf = {}
+        if self.cpus_per_process is not None:
+            conf["spark.task.cpus"] = str(_at_least("cpus_per_process", self.cpus_per_process, 1))
+        if gpus := _at_least("gpus_per_process", self.gpus_per_process, 0):
+            conf["spark.executor.resource.gpu.amount"] = str(gpus)
+            conf["spark.task.resource.gpu.amount"] = str(gpus)
+        return conf
+
+    def _result(self, report: TrainReport) -> Any:
+        return report.model_uri if report.model_uri is not None else report.result
+
+    def _asset_extra(self, report: TrainReport) -> dict[str, Any]:
+        return {"model_uri": report.model_uri, "metrics": dict(report.metrics)}
+
+
+def _at_least(argument: str, value: Any, minimum: int) -> int:
+    number = to_integer(argument, value)
+    if number < minimum:
+        raise InvalidJobError(f"{argument} must be at least {minimum}, found {number}")
+    return number

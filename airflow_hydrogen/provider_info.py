@@ -1,0 +1,55 @@
+"""What Airflow learns of this package from its entry point.
+
+Airflow calls it while it reads its configuration: it must not import Airflow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_hydrogen import __version__
+
+_INTEGRATION = "Hydrogen"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """The provider's description, valid under `airflow/provider_info.schema.json`."""
+    return {
+        "package-name": "airflow-hydrogen",
+        "name": "Hydrogen",
+        "description": (
+            "Distributed deep learning on Apache Spark: trains with Horovod in Spark's barrier mode and "
+            "scores with Arrow. It uses the ``spark`` connections of the Apache Spark provider, and this "
+            "machine when there is none."
+        ),
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "tags": ["software"],
+            }
+        ],
+        "operators": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": [
+                    "airflow_hydrogen.operators.train",
+                    "airflow_hydrogen.operators.inference",
+                ],
+            }
+        ],
+        "hooks": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": ["airflow_hydrogen.hooks.spark_submit"],
+            }
+        ],
+        "extra-links": [
+            "airflow_hydrogen.links.locations.SparkUILink",
+            "airflow_hydrogen.links.locations.ModelLocationLink",
+            "airflow_hydrogen.links.locations.OutputLocationLink",
+        ],
+        "task-decorators": [
+            {"name": "horovod", "class-name": "airflow_hydrogen.decorators.horovod.horovod_task"}
+        ],
+    }

@@ -1,0 +1,55 @@
+"""The application that spark-submit starts: read the job, carry it out, write the report."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.jobs import TrainJob
+from airflow_hydrogen.runtime import filesystems
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a job and exit: 0 when it succeeded, 1 when its report holds a failure.
+
+    Args:
+        argv: the path of the job file, alone.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if len(arguments) != 1:
+        raise SystemExit("usage: python -m airflow_hydrogen.runtime JOB_FILE")
+    if sys.platform == "linux":
+        # spark-submit's JVM is the parent of a client-mode driver, which must not outlive it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    job = jobs.loads(Path(arguments[0]).read_text())
+    report = run(job)
+    filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
+    if report.failure is not None:
+        raise SystemExit(1)
+
+
+def run(job: jobs.Job) -> reports.Report:
+    """Carry out a job; a failure is part of the report."""
+    try:
+        if isinstance(job, TrainJob):
+            from airflow_hydrogen.runtime.training import run_training
+
+            return run_training(job)
+        from airflow_hydrogen.runtime.scoring import run_inference
+
+        return run_inference(job)
+    except Exception as error:
+        traceback.print_exc()
+        failed = reports.TrainReport if isinstance(job, TrainJob) else reports.InferenceReport
+        return failed(failure=reports.Failure.of(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What both Spark applications share: the session, and errors that come back through Spark."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from airflow_hydrogen.contract import errors
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SPARK_UI_PREFIX = "airflow-hydrogen: spark-ui "
+
+# Used where the user's own configuration says nothing.
+_DEFAULTS = {"spark.ui.showConsoleProgress": "false"}  # the driver's output is a log, not a terminal
+_LOCAL_DEFAULTS = {
+    # Folders of one machine are listed faster by the driver than by a Spark job with a task for each.
+    "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
+}
+
+_ERROR_LINE = re.compile(r"airflow_hydrogen\.contract\.errors\.(\w+): (.+)")
+
+
+def spark_session() -> SparkSession:
+    """The application's session. The operator reads the line that names its UI."""
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
+    given = SparkConf()
+    defaults = dict(_DEFAULTS)
+    if given.get("spark.master", "local").startswith("local"):
+        defaults.update(_LOCAL_DEFAULTS)
+    builder = SparkSession.builder
+    for key, value in defaults.items():
+        if not given.contains(key):
+            builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    if spark.sparkContext.uiWebUrl:
+        print(f"{SPARK_UI_PREFIX}{spark.sparkContext.uiWebUrl}", flush=True)
+    return spark
+
+
+def original_error(error: Exception) -> Exception:
+    """The error of ours that a Python worker raised, which Spark passes on as text in one of its own."""
+    found = _ERROR_LINE.search(str(error))
+    if found is None:
+        return error
+    kind = getattr(errors, found.group(1), None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.HydrogenError)):
+        return error
+    rebuilt = kind.__new__(kind, found.group(2))
+    rebuilt.args = (found.group(2),)
+    return rebuilt

@@ -1,0 +1,118 @@
+"""Horovod's collectives, as this package uses them.
+
+Horovod matches the tensors of the ranks by the names of their operations. Left to itself it derives them
+from layer names, and those are counted per process: a model more on rank 0 and the ranks wait for each other
+for ever. Hence every name here is ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from airflow_hydrogen.contract.errors import OptimizerError
+from airflow_hydrogen.runtime.context import get_context
+
+
+def size() -> int:
+    """The number of ranks of the gang; 1 where there is none."""
+    return get_context().size
+
+
+def rank() -> int:
+    """The rank of this process."""
+    return get_context().rank
+
+
+def horovod() -> Any:
+    """`horovod.tensorflow`, initialised. Every rank must get here: the first call waits for the others.
+
+    Raises:
+        OptimizerError: Horovod has not started with the ranks that the gang has.
+    """
+    import horovod.tensorflow as hvd
+
+    hvd.init()  # does nothing the second time
+    if hvd.size() != size():
+        raise OptimizerError(
+            f"Horovod started with {hvd.size()} ranks, but the gang has {size()}: call hvd.init() without "
+            "arguments, and leave the HOROVOD_* variables alone"
+        )
+    return hvd
+
+
+def broadcast_variables(variables: Sequence[Any]) -> None:
+    """Give every rank the values of rank 0. `variables` are Keras's, in the same order on every rank.
+
+    Does what `hvd.broadcast_variables` does: all at once inside one graph, so that they travel together.
+    """
+    if size() == 1 or not variables:
+        return
+    hvd = horovod()
+    _require_same(f"the model has {len(variables)} variables", len(variables))
+    values = [variable.value for variable in variables]
+
+    def broadcast() -> None:
+        for number, value in enumerate(values):
+            name = f"hydrogen_broadcast_{number}"
+            value.assign(hvd.broadcast(value, root_rank=0, name=name, ignore_name_scope=True))
+
+    tf.function(broadcast, autograph=False).get_concrete_function()()
+
+
+def broadcast_numbers(numbers: Sequence[float]) -> list[float]:
+    """Rank 0's numbers, on every rank. As many on every rank."""
+    if size() == 1:
+        return list(numbers)
+    tensor = tf.constant(numbers, dtype=tf.float64)
+    hvd = horovod()
+    shared = hvd.broadcast(tensor, root_rank=0, name="hydrogen_numbers", ignore_name_scope=True)
+    return [float(number) for number in shared.numpy()]
+
+
+def broadcast_json(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if size() == 1:
+        return value
+    text = json.dumps(value).encode() if rank() == 0 else b""
+    length = int(broadcast_numbers([len(text)])[0])
+    tensor = tf.constant(np.frombuffer(text.ljust(length), dtype=np.uint8))
+    shared = horovod().broadcast(tensor, root_rank=0, name="hydrogen_json", ignore_name_scope=True)
+    return json.loads(shared.numpy().tobytes())
+
+
+def average(numbers: Sequence[float]) -> list[float]:
+    """The mean over the ranks, number by number. As many, in the same order, on every rank."""
+    if size() == 1 or not numbers:
+        return list(numbers)
+    tensor = tf.constant(numbers, dtype=tf.float64)
+    hvd = horovod()
+    means = hvd.allreduce(tensor, op=hvd.Average, name="hydrogen_average", ignore_name_scope=True)
+    return [float(number) for number in means.numpy()]
+
+
+def gather(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Every rank's rows (shape `[n, ...]`), one rank after the other: `[size * n, ...]`."""
+    if size() == 1:
+        return rows
+    tensor = tf.constant(rows)
+    gathered = horovod().allgather(tensor, name="hydrogen_gather", ignore_name_scope=True).numpy()
+    return np.asarray(gathered)
+
+
+def _require_same(what: str, number: int) -> None:
+    """Fail on every rank where the ranks disagree, instead of waiting for tensors that nobody sends.
+
+    Raises:
+        OptimizerError: the ranks have different numbers.
+    """
+    numbers = gather(np.array([number], dtype=np.int64)).tolist()
+    if len(set(numbers)) > 1:
+        raise OptimizerError(
+            f"{what} on rank {rank()}, but the ranks have {numbers}: every rank must build the same model, "
+            "and resume from the same state"
+        )

@@ -1,0 +1,233 @@
+"""The parent's side of one rank: its child process, its output and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Pipe
+from typing import IO, Any
+
+from airflow_hydrogen.contract.errors import RankFailedError
+from airflow_hydrogen.contract.jobs import Entrypoint
+from airflow_hydrogen.runtime.topology import Placement
+
+_POLL_S = 0.2
+_TERM_GRACE_S = 2.0
+_TAIL_LINES = 30
+
+# The pipe's file descriptor and the parent's process id, which `worker` reads.
+PIPE_VARIABLE = "AIRFLOW_HYDROGEN_PIPE"
+PARENT_VARIABLE = "AIRFLOW_HYDROGEN_PARENT"
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """What every rank of a gang runs.
+
+    Attributes:
+        entrypoint: a callable, an import path or a script.
+        kwargs: keyword arguments of a function.
+        args: the command line of a script.
+        script: the script's text, for hosts that do not see its path.
+        datasets: name -> URI of prepared Parquet files.
+        checkpoints_uri, events_uri: where they go; None keeps none.
+        publish_uri: folder for the model that `main` returns on rank 0; None returns the value itself.
+        fingerprint: the job's.
+        attempt: which start of the gang this is, from 0.
+    """
+
+    entrypoint: Entrypoint
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    script: str | None = None
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    checkpoints_uri: str | None = None
+    events_uri: str | None = None
+    publish_uri: str | None = None
+    fingerprint: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """Why a rank ended without a result: plain values, which travel as JSON.
+
+    Attributes:
+        secondary: Horovod told this rank that another one is gone; the cause lies there.
+    """
+
+    rank: int
+    host: str
+    summary: str
+    error_type: str | None = None
+    remote_traceback: str | None = None
+    log_tail: tuple[str, ...] = ()
+    secondary: bool = False
+
+    def to_error(self) -> RankFailedError:
+        """The exception that the driver raises for it."""
+        return RankFailedError(
+            self.rank,
+            self.host,
+            self.summary,
+            error_type=self.error_type,
+            remote_traceback=self.remote_traceback,
+            log_tail=self.log_tail,
+        )
+
+
+class RankFailed(Exception):
+    """Inside the runtime: a rank ended without a result."""
+
+    def __init__(self, failure: RankFailure) -> None:
+        super().__init__(str(failure.to_error()))
+        self.failure = failure
+
+
+class RankCancelled(Exception):
+    """Inside the runtime: the gang was told to stop."""
+
+
+class RankProcess:
+    """A child process that runs one rank.
+
+    One process a rank, so that a framework's state, GPU memory and environment die with it. The child is
+    killed when its parent dies (`PR_SET_PDEATHSIG`), and its process group is killed at the end, so that
+    what it started itself does not outlive it.
+    """
+
+    def __init__(
+        self,
+        task: RankTask,
+        placement: Placement,
+        environment: Mapping[str, str],
+        *,
+        on_line: Callable[[str], None],
+        on_report: Callable[[Mapping[str, float]], None],
+    ) -> None:
+        """Start the process. Call it from a thread that lives until `wait` returns."""
+        self._placement = placement
+        self._on_report = on_report
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._pipe, child_pipe = Pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "airflow_hydrogen.runtime.worker"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    **environment,
+                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                    "PYTHONUNBUFFERED": "1",
+                    PIPE_VARIABLE: str(child_pipe.fileno()),
+                    PARENT_VARIABLE: str(os.getpid()),
+                },
+                pass_fds=[child_pipe.fileno()],
+                start_new_session=True,
+            )
+        finally:
+            child_pipe.close()
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(
+            target=self._read_output, args=(self._process.stdout, on_line), daemon=True
+        )
+        self._reader.start()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: wait() says why
+            self._pipe.send((task, placement))
+
+    def wait(self, cancelled: Callable[[], bool]) -> bytes:
+        """Wait for the rank's end.
+
+        Args:
+            cancelled: asked several times a second; True ends the process.
+
+        Returns:
+            The pickled return value of `main`.
+
+        Raises:
+            RankFailed: `main` raised, or the process ended without a result.
+            RankCancelled: told to stop.
+        """
+        result: bytes | None = None
+        failure: RankFailure | None = None
+        try:
+            while True:
+                if cancelled():
+                    raise RankCancelled
+                message = self._receive()
+                if message is None:
+                    break
+                kind, content = message
+                if kind == "report":
+                    self._on_report(content)
+                elif kind == "result":
+                    result = content
+                elif kind == "failed":
+                    failure = content
+            # The pipe is closed: the process is ending, or has closed it by accident.
+            while self._process.poll() is None:
+                if cancelled():
+                    raise RankCancelled
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_POLL_S)
+            self._reader.join(_TERM_GRACE_S)
+            if failure is not None:
+                raise RankFailed(self._with_tail(failure))
+            if result is None or self._process.returncode != 0:
+                raise RankFailed(self._with_tail(self._death()))
+            return result
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process and all that it started: SIGTERM, then SIGKILL."""
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is not None and sent == signal.SIGTERM:
+                continue
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, sent)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TERM_GRACE_S)
+        self._pipe.close()
+
+    def _receive(self) -> tuple[str, Any] | None:
+        """The child's next message, ("idle", None) where there is none yet, None at its end."""
+        try:
+            return self._pipe.recv() if self._pipe.poll(_POLL_S) else ("idle", None)
+        except (EOFError, ConnectionResetError):
+            return None
+
+    def _read_output(self, stream: IO[bytes], on_line: Callable[[str], None]) -> None:
+        with stream:
+            for line in _lines(stream):
+                self._tail.append(line)
+                on_line(line)
+
+    def _death(self) -> RankFailure:
+        code = self._process.returncode
+        if code < 0:
+            summary = f"its process was killed by signal {-code} ({signal.Signals(-code).name})"
+        else:
+            summary = f"its process ended with exit code {code} before main returned"
+        return RankFailure(rank=self._placement.rank, host=self._placement.host, summary=summary)
+
+    def _with_tail(self, failure: RankFailure) -> RankFailure:
+        return replace(failure, log_tail=tuple(self._tail))
+
+
+def _lines(stream: IO[bytes]) -> Iterable[str]:
+    """Lines of a stream as they come, progress bars (carriage returns, backspaces) made into lines."""
+    for raw in stream:
+        for part in raw.decode("utf-8", errors="replace").replace("\b", "").split("\r"):
+            text = part.rstrip("\n")
+            if text.strip():
+                yield text

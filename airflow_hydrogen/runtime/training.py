@@ -1,0 +1,193 @@
+"""The training application: check, prepare (parallel), train (gang), publish."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from airflow_hydrogen.contract.errors import HydrogenError, ModelError
+from airflow_hydrogen.contract.jobs import TrainJob
+from airflow_hydrogen.contract.reports import TrainReport
+from airflow_hydrogen.runtime import filesystems, gang, models, sources, versions
+from airflow_hydrogen.runtime.application import spark_session
+from airflow_hydrogen.runtime.process import RankTask
+from airflow_hydrogen.runtime.publishing import Published
+from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
+from airflow_hydrogen.runtime.slots import require_slots
+from airflow_hydrogen.runtime.worker import require_same_python, resolve_import_path
+
+DATA = "data"
+
+
+def run_training(job: TrainJob) -> TrainReport:
+    """Carry out a training job.
+
+    Args:
+        job: what to train; its arguments are checked before any cluster time is spent.
+
+    Returns:
+        The report of a success.
+
+    Raises:
+        HydrogenError: see the tree in `contract.errors`.
+    """
+    started = time.monotonic()
+    uri = filesystems.canonical(job.model_uri)
+    prepare = resolve_import_path(job.prepare) if job.prepare else None
+    script = _check_entrypoint(job)
+    filesystems.require_writable("model_uri", uri)
+    existing = _finished_model(job, uri)
+    if existing is not None:
+        print(f"model {uri} was trained by an earlier try of this run: nothing to do", flush=True)
+        return TrainReport(
+            model_uri=uri, metrics=existing.metrics, np=existing.np, reused=True, versions=existing.versions
+        )
+    spark = spark_session()
+    size = -job.np if job.np < 0 else require_slots(spark, job.np, job.start_timeout_s)
+    try:
+        staged = {
+            name: sources.stage(
+                spark,
+                name,
+                source,
+                filesystems.join(uri, DATA, name),
+                ranks=size,
+                prepare=prepare,
+                prepare_kwargs=job.prepare_kwargs,
+            )
+            for name, source in job.datasets.items()
+        }
+        prepared = time.monotonic()
+        for name, dataset in staged.items():
+            place = "read in place" if dataset.in_place else "prepared"
+            print(f"dataset {name!r}: {dataset.rows:,} rows, {place}", flush=True)
+        result = _train(job, uri, size, staged, script)
+        trained = time.monotonic()
+        answer: dict[str, Any] = pickle.loads(result.value)
+        if answer["published"] is not None:
+            _publish(job, uri, size, staged, answer)
+        filesystems.remove(filesystems.join(uri, DATA))
+    except HydrogenError as error:
+        if not error.retryable:  # a retry would use what is there again, and there will be none
+            filesystems.remove(filesystems.join(uri, DATA))
+        raise
+    history: list[dict[str, float]] = answer["history"]
+    train = staged.get("train")
+    return TrainReport(
+        model_uri=uri if answer["published"] is not None else None,
+        result=answer["value"],
+        metrics=_finite(history[-1]) if history else {},
+        epochs=len(history),
+        np=size,
+        rows=train.rows if train else None,
+        seconds={
+            "prepare": round(prepared - started, 3),
+            "train": round(trained - prepared, 3),
+            "publish": round(time.monotonic() - trained, 3),
+            "total": round(time.monotonic() - started, 3),
+        },
+        rows_per_second=_rows_per_second(history),
+        resumed_from_epoch=answer["resumed_from_epoch"],
+        versions=versions.installed(),
+    )
+
+
+def _check_entrypoint(job: TrainJob) -> str | None:
+    """Find a wrong entry point on the driver, before any rank starts; returns a script's text."""
+    if job.entrypoint.kind == "script":
+        return read_script(job.entrypoint.value)
+    if job.entrypoint.kind == "import":
+        resolve_import_path(job.entrypoint.value)
+    else:
+        require_same_python(job.entrypoint)
+    return None
+
+
+def _finished_model(job: TrainJob, uri: str) -> models.Manifest | None:
+    """The model that an earlier try of the same run has published, if it is still sound."""
+    if job.run is None:
+        return None
+    try:
+        manifest = models.find_manifest(uri)
+        if (
+            manifest is None
+            or manifest.run != dataclasses.asdict(job.run)
+            or manifest.job != job.fingerprint()
+        ):
+            return None
+        models.open_model(uri)
+    except ModelError:
+        return None
+    return manifest
+
+
+def _train(
+    job: TrainJob, uri: str, size: int, staged: Mapping[str, sources.StagedDataset], script: str | None
+) -> gang.GangResult:
+    if models.find_manifest(uri) is not None:
+        # A finished model is trained again from the start: what it kept is not a place to go on from.
+        filesystems.remove(filesystems.join(uri, models.CHECKPOINTS))
+    task = RankTask(
+        entrypoint=job.entrypoint,
+        kwargs=job.entrypoint_kwargs,
+        args=tuple(job.entrypoint_args),
+        script=script,
+        datasets={name: dataset.uri for name, dataset in staged.items()},
+        checkpoints_uri=filesystems.join(uri, models.CHECKPOINTS),
+        events_uri=filesystems.join(uri, models.EVENTS),
+        publish_uri=models.staging_uri(uri),
+        fingerprint=job.fingerprint(),
+    )
+    assert task.publish_uri is not None
+    runner = HorovodRunner(
+        job.np, driver_log_verbosity=job.driver_log_verbosity, start_timeout_s=job.start_timeout_s
+    )
+    print(f"training {job.entrypoint.name} on {size} ranks", flush=True)
+    try:
+        result = runner.run_task(task)
+    except BaseException:
+        filesystems.remove(task.publish_uri)
+        raise
+    answer = pickle.loads(result.value)
+    answer["staged_uri"] = task.publish_uri
+    return dataclasses.replace(result, value=pickle.dumps(answer))
+
+
+def _publish(
+    job: TrainJob, uri: str, size: int, staged: Mapping[str, sources.StagedDataset], answer: Mapping[str, Any]
+) -> None:
+    published: Published = answer["published"]
+    history = answer["history"]
+    manifest = models.Manifest(
+        framework=published.framework,
+        entry=published.entry,
+        signature=published.signature,
+        files=published.files,
+        predictor=published.predictor,
+        metrics=_finite(history[-1]) if history else {},
+        entrypoint=job.entrypoint.name,
+        np=size,
+        job=job.fingerprint(),
+        data={name: {"rows": data.rows, "fingerprint": data.fingerprint} for name, data in staged.items()},
+        versions=versions.installed(),
+        run=dataclasses.asdict(job.run) if job.run else None,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    models.publish(answer["staged_uri"], uri, manifest, keep_checkpoints=job.keep_checkpoints)
+    print(f"published {published.framework} model {uri}", flush=True)
+
+
+def _finite(line: Mapping[str, float]) -> dict[str, float]:
+    """Metrics that JSON can hold."""
+    return {name: value for name, value in line.items() if math.isfinite(value)}
+
+
+def _rows_per_second(history: list[dict[str, float]]) -> float | None:
+    """Rows that all ranks read per second, over the epochs that said so."""
+    rates = [line["rows_per_second"] for line in history if line.get("rows_per_second")]
+    return len(rates) / sum(1 / rate for rate in rates) if rates else None

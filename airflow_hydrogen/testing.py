@@ -1,0 +1,236 @@
+"""Fakes for tests of your own DAGs: run the operators without Spark, and look at what they would submit.
+
+```python
+from airflow_hydrogen.contract.reports import TrainReport
+from airflow_hydrogen.testing import fake_spark_submit, run_task
+
+def test_training_asks_for_four_processes():
+    with fake_spark_submit() as submissions:
+        ran = run_task(dag.get_task("train"), params={"epochs": 3})
+    assert submissions[0].job.np == 4
+    assert ran.return_value == submissions[0].job.model_uri
+```
+
+`fake_spark_submit` serves `dag.test()` as well, which runs tasks in this process.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+
+from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.jobs import Job, TrainJob
+from airflow_hydrogen.contract.reports import Failure, InferenceReport, Report, TrainReport
+from airflow_hydrogen.hooks.spark_submit import SPARK_UI_LINE, HydrogenSparkSubmitHook
+from airflow_hydrogen.operators import report_files
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator, Connection
+
+Answer = Report | Exception | Callable[[Job], Report | None] | None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What an operator handed to spark-submit.
+
+    Attributes:
+        job: the job file's content.
+        command: spark-submit's command line.
+        files: name -> content of the Python files in the zips of `--py-files`.
+        environment: variables that the operator set for spark-submit, beyond its own environment.
+    """
+
+    job: Any
+    command: Sequence[str]
+    files: Mapping[str, bytes] = field(repr=False)
+    environment: Mapping[str, str]
+
+    def option(self, name: str) -> str | None:
+        """The value of an option of spark-submit, such as `--master`; the last one if it is repeated."""
+        values = [
+            value for option, value in zip(self.command, self.command[1:], strict=False) if option == name
+        ]
+        return values[-1] if values else None
+
+    @property
+    def conf(self) -> dict[str, str]:
+        """The Spark settings of the command line."""
+        pairs = zip(self.command, self.command[1:], strict=False)
+        settings = [value for option, value in pairs if option == "--conf"]
+        return dict(setting.partition("=")[::2] for setting in settings)
+
+
+def success(job: Job) -> Report:
+    """The report of an application that did what the job asked."""
+    if isinstance(job, TrainJob):
+        return TrainReport(model_uri=job.model_uri, np=abs(job.np) or 1, epochs=1, seconds={"total": 1.0})
+    partition = "".join(f"/{key}={value}" for key, value in job.sink.partition.items())
+    return InferenceReport(
+        output_uri=job.sink.uri + partition, model_uri=job.model_uri, rows=0, seconds={"total": 1.0}
+    )
+
+
+@contextmanager
+def fake_spark_submit(
+    report: Answer = success,
+    *,
+    connection: Connection | None = None,
+    log: Sequence[str] = (),
+    exit_code: int | None = None,
+) -> Iterator[list[Submission]]:
+    """Let the operators run without Spark; everything else they do, they do.
+
+    Args:
+        report: what the application answers: a report, an exception that it fails with, a function of the job
+            that returns the report, or None for an application that dies without a report.
+        connection: the only Spark connection there is; None: there is none, so that the job is local.
+        log: lines that the application prints.
+        exit_code: of spark-submit; None: 0 when the report is a success, 1 otherwise.
+
+    Yields:
+        The submissions, in their order.
+    """
+    submissions: list[Submission] = []
+
+    def submit(hook: HydrogenSparkSubmitHook, application: str = "", **kwargs: Any) -> None:
+        if hook._on_submit is not None:
+            hook._on_submit()
+        submission = _read_submission(hook, application)
+        submissions.append(submission)
+        hook._submit_sp = _NoProcess()
+        hook._process_spark_submit_log(iter([f"{line}\n" for line in log]))
+        answer = report(submission.job) if callable(report) else report
+        if isinstance(answer, Exception):
+            failed = TrainReport if isinstance(submission.job, TrainJob) else InferenceReport
+            answer = failed(failure=Failure.of(answer))
+        if answer is not None:
+            report_files.write(submission.job.report_uri, reports.dumps(answer))
+        code = exit_code if exit_code is not None else int(answer is None or answer.failure is not None)
+        if code:
+            raise AirflowException(f"Cannot execute: {' '.join(submission.command)}. Error code is: {code}.")
+
+    def get_connection(conn_id: str) -> Connection:
+        if connection is None:
+            raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
+        return connection
+
+    with (
+        mock.patch.object(HydrogenSparkSubmitHook, "submit", submit),
+        mock.patch.object(HydrogenSparkSubmitHook, "get_connection", side_effect=get_connection),
+        mock.patch.object(HydrogenSparkSubmitHook, "require_launcher"),
+        mock.patch.object(HydrogenSparkSubmitHook, "_end_session"),
+        mock.patch.object(
+            HydrogenSparkSubmitHook, "_get_spark_binary_path", side_effect=lambda: ["spark-submit"]
+        ),
+    ):
+        yield submissions
+
+
+class _NoProcess:
+    """In the place of spark-submit's process: it has ended. It has no pid that anything could be sent to."""
+
+    stdout = None
+
+    def poll(self) -> int:
+        """Its exit code."""
+        return 0
+
+
+@dataclass
+class TaskRun:
+    """What a task left behind.
+
+    Attributes:
+        return_value: what `execute` returned.
+        xcoms: what it pushed, by key, besides the return value.
+        outlet_extra: outlet asset -> the extra of its event.
+    """
+
+    return_value: Any
+    xcoms: dict[str, Any]
+    outlet_extra: dict[Any, dict[str, Any]]
+
+
+def run_task(
+    operator: BaseOperator,
+    *,
+    run_id: str = "test_run",
+    map_index: int = -1,
+    max_tries: int | None = None,
+    xcoms: dict[str, Any] | None = None,
+    **context: Any,
+) -> TaskRun:
+    """Render an operator's templates and execute it, without a database.
+
+    Args:
+        operator: a task; it is rendered in place, as Airflow does.
+        run_id: the DAG run's.
+        map_index: of a mapped task.
+        max_tries: of the task instance; None: the operator's retries, as for a task that was never cleared.
+        xcoms: filled with what the task pushes; useful where it raises.
+        context: further variables for templates: `ds`, `params`, ...
+    """
+    pushed = {} if xcoms is None else xcoms
+    dag_id = operator.dag_id if operator.has_dag() else "test_dag"  # type: ignore[no-untyped-call]
+    ti = SimpleNamespace(
+        task=operator,
+        dag_id=dag_id,
+        task_id=operator.task_id,
+        run_id=run_id,
+        map_index=map_index,
+        max_tries=operator.retries if max_tries is None else max_tries,
+        try_number=1,
+        stats_tags={},
+        xcom_push=lambda key, value: pushed.__setitem__(key, value),
+    )
+    events: dict[Any, Any] = defaultdict(lambda: SimpleNamespace(extra={}))
+    variables: Any = {
+        "ti": ti,
+        "task_instance": ti,
+        "task": operator,
+        "run_id": run_id,
+        "outlet_events": events,
+        "task_instance_key_str": f"{dag_id}__{operator.task_id}__{run_id}",
+        **context,
+    }
+    operator.render_template_fields(variables)
+    # The name under which Airflow's safeguard looks for the sign that a task runner calls.
+    from airflow.sdk.bases.operator import ExecutorSafeguard
+
+    sentinel = {f"{type(operator).__name__}__sentinel": ExecutorSafeguard.sentinel_value}
+    value = operator.execute(variables, **sentinel)
+    return TaskRun(value, pushed, {asset: event.extra for asset, event in events.items()})
+
+
+def _read_submission(hook: HydrogenSparkSubmitHook, application: str) -> Submission:
+    command = hook._build_spark_submit_command(application)
+    job_file = Path((hook._application_args or [""])[0])
+    if not job_file.is_absolute():  # in cluster mode, one of --files
+        job_file = next(Path(file) for file in (hook._files or "").split(",") if file.endswith(job_file.name))
+    contents: dict[str, bytes] = {}
+    for file in (hook._py_files or "").split(","):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                contents |= {name: archive.read(name) for name in archive.namelist()}
+    return Submission(
+        job=jobs.loads(job_file.read_text()),
+        command=command[command.index("spark-submit") :],
+        files=contents,
+        environment={name: str(value) for name, value in (hook._env or {}).items()},
+    )
+
+
+def spark_ui_line(url: str) -> str:
+    """The line of the log with which an application tells the address of its Spark UI."""
+    return f"{SPARK_UI_LINE}{url}"

@@ -1,0 +1,507 @@
+"""What the ranks of test_keras_training.py run. Imported on the ranks only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.util.event_pb2 import Event
+
+import airflow_hydrogen.runtime as hydrogen
+from airflow_hydrogen.contract.errors import OptimizerError
+from airflow_hydrogen.runtime.keras import state
+
+FEATURES, BATCH, STEPS = 6, 16, 8
+VOCABULARY = 20
+
+
+# --- two ranks on half of the data each, against one process on all of it ----------------------------
+
+
+def data(kind: str = "dense") -> tuple[np.ndarray, np.ndarray]:
+    """All rows, in the order in which one process reads them."""
+    random = np.random.default_rng(3)
+    rows = BATCH * STEPS
+    if kind == "tokens":
+        x = random.integers(0, VOCABULARY, (rows, 4)).astype("int32")
+        return x, (x.sum(axis=1, keepdims=True) / 40).astype("float32")
+    x = random.normal(size=(rows, FEATURES)).astype("float32")
+    return x, (x @ np.arange(1, FEATURES + 1, dtype="float32")[:, None] / FEATURES).astype("float32")
+
+
+def my_rows(array: np.ndarray) -> np.ndarray:
+    """This rank's part of every batch, so that the ranks' batches together are those of one process."""
+    parts = array.reshape(STEPS, hvd.size(), BATCH // hvd.size(), *array.shape[1:])
+    return parts[:, hvd.rank()].reshape(-1, *array.shape[1:])
+
+
+def make_model(kind: str = "dense") -> keras.Model:
+    if kind == "tokens":
+        return keras.Sequential(
+            [
+                keras.Input((4,), dtype="int32"),
+                keras.layers.Embedding(VOCABULARY, 5),
+                keras.layers.Flatten(),
+                keras.layers.Dense(1),
+            ]
+        )
+    layers = [keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1, dtype="float32")]
+    return keras.Sequential(layers if kind == "unbuilt" else [keras.Input((FEATURES,)), *layers])
+
+
+def weights_of(model: keras.Model) -> np.ndarray:
+    return np.concatenate([np.asarray(w, dtype="float32").ravel() for w in model.get_weights()])
+
+
+_alone: dict[str, tuple[np.ndarray, float]] = {}
+
+
+def trained_alone(name: str, optimizer: Any, kind: str) -> tuple[np.ndarray, float]:
+    """The weights of one process that trains on everything, and how far they moved. Rank 0 trains for all."""
+    if name not in _alone:
+        found = None
+        if hvd.rank() == 0:
+            x, y = data(kind)
+            keras.utils.set_random_seed(1)
+            model = make_model(kind)
+            model.build((None, *x.shape[1:]))
+            first = weights_of(model)
+            model.compile(optimizer(), "mse")
+            model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+            found = weights_of(model), float(np.abs(weights_of(model) - first).max())
+        _alone[name] = hvd.broadcast_object(found, name="alone")
+    return _alone[name]
+
+
+def compare(
+    optimizer: Any, *, alone: str, kind: str = "dense", distribute: Any = None, **compile_: Any
+) -> dict[str, float]:
+    """Train together on parts, from rank 0's first weights, and compare with one process on everything."""
+    x, y = data(kind)
+    # Rank 0 starts as the single process did, the others elsewhere.
+    keras.utils.set_random_seed(1 + hvd.rank() if distribute is not horovods_own else 1)
+    model = make_model(kind)
+    model.compile((distribute or hydrogen.keras.DistributedOptimizer)(optimizer()), "mse", **compile_)
+    model.fit(
+        my_rows(x),
+        my_rows(y),
+        batch_size=BATCH // hvd.size(),
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[] if distribute is horovods_own else [hydrogen.keras.BroadcastCallback()],
+    )
+    return outcome(model, *trained_alone(alone, optimizer, "dense" if kind == "unbuilt" else kind))
+
+
+def outcome(model: keras.Model, expected: np.ndarray, moved: float) -> dict[str, float]:
+    everyone = np.stack(hvd.allgather_object(weights_of(model), name="weights"))
+    return {
+        "moved": moved,
+        "error": float(np.abs(everyone - expected).max()),
+        "spread": float(np.abs(everyone - everyone[0]).max()),
+    }
+
+
+def horovods_own(optimizer: Any) -> Any:
+    """Horovod's optimizer without our guard."""
+    import horovod._keras as implementation
+
+    create = implementation.create_distributed_optimizer.__wrapped__
+    return create(
+        keras=keras,
+        optimizer=optimizer,
+        name=None,
+        device_dense="",
+        device_sparse="",
+        compression=hvd.Compression.none,
+        sparse_as_dense=False,
+        gradient_predivide_factor=1.0,
+        op=hvd.Average,
+    )
+
+
+def averaging(folder: Path) -> dict[str, dict[str, float]]:
+    optimizers = keras.optimizers
+    distributed = hydrogen.keras.DistributedOptimizer
+
+    def sgd() -> Any:
+        return optimizers.SGD(0.05, momentum=0.9)
+
+    def adam() -> Any:
+        return optimizers.Adam(0.01)
+
+    results = {
+        "sgd": compare(sgd, alone="sgd"),
+        "fp16": compare(sgd, alone="sgd", distribute=lambda o: distributed(o, compression="fp16")),
+        "sum": compare(sgd, alone="sgd", distribute=lambda o: halved(distributed(o, op="sum"))),
+        "horovods_own": compare(sgd, alone="sgd", distribute=horovods_own),
+        "adam": compare(adam, alone="adam"),
+        "unbuilt": compare(adam, alone="adam", kind="unbuilt"),
+        "eager": compare(adam, alone="adam", run_eagerly=True),
+        "steps_per_execution": compare(adam, alone="adam", steps_per_execution=4),
+        "xla_off": compare(adam, alone="adam", jit_compile=True),
+        "custom_loop": custom_loop(eagerly=False),
+        "custom_loop_eager": custom_loop(eagerly=True),
+        "clipped": compare(lambda: optimizers.SGD(0.05, global_clipnorm=0.1), alone="clipped"),
+        "accumulation": compare(
+            lambda: optimizers.Adam(0.01, gradient_accumulation_steps=2), alone="accumulation"
+        ),
+        "schedule": compare(
+            lambda: optimizers.SGD(optimizers.schedules.CosineDecay(0.1, 12)), alone="schedule"
+        ),
+        "sparse": compare(adam, alone="sparse", kind="tokens"),
+        "sparse_fp16": compare(
+            adam, alone="sparse", kind="tokens", distribute=lambda o: distributed(o, compression="fp16")
+        ),
+    }
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        # A scale at which nothing overflows: half batches overflow before whole ones.
+        results["mixed_float16"] = compare(
+            lambda: optimizers.LossScaleOptimizer(adam(), initial_scale=64.0), alone="mixed_float16"
+        )
+        results["overflow"] = overflow_on_one_rank()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    save_models(folder)
+    return results
+
+
+def halved(optimizer: Any) -> Any:
+    optimizer.learning_rate = float(optimizer.learning_rate) / hvd.size()
+    return optimizer
+
+
+def custom_loop(*, eagerly: bool) -> dict[str, float]:
+    x, y = (my_rows(array) for array in data())
+    keras.utils.set_random_seed(1)
+    model = make_model()
+    optimizer = hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.01))
+    optimizer.build(model.trainable_variables)
+
+    def step(x: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - y) ** 2)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    run = step if eagerly else tf.function(step)
+    batch = BATCH // hvd.size()
+    for start in [*range(0, len(x), batch)] * 2:
+        run(tf.constant(x[start : start + batch]), tf.constant(y[start : start + batch]))
+    return outcome(model, *trained_alone("adam", None, "dense"))
+
+
+def overflow_on_one_rank() -> dict[str, float]:
+    """The gradients of rank 1's first batch overflow: all ranks must skip that step, and none may wait."""
+    x, y = (my_rows(array).copy() for array in data())
+    if hvd.rank() == 1:
+        y[: BATCH // hvd.size()] = np.inf
+    keras.utils.set_random_seed(1)
+    model = make_model()
+    # compile() would put a LossScaleOptimizer around it, but finds one.
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.SGD(1e-4)), "mse")
+    model.optimizer.initial_scale = 64.0
+    model.fit(x, y, batch_size=BATCH // hvd.size(), epochs=1, shuffle=False, verbose=0)
+    mine = {"scale": float(model.optimizer.dynamic_scale), "updates": int(model.optimizer.iterations)}
+    everyone = hvd.allgather_object(mine, name="overflow")
+    assert everyone[0] == everyone[1]
+    return {**mine, **outcome(model, weights_of(model), 0.0)}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class PatientSGD(keras.optimizers.SGD):
+    """An optimizer of the user's own, registered under a name that is not its class's."""
+
+
+def save_models(folder: Path) -> None:
+    x, y = data()
+    for name, optimizer in (("plain", keras.optimizers.Adam(0.01)), ("registered", PatientSGD(0.01))):
+        model = make_model()
+        model.compile(hydrogen.keras.DistributedOptimizer(optimizer), "mse")
+        model.fit(my_rows(x), my_rows(y), batch_size=8, verbose=0, callbacks=hydrogen.keras.callbacks())
+        if hvd.rank() == 0:
+            model.save(folder / f"{name}.keras")
+            np.save(folder / f"{name}.npy", model.predict(x[:4], verbose=0))
+
+
+# --- callbacks and errors ----------------------------------------------------------------------------
+
+
+def behaviour(folder: Path) -> list[dict[str, Any]]:
+    mine = {
+        "errors": errors(),
+        "seeds": dropout_seeds(),
+        "early_stopping": early_stopping(),
+        "warmup": warmup(),
+        "defaults": defaults(folder),
+    }
+    everyone: list[dict[str, Any]] = hvd.allgather_object(mine, name="behaviour")
+    return everyone
+
+
+def message_of(action: Any) -> str:
+    try:
+        action()
+    except OptimizerError as error:
+        return str(error)
+    return "no OptimizerError"
+
+
+def errors() -> dict[str, str]:
+    import horovod.keras
+    import horovod.tensorflow.keras
+
+    distributed = hydrogen.keras.DistributedOptimizer
+    x, y = data()
+
+    def fit(optimizer: Any, *, callbacks: Any = (), **compile_: Any) -> None:
+        model = make_model()
+        model.compile(optimizer, "mse", **compile_)
+        model.fit(x, y, verbose=0, callbacks=list(callbacks))
+
+    def scaled() -> None:
+        optimizer = distributed(keras.optimizers.Adam())
+        fit(keras.optimizers.LossScaleOptimizer(optimizer))
+
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    return {
+        "horovod.tensorflow": message_of(lambda: hvd.DistributedOptimizer(keras.optimizers.Adam())),
+        "horovod.keras": message_of(lambda: horovod.keras.DistributedOptimizer(keras.optimizers.Adam())),
+        "horovod.tensorflow.keras": message_of(
+            lambda: horovod.tensorflow.keras.DistributedOptimizer(keras.optimizers.Adam())
+        ),
+        "broadcast": message_of(lambda: horovod.keras.callbacks.BroadcastGlobalVariablesCallback(0)),
+        "metrics": message_of(lambda: horovod.tensorflow.keras.callbacks.MetricAverageCallback()),
+        "warmup": message_of(lambda: horovod.keras.callbacks.LearningRateWarmupCallback(0.1)),
+        "plain": message_of(lambda: fit(keras.optimizers.Adam(), callbacks=hydrogen.keras.callbacks())),
+        "twice": message_of(lambda: distributed(distributed(keras.optimizers.Adam()))),
+        "op": message_of(lambda: distributed(keras.optimizers.Adam(), op="max")),
+        "compression": message_of(lambda: distributed(keras.optimizers.Adam(), compression="zip")),
+        "xla": message_of(lambda: fit(distributed(keras.optimizers.Adam()), jit_compile=True)),
+        "scaled_outside": message_of(scaled),
+        "schedule": message_of(
+            lambda: fit(
+                distributed(keras.optimizers.SGD(schedule)),
+                callbacks=[hydrogen.keras.LearningRateWarmupCallback(2)],
+            )
+        ),
+        "different_models": message_of(different_models),
+    }
+
+
+def different_models() -> None:
+    model = keras.Sequential([keras.Input((3,)), *[keras.layers.Dense(3) for _ in range(1 + hvd.rank())]])
+    state.broadcast_state(model)
+
+
+def dropout_seeds() -> dict[str, Any]:
+    found = {}
+    for name, seed in (("same", 5), ("different", 5 + hvd.rank())):
+        keras.utils.set_random_seed(seed)
+        model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+        model.compile(hydrogen.keras.DistributedOptimizer("sgd"), "mse")
+        before = [np.asarray(variable).tolist() for variable in state._seed_variables(model)]
+        callback = hydrogen.keras.BroadcastCallback()
+        callback.set_model(model)
+        callback.on_train_begin()
+        after = [np.asarray(variable).tolist() for variable in state._seed_variables(model)]
+        mask = np.asarray(model.layers[0](np.ones((1, 64), "float32"), training=True) > 0)
+        found[name] = {
+            "before": before,
+            "after": after,
+            "mask": mask.tolist(),
+            "weights": weights_of(model).tolist(),
+        }
+    return found
+
+
+def early_stopping() -> dict[str, Any]:
+    """Rank 0's loss falls, rank 1's rises by more: the mean rises, and both must stop."""
+    seen: list[float] = []
+
+    class Loss(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["trend"] = -1.0 * epoch if hvd.rank() == 0 else 3.0 * epoch
+            if hvd.rank() == 0:  # another order of the keys on every rank
+                logs["other"] = logs.pop("loss")
+            else:
+                logs.update({"other": logs.pop("loss"), "trend": logs.pop("trend")})
+
+    class Seen(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seen.append(logs["trend"])
+
+    x, y = data()
+    model = make_model()
+    model.compile(hydrogen.keras.DistributedOptimizer("sgd"), "mse")
+    history = model.fit(
+        my_rows(x),
+        my_rows(y),
+        epochs=6,
+        verbose=0,
+        callbacks=[
+            Loss(),
+            hydrogen.keras.MetricAverageCallback(),
+            Seen(),
+            keras.callbacks.EarlyStopping(monitor="trend", mode="min", patience=2),
+        ],
+    )
+    return {"seen": seen, "epochs": len(history.epoch), "other": history.history["other"]}
+
+
+def warmup() -> dict[str, Any]:
+    rates: list[float] = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            rates.append(float(self.model.optimizer.learning_rate))
+
+    x, y = data()
+    model = make_model()
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.SGD(0.2)), "mse")
+    model.fit(
+        my_rows(x),
+        my_rows(y),
+        batch_size=BATCH // 2,
+        epochs=3,
+        verbose=0,
+        callbacks=[*hydrogen.keras.callbacks(warmup_epochs=2), Rates()],
+    )
+    return {"rates": rates, "steps": STEPS}
+
+
+class Shard:
+    """As DatasetShard: the order of the rows is a function of the epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.opened: list[int] = []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return BATCH * STEPS // hvd.size()
+
+    def batches(self) -> Any:
+        self.opened.append(self.epoch)
+        x, y = (my_rows(array) for array in data())
+        order = np.random.default_rng([11, self.epoch]).permutation(len(x))
+        for part in np.split(order, STEPS):
+            yield x[part], y[part]
+
+    def to_tf(self) -> tf.data.Dataset:
+        size = BATCH // hvd.size()
+        signature = (tf.TensorSpec((size, FEATURES)), tf.TensorSpec((size, 1)))
+        dataset = tf.data.Dataset.from_generator(self.batches, output_signature=signature)
+        return dataset.apply(tf.data.experimental.assert_cardinality(STEPS))
+
+
+def defaults(folder: Path) -> dict[str, Any]:
+    context = hydrogen.get_context()
+    context.shards["train"] = Shard()
+    context.events_uri = (folder / "events").as_uri()
+    context.history.clear()
+    model = make_model()
+    model.compile(hydrogen.keras.DistributedOptimizer("sgd"), "mse", metrics=["mae"])
+    rows = context.shards["train"].to_tf()
+    model.fit(rows, validation_data=rows, epochs=2, verbose=0, callbacks=hydrogen.keras.callbacks())
+    context.events_uri = None
+    return {
+        "history": list(context.history),
+        "opened": context.shards.pop("train").opened,
+        "events": {
+            run: events(folder / "events" / run) for run in ("train", "validation") if hvd.rank() == 0
+        },
+    }
+
+
+def events(folder: Path) -> dict[str, list[list[float]]]:
+    """What TensorBoard would read: tag -> steps and values."""
+    (file,) = folder.iterdir()
+    found: dict[str, list[list[float]]] = {}
+    for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+        event = Event.FromString(record)
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append([event.step, value.simple_value])
+    return found
+
+
+# --- resume ------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The training is cut off."""
+
+
+class StopBefore(keras.callbacks.Callback):
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self.epoch:
+            raise Stopped
+
+
+def resumable(checkpoints: str | None, stop_before: int | None = None) -> list[dict[str, Any]]:
+    """Two fits in a row, of four and two epochs, with dropout and Adam."""
+    context = hydrogen.get_context()
+    context.checkpoints_uri = checkpoints
+    context.resumed_from_epoch = None
+    context.history.clear()
+    shard = context.shards["train"] = Shard()
+    keras.utils.set_random_seed(21)
+    model = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(8, activation="tanh"),
+            keras.layers.Dropout(0.25),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(1),
+        ]
+    )
+    rows = shard.to_tf()
+    stop = [] if stop_before is None else [StopBefore(stop_before)]
+    try:
+        for epochs, rate in ((4, 0.01), (2, 0.001)):
+            model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(rate)), "mse")
+            model.fit(rows, epochs=epochs, verbose=0, callbacks=[*hydrogen.keras.callbacks(), *stop])
+    except Stopped:
+        pass
+    seeds = [np.asarray(variable).tolist() for variable in state._seed_variables(model)]
+    mine = {
+        "weights": weights_of(model).tolist(),
+        "seeds": seeds,
+        "opened": shard.opened,
+        "resumed": context.resumed_from_epoch,
+        "history": [line["epoch"] for line in context.history],
+        "losses": [line["loss"] for line in context.history],
+    }
+    everyone: list[dict[str, Any]] = hvd.allgather_object(mine, name="resumable")
+    return everyone
+
+
+# --- the launches --------------------------------------------------------------------------------------
+
+
+def everything(folder: str) -> dict[str, Any]:
+    hvd.init()
+    root = Path(folder)
+    return {
+        "averaging": averaging(root),
+        "behaviour": behaviour(root),
+        "unbroken": resumable(None),
+        "stopped": resumable(str(root / "checkpoints"), stop_before=3),
+    }
+
+
+def resumed(folder: str) -> list[dict[str, Any]]:
+    hvd.init()
+    return resumable(str(Path(folder) / "checkpoints"))

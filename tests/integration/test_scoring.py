@@ -1,0 +1,371 @@
+"""The scoring application: every kind of model and column, and one partition replaced at once."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_hydrogen.contract.errors import (
+    ColumnCollisionError,
+    ColumnTypeError,
+    EntrypointError,
+    InvalidJobError,
+    MissingColumnError,
+    NotAModelError,
+    NullValueError,
+    PartitionValueError,
+    RaggedTensorError,
+    SourceError,
+    UnwritableUriError,
+)
+from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.runtime import models, publishing
+from airflow_hydrogen.runtime.columns import ColumnSpec
+from airflow_hydrogen.runtime.context import TrainContext
+from airflow_hydrogen.runtime.dataset import FeatureLayout
+from airflow_hydrogen.runtime.exports import ExportedModel
+from airflow_hydrogen.runtime.models import InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.scoring import run_inference
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
+
+
+class _Shard:
+    """As much of a dataset shard as publishing looks at."""
+
+    name = "train"
+
+    def __init__(self, layout):
+        self.layout = layout
+
+
+def publish(value, uri, layout=None):
+    """Publish a model as the training application does."""
+    context = TrainContext(rank=0, size=1)
+    if layout is not None:
+        context.shards["train"] = _Shard(layout)
+    staged = models.staging_uri(uri)
+    made = publishing.save(value, staged, context)
+    manifest = models.Manifest(
+        framework=made.framework,
+        entry=made.entry,
+        signature=made.signature,
+        files=made.files,
+        predictor=made.predictor,
+    )
+    models.publish(staged, uri, manifest, keep_checkpoints=False)
+    return uri
+
+
+def matrix_layout(*names):
+    return FeatureLayout("matrix", tuple(ColumnSpec(name, "float32") for name in names))
+
+
+def dense(weights):
+    """A linear model of one matrix input with known weights."""
+    import keras
+
+    model = keras.Sequential([keras.Input((len(weights),)), keras.layers.Dense(np.shape(weights)[1])])
+    model.layers[0].set_weights([np.array(weights, "float32"), np.zeros(np.shape(weights)[1], "float32")])
+    return model
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    """prediction = a + 10 b."""
+    uri = str(tmp_path_factory.mktemp("models") / "linear")
+    return publish(dense([[1.0], [10.0]]), uri, matrix_layout("a", "b"))
+
+
+@pytest.fixture
+def lake(tmp_path):
+    """100 rows with columns that a model does not read."""
+    folder = tmp_path / "lake"
+    folder.mkdir()
+    numbers = np.arange(100)
+    table = pa.table(
+        {
+            "id": numbers,
+            "a": numbers.astype("float64"),
+            "b": (numbers % 7).astype("int32"),
+            "word": pa.array([None if n % 10 == 0 else f"w{n}" for n in numbers]),
+            "day": [datetime.date(2013, 1, 1)] * 100,
+        }
+    )
+    pq.write_table(table, folder / "rows.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def score(tmp_path, lake):
+    def run(model_uri, **changes):
+        fields = {
+            "model_uri": model_uri,
+            "source": Source.parquet(lake),
+            "sink": Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"}),
+            "report_uri": str(tmp_path / "report.json"),
+            "batch_rows": 16,
+        }
+        report = run_inference(InferenceJob(**{**fields, **changes}))
+        return report, pq.read_table(report.output_uri, partitioning=None).to_pandas()
+
+    return run
+
+
+def write(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return Source.parquet(str(path))
+
+
+def test_predictions_stand_beside_untouched_columns(score, linear, lake, tmp_path):
+    report, found = score(linear)
+    source = pq.read_table(lake).to_pandas()
+    assert report.rows == len(found) == 100
+    assert report.output_uri == str(tmp_path / "scores" / "ds=2013-01-01")
+    assert list(found.columns) == [*source.columns, "prediction"]
+    found = found.sort_values("id").reset_index(drop=True)
+    assert found[source.columns].equals(source)
+    assert np.allclose(found["prediction"], source["a"] + 10 * source["b"])
+    assert found["prediction"].dtype == np.float32
+
+
+def test_kept_columns_and_output_names_are_chosen(score, linear):
+    _, found = score(linear, keep_columns=["id"], output_columns={"prediction": "p"})
+    assert list(found.columns) == ["id", "p"]
+
+
+def test_a_partition_is_replaced_and_the_others_are_left_alone(score, linear, lake, tmp_path):
+    other = Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-02"})
+    score(linear, sink=other)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "scores" / "ds=2013-01-02").iterdir()}
+    score(linear)
+    report, found = score(linear, source=Source.parquet(lake, where="id < 30"))
+    assert report.rows == len(found) == 30
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "scores" / "ds=2013-01-02").iterdir()} == before
+    assert sorted(os.listdir(tmp_path / "scores")) == ["ds=2013-01-01", "ds=2013-01-02"]
+
+
+def test_no_rows_leave_an_empty_partition(score, linear, lake):
+    score(linear)
+    report, found = score(linear, source=Source.parquet(lake, where="id < 0"))
+    assert report.rows == len(found) == 0
+    assert "prediction" in found.columns
+
+
+def test_a_failed_scoring_leaves_the_partition_as_it_was(score, linear, tmp_path):
+    score(linear)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "scores" / "ds=2013-01-01").iterdir()}
+    nulls = write(tmp_path / "nulls.parquet", a=[1.0, None], b=[1, 2])
+    with pytest.raises(
+        NullValueError, match="column 'a': expected float64 without nulls, found 1 nulls in 2 rows"
+    ):
+        score(linear, source=nulls)
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "scores" / "ds=2013-01-01").iterdir()} == before
+    assert os.listdir(tmp_path / "scores") == ["ds=2013-01-01"]
+
+
+def test_a_whole_folder_is_replaced_without_partition(score, linear, tmp_path):
+    report, found = score(linear, sink=Sink.parquet(str(tmp_path / "all")))
+    assert report.output_uri == str(tmp_path / "all")
+    assert len(found) == 100
+
+
+def test_several_named_inputs_strings_and_outputs(score, tmp_path):
+    import keras
+
+    a, word = keras.Input((1,), name="a"), keras.Input((1,), name="word", dtype="string")
+    known = keras.layers.StringLookup(vocabulary=["w1", "w2"], output_mode="one_hot")(word)
+    model = keras.Model(
+        {"a": a, "word": word},
+        {
+            "double": keras.ops.squeeze(a * 2, -1),
+            "which": known,
+            "sum": keras.layers.Concatenate()([a, known]),
+        },
+    )
+    layout = FeatureLayout("columns", (ColumnSpec("word", "string"), ColumnSpec("a", "float32")))
+    uri = publish(model, str(tmp_path / "named"), layout)
+    source = write(tmp_path / "rows.parquet", a=[1, 2, 3], word=["w1", "w2", "other"])
+    _, found = score(uri, source=source)
+    found = found.sort_values("a")
+    assert found["double"].tolist() == [2.0, 4.0, 6.0]
+    assert [list(row) for row in found["which"]] == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert list(found["sum"].iloc[2]) == [3, 1, 0, 0]
+
+
+def test_tensor_columns(score, tmp_path):
+    layout = FeatureLayout("matrix", (ColumnSpec("pixels", "float32", 3),))
+    uri = publish(dense([[1.0], [10.0], [100.0]]), str(tmp_path / "pixels"), layout)
+    source = write(tmp_path / "rows.parquet", pixels=[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    _, found = score(uri, source=source, keep_columns=[])
+    assert sorted(found["prediction"]) == [321.0, 654.0]
+    ragged = write(tmp_path / "ragged.parquet", pixels=[[1.0, 2.0, 3.0], [4.0, 5.0]])
+    with pytest.raises(
+        RaggedTensorError, match="column 'pixels': expected lists of 3 numbers in every row, found"
+    ):
+        score(uri, source=ragged)
+
+
+def test_a_saved_model(score, tmp_path, lake):
+    dense([[1.0, 2.0], [10.0, 20.0]]).export(str(tmp_path / "export"), verbose=False)
+    uri = publish(
+        ExportedModel(path=str(tmp_path / "export")), str(tmp_path / "saved"), matrix_layout("a", "b")
+    )
+    _, found = score(uri, keep_columns=["id", "a", "b"])
+    assert np.allclose(np.stack(found["prediction"])[:, 1], 2 * found["a"] + 20 * found["b"])
+
+
+@pytest.fixture
+def predictor_module(tmp_path, monkeypatch):
+    (tmp_path / "my_predictor.py").write_text(
+        "import json\n"
+        "def load(path):\n"
+        "    factor = json.load(open(path))\n"
+        "    return lambda arrays: {'p': arrays['x'].sum(axis=1) * factor}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "my_predictor:load"
+
+
+def test_a_predictor_of_the_users_own(score, tmp_path, predictor_module, spark):
+    spark.sparkContext.addPyFile(str(tmp_path / "my_predictor.py"))
+    (tmp_path / "factor.json").write_text("3")
+    signature = Signature(
+        (InputSpec("x", (ColumnSpec("a", "float32"), ColumnSpec("b", "float32")), "float32", (2,)),),
+        (OutputSpec("p", "float32", ()),),
+    )
+    model = ExportedModel(
+        path=str(tmp_path / "factor.json"), framework="mine", predictor=predictor_module, signature=signature
+    )
+    _, found = score(publish(model, str(tmp_path / "mine")), keep_columns=["a", "b"])
+    assert np.allclose(found["p"], 3 * (found["a"] + found["b"]))
+
+
+def test_one_model_is_loaded_per_worker_and_short_batches_trace_nothing_new(score, tmp_path, spark):
+    module = tmp_path / "counting_predictor.py"
+    module.write_text(
+        "import os\n"
+        "def load(path):\n"
+        "    open(f'{os.path.dirname(path)}/loads', 'a').write(f'{os.getpid()}\\n')\n"
+        "    return lambda arrays: {'p': arrays['x'][:, 0]}\n"
+    )
+    spark.sparkContext.addPyFile(str(module))
+    import sys
+
+    sys.path.insert(0, str(tmp_path))
+    try:
+        (tmp_path / "weights").write_text("x")
+        signature = Signature(
+            (InputSpec("x", (ColumnSpec("a", "float32"),), "float32", (1,)),),
+            (OutputSpec("p", "float32", ()),),
+        )
+        model = ExportedModel(
+            path=str(tmp_path / "weights"),
+            framework="mine",
+            predictor="counting_predictor:load",
+            signature=signature,
+        )
+        uri = publish(model, str(tmp_path / "counted"))
+        for _ in range(3):
+            score(uri)
+    finally:
+        sys.path.remove(str(tmp_path))
+    loads = (tmp_path / "counted" / "loads").read_text().split()
+    assert len(loads) == len(set(loads)) <= 2
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------
+
+
+def test_a_uri_without_model(score, tmp_path):
+    with pytest.raises(NotAModelError, match="is not a model: it holds no manifest.json"):
+        score(str(tmp_path / "nothing"))
+
+
+def test_a_missing_feature_names_the_columns_found(score, linear, tmp_path):
+    with pytest.raises(MissingColumnError, match="feature 'b' not found; the columns are 'a', 'c'"):
+        score(linear, source=write(tmp_path / "x.parquet", a=[1.0], c=[1.0]))
+
+
+@pytest.mark.parametrize(
+    ("column", "found"), [(["x"], "string"), ([datetime.date(2013, 1, 1)], "date"), ([[1.0]], "array")]
+)
+def test_a_feature_of_another_type(score, linear, tmp_path, column, found):
+    with pytest.raises(ColumnTypeError, match=f"column 'a': expected .*, found {found}"):
+        score(linear, source=write(tmp_path / "x.parquet", a=column, b=[1.0]))
+
+
+def test_an_output_that_collides_with_a_kept_column(score, linear, tmp_path):
+    source = write(tmp_path / "x.parquet", a=[1.0], b=[1.0], prediction=[0.0])
+    with pytest.raises(
+        ColumnCollisionError, match="output column 'prediction' is already a column of the source"
+    ):
+        score(linear, source=source)
+    _, found = score(linear, source=source, output_columns={"prediction": "p"})
+    assert found["p"].tolist() == [11.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"keep_columns": ["id", "nose"]},
+            MissingColumnError,
+            "kept column 'nose' not found; the columns are 'id'",
+        ),
+        (
+            {"output_columns": {"q": "p"}},
+            InvalidJobError,
+            "output_columns names 'q', but the model's outputs are 'prediction'",
+        ),
+        ({"source": Source.parquet("/no/such/path")}, SourceError, "parquet '/no/such/path' cannot be read"),
+        ({"source": Source.sql("selec 1", t=Source.parquet("/tmp"))}, SourceError, "cannot be read"),
+        ({"sink": Sink.parquet("/proc/scores")}, UnwritableUriError, "sink '/proc/scores' cannot be written"),
+        ({"prepare": "json:nothing"}, EntrypointError, "module 'json' has no 'nothing'"),
+        ({"predictor": "json:nothing"}, EntrypointError, "module 'json' has no 'nothing'"),
+    ],
+)
+def test_bad_input_is_found_before_any_row_is_read(score, linear, changes, error, message):
+    with pytest.raises(error, match=message):
+        score(linear, **changes)
+
+
+def test_rows_of_another_partition_are_refused(score, linear, tmp_path):
+    source = write(tmp_path / "x.parquet", a=[1.0], b=[1.0], ds=["2013-01-05"])
+    with pytest.raises(
+        PartitionValueError, match="partition is '2013-01-01', the source has rows of '2013-01-05'"
+    ):
+        score(linear, source=source)
+
+
+def test_the_partitions_own_column_is_left_to_the_folders_name(score, linear, tmp_path):
+    source = write(tmp_path / "x.parquet", a=[1.0], b=[1.0], ds=["2013-01-01"])
+    _, found = score(linear, source=source)
+    assert list(found.columns) == ["a", "b", "prediction"]
+
+
+def test_a_keras_file_with_code_in_it_is_not_loaded(score, tmp_path):
+    import keras
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Lambda(lambda x: x)])
+    uri = publish(model, str(tmp_path / "lambda"), matrix_layout("a"))
+    with pytest.raises(Exception, match=r"(?i)lambda.*deserializ|safe_mode|unsafe"):
+        score(uri)
+
+
+def test_nothing_of_a_model_is_left_when_it_cannot_be_described(tmp_path):
+    import keras
+
+    from airflow_hydrogen.contract.errors import ModelSignatureError
+
+    with pytest.raises(
+        ModelSignatureError, match=r"has inputs .*, but the dataset gave one matrix of 3 columns"
+    ):
+        publish(keras.Sequential([keras.Input((2,))]), str(tmp_path / "m"), matrix_layout("a", "b", "c"))
+    assert not pathlib.Path(tmp_path / "m").exists()

@@ -1,0 +1,285 @@
+"""The training application: prepare on Spark, train as a gang, publish."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import airflow_hydrogen.runtime as hydrogen
+from airflow_hydrogen.contract.errors import (
+    EmptyDatasetError,
+    EntrypointError,
+    NotEnoughSlotsError,
+    RankFailedError,
+    SourceError,
+    UnwritableUriError,
+)
+from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
+from airflow_hydrogen.contract.pickling import dumps_by_value
+from airflow_hydrogen.runtime.models import open_model
+from airflow_hydrogen.runtime.training import run_training
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
+
+
+@pytest.fixture
+def lake(tmp_path):
+    """1,000 rows of y = 2a - b in two files."""
+    numbers = np.random.default_rng(0).normal(size=(1000, 2)).astype("float32")
+    table = pa.table({"a": numbers[:, 0], "b": numbers[:, 1], "y": 2 * numbers[:, 0] - numbers[:, 1]})
+    folder = tmp_path / "lake"
+    folder.mkdir()
+    for index in range(2):
+        pq.write_table(table.slice(500 * index, 500), folder / f"{index}.parquet", row_group_size=100)
+    return str(folder)
+
+
+@pytest.fixture
+def make_job(tmp_path, lake):
+    def make(main, **changes):
+        fields = {
+            "entrypoint": main
+            if isinstance(main, Entrypoint)
+            else Entrypoint.pickled(dumps_by_value(main), main.__qualname__),
+            "np": 2,
+            "datasets": {"train": Source.parquet(lake)},
+            "model_uri": str(tmp_path / "model"),
+            "report_uri": str(tmp_path / "report.json"),
+            "run": Run(dag_id="d", task_id="t", run_id="r"),
+        }
+        return TrainJob(**{**fields, **changes})
+
+    return make
+
+
+def count_rows():
+    """No framework: how many rows and steps this rank sees."""
+    shard = hydrogen.get_dataset_shard("train")
+    rows = [batch.num_rows for batch in shard.to_batches(64)]
+    hydrogen.report({"epoch": 0, "rows": sum(rows)})
+    return {"rows": sum(rows), "steps": len(rows), "columns": shard.schema.names}
+
+
+def fit(epochs=3):
+    import keras
+
+    rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y", features=["b", "a"])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.1)), "mse")
+    model.fit(rows, epochs=epochs, callbacks=hydrogen.keras.callbacks(), verbose=0)
+    return model
+
+
+def test_a_keras_model_is_published_with_all_that_its_manifest_says(make_job, lake, tmp_path):
+    report = run_training(make_job(fit))
+    assert report.model_uri == str(tmp_path / "model")
+    assert (report.epochs, report.np, report.rows) == (3, 2, 1000)
+    assert report.metrics["loss"] < 1
+    assert report.rows_per_second > 0
+    assert set(report.seconds) == {"prepare", "train", "publish", "total"}
+
+    manifest, folder = open_model(report.model_uri)
+    assert sorted(os.listdir(folder)) == ["events", "history.jsonl", "manifest.json", "model.keras"]
+    [given] = manifest.signature.inputs
+    assert ([column.name for column in given.columns], given.dtype, given.shape) == (
+        ["b", "a"],
+        "float32",
+        (2,),
+    )
+    assert [(spec.name, spec.shape) for spec in manifest.signature.outputs] == [("prediction", (1,))]
+    assert manifest.metrics == report.metrics
+    assert manifest.run["run_id"] == "r"
+    assert manifest.data["train"]["rows"] == 1000
+    assert manifest.entrypoint == "fit"
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in history] == [0, 1, 2]
+    assert {"loss", "seconds", "rows_per_second"} <= set(history[0])
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+    started = time.monotonic()
+    again = run_training(make_job(fit))
+    assert again.reused
+    assert again.metrics == report.metrics
+    assert time.monotonic() - started < 2
+
+
+def test_a_cleared_run_trains_again_and_replaces_the_model(make_job):
+    run_training(make_job(fit))
+    cleared = Run(dag_id="d", task_id="t", run_id="r", clear_number=1)
+    report = run_training(make_job(fit, run=cleared))
+    assert not report.reused
+    assert report.resumed_from_epoch is None
+    assert open_model(report.model_uri)[0].run["clear_number"] == 1
+
+
+def test_a_result_that_is_no_model_is_reported_and_leaves_nothing(make_job, tmp_path):
+    report = run_training(make_job(count_rows))
+    assert report.model_uri is None
+    assert report.result == {"rows": 500, "steps": 8, "columns": ["a", "b", "y"]}
+    assert report.metrics == {"epoch": 0, "rows": 500}
+    assert not (tmp_path / "model" / "data").exists()
+
+
+def test_parquet_that_fits_is_read_in_place_and_the_rest_is_prepared(make_job, lake, capsys):
+    run_training(make_job(count_rows))
+    assert "dataset 'train': 1,000 rows, read in place" in capsys.readouterr().out
+    filtered = Source.parquet(lake, where="a > 0")
+    report = run_training(make_job(count_rows, datasets={"train": filtered}))
+    assert "rows, prepared" in capsys.readouterr().out
+    kept = pq.read_table(lake, columns=["a"]).to_pandas().query("a > 0")
+    assert report.rows == len(kept)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "sql"])
+def test_other_sources(make_job, lake, tmp_path, kind):
+    frame = pq.read_table(lake).to_pandas().head(100)
+    if kind == "csv":
+        frame.to_csv(tmp_path / "rows.csv", index=False)
+        source = Source.csv(str(tmp_path / "rows.csv"))
+    elif kind == "json":
+        frame.to_json(tmp_path / "rows.json", orient="records", lines=True)
+        source = Source.json(str(tmp_path / "rows.json"))
+    else:
+        source = Source.sql("select l.* from l join l r using (a) limit 100", l=Source.parquet(lake))
+    report = run_training(make_job(count_rows, datasets={"train": source}))
+    assert report.rows == 100
+    assert sorted(report.result["columns"]) == ["a", "b", "y"]
+
+
+def test_prepare_runs_on_spark(make_job, tmp_path, monkeypatch):
+    (tmp_path / "my_prepare.py").write_text(
+        "def double(spark, frame, name):\n    return frame.selectExpr('*', f'a * 2 as {name}')\n"
+        "def wrong(spark, frame):\n    return 5\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    report = run_training(make_job(count_rows, prepare="my_prepare:double", prepare_kwargs={"name": "twice"}))
+    assert report.result["columns"] == ["a", "b", "y", "twice"]
+    with pytest.raises(
+        EntrypointError, match="'my_prepare:wrong' returned a int, prepare must return a DataFrame"
+    ):
+        run_training(make_job(count_rows, prepare="my_prepare:wrong"))
+
+
+def test_fewer_row_groups_than_ranks_works(make_job, tmp_path):
+    pq.write_table(pa.table({"a": [1.0, 2.0, 3.0]}), tmp_path / "small.parquet")
+    report = run_training(
+        make_job(count_rows, datasets={"train": Source.parquet(str(tmp_path / "small.parquet"))})
+    )
+    assert report.result["rows"] == 2
+
+
+def test_np_below_zero_trains_on_the_drivers_machine(make_job):
+    assert run_training(make_job(count_rows, np=-1)).result["rows"] == 1000
+
+
+def test_a_script_is_trained_with_its_arguments(make_job, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("import sys, pathlib\npathlib.Path(sys.argv[1]).write_text('ran')\n")
+    job = make_job(Entrypoint.parse(str(script)), entrypoint_args=[str(tmp_path / "mark")], np=1)
+    assert run_training(job).result is None
+    assert (tmp_path / "mark").read_text() == "ran"
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------
+
+
+def never_called():
+    raise AssertionError("the gang must not start")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"np": 3},
+            NotEnoughSlotsError,
+            "needs np=3 processes at the same time, but the cluster has 2 task slots",
+        ),
+        (
+            {"datasets": {"train": Source.parquet("/no/such/path")}},
+            SourceError,
+            "parquet '/no/such/path' cannot be read",
+        ),
+        ({"prepare": "no_such_module:f"}, EntrypointError, "'no_such_module:f' does not import"),
+        ({"entrypoint": Entrypoint.parse("json:nothing")}, EntrypointError, "module 'json' has no 'nothing'"),
+        ({"entrypoint": Entrypoint.parse("json:__name__")}, EntrypointError, "is not callable: it is a str"),
+        ({"entrypoint": Entrypoint.parse("gone.py")}, EntrypointError, "'gone.py' cannot be read"),
+        ({"model_uri": "/proc/model"}, UnwritableUriError, "model_uri '/proc/model' cannot be written"),
+    ],
+)
+def test_bad_input_fails_before_the_gang_starts(make_job, changes, error, message):
+    with pytest.raises(error, match=message):
+        run_training(make_job(never_called, **changes))
+
+
+def test_a_callable_of_another_python_is_refused(make_job):
+    pickled = Entrypoint.pickled(dumps_by_value(never_called), "main")
+    other = Entrypoint(kind="callable", value=pickled.value, name="main", python="3.1")
+    with pytest.raises(EntrypointError, match=r"was pickled by Python 3\.1 and cannot be read by Python 3"):
+        run_training(make_job(other))
+
+
+def test_no_rows_is_found_before_the_gang_starts(make_job, lake):
+    with pytest.raises(EmptyDatasetError, match="dataset 'train' has no rows .*where a > 1000"):
+        run_training(make_job(never_called, datasets={"train": Source.parquet(lake, where="a > 1000")}))
+
+
+def test_a_column_that_is_not_there_names_those_found(make_job):
+    def main():
+        hydrogen.get_dataset_shard("train").to_tf(8, label="late")
+
+    with pytest.raises(
+        RankFailedError, match="label 'late' not found; the columns are 'a', 'b', 'y'"
+    ) as caught:
+        run_training(make_job(main))
+    assert not caught.value.retryable
+
+
+def test_nulls_in_a_feature_reach_the_driver_as_such(make_job, tmp_path):
+    pq.write_table(pa.table({"a": [1.0, None], "y": [1.0, 2.0]}), tmp_path / "nulls.parquet")
+
+    def main():
+        list(hydrogen.get_dataset_shard("train").to_tf(8, label="y"))
+
+    job = make_job(main, datasets={"train": Source.parquet(str(tmp_path / "nulls.parquet"))}, np=1)
+    with pytest.raises(
+        RankFailedError, match="NullValueError: column 'a': expected float64 without nulls"
+    ) as caught:
+        run_training(job)
+    assert not caught.value.retryable
+
+
+def test_a_dataset_that_the_job_does_not_have(make_job):
+    def main():
+        hydrogen.get_dataset_shard("test")
+
+    with pytest.raises(RankFailedError, match="the job has no dataset 'test'; it has 'train'"):
+        run_training(make_job(main))
+
+
+def test_a_result_that_is_neither_model_nor_json(make_job):
+    def main():
+        return {1, 2}
+
+    with pytest.raises(RankFailedError, match="the return value of main must be JSON"):
+        run_training(make_job(main))
+
+
+def test_a_failed_training_leaves_no_model_and_keeps_the_old_one(make_job, tmp_path):
+    run_training(make_job(fit))
+
+    def main():
+        raise RuntimeError("no luck")
+
+    before = (tmp_path / "model" / "manifest.json").read_text()
+    with pytest.raises(RankFailedError, match="no luck"):
+        run_training(make_job(main, run=Run(dag_id="d", task_id="t", run_id="r", clear_number=1)))
+    assert (tmp_path / "model" / "manifest.json").read_text() == before
+    open_model(str(tmp_path / "model"))
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError, KwargsError
+from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
+
+RUN = Run(dag_id="d", task_id="t", run_id="r", map_index=2, clear_number=1)
+
+
+def train_job(**changes):
+    fields = {
+        "entrypoint": Entrypoint.parse("flights.train:main"),
+        "np": 2,
+        "model_uri": "/models/m",
+        "report_uri": "/tmp/report.json",
+        "run": RUN,
+    }
+    return TrainJob(**{**fields, **changes})
+
+
+def inference_job(**changes):
+    fields = {
+        "model_uri": "/models/m",
+        "source": Source.parquet("/lake"),
+        "sink": Sink.parquet("/scores", partition={"ds": "2013-01-01"}),
+        "report_uri": "/tmp/report.json",
+    }
+    return InferenceJob(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        train_job(),
+        train_job(
+            datasets={
+                "train": Source.sql(
+                    "select * from a join b using (k)", a=Source.csv("/a", sep=";"), b=Source.json("/b")
+                ),
+                "validation": Source.parquet("/v", where="x > 1"),
+            },
+            prepare="flights.features:prepare",
+            prepare_kwargs={"lake": "/lake"},
+            entrypoint_kwargs={"epochs": 3, "layers": [1, 2]},
+        ),
+        train_job(entrypoint=Entrypoint.parse("train.py"), entrypoint_args=["--epochs", "3"]),
+        train_job(entrypoint=Entrypoint.pickled(b"bytes", "main")),
+        inference_job(),
+        inference_job(run=RUN, keep_columns=["a"], output_columns={"prediction": "p"}, predictor="a.b:c"),
+    ],
+)
+def test_a_job_survives_its_file(job):
+    assert jobs.loads(jobs.dumps(job)) == job
+
+
+def test_the_fingerprint_is_the_same_for_every_try_and_another_for_another_job():
+    first = train_job()
+    assert first.fingerprint() == train_job(report_uri="/elsewhere", start_timeout_s=1.0).fingerprint()
+    assert first.fingerprint() != train_job(np=3).fingerprint()
+    assert first.fingerprint() != train_job(entrypoint_kwargs={"epochs": 4}).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": object()}, r"entrypoint_kwargs\['a'\] must be JSON: <object"),
+        (
+            {"a": {"b": [1, {2}]}},
+            r"entrypoint_kwargs\['a'\]\['b'\]\[1\] must be JSON: \{2\} is a builtins.set",
+        ),
+        ({1: 2}, "key 1 is a int, not a string"),
+        ({"a": float("nan")}, "nan is not a JSON number"),
+    ],
+)
+def test_kwargs_that_are_not_json_name_the_place(value, message):
+    with pytest.raises(KwargsError, match=message):
+        train_job(entrypoint_kwargs=value)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    )
+)
+def test_whatever_is_json_is_accepted(value):
+    jobs.require_json("x", value)
+    json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: train_job(np="2"), "np must be an integer, found '2'"),
+        (lambda: train_job(np=True), "np must be an integer, found True"),
+        (lambda: train_job(model_uri=" "), "model_uri must be a URI or a path"),
+        (lambda: train_job(prepare="no colon"), "prepare must have the form 'package.module:function'"),
+        (lambda: train_job(entrypoint_args=["x"]), "entrypoint_args are the command line of a script"),
+        (lambda: train_job(driver_log_verbosity="loud"), "driver_log_verbosity must be 'all' or"),
+        (lambda: Entrypoint.parse("train"), "entrypoint 'train' is neither 'package.module:function' nor"),
+        (lambda: Source.parquet(""), "a parquet source needs the URI"),
+        (lambda: Source.sql("select 1"), "a SQL source needs a query and at least one table"),
+        (
+            lambda: Source.from_dict({"kind": "parquet", "uri": "/a", "wher": "x"}),
+            "Source has no wher; expected kind",
+        ),
+        (lambda: Source.from_dict({"kind": "orc", "uri": "/a"}), "source kind 'orc' is not known"),
+        (
+            lambda: Sink.parquet("/a", partition={"ds": ""}),
+            "sink partition 'ds' must be a string that is not empty",
+        ),
+        (lambda: inference_job(batch_rows=0), "batch_rows must be at least 1, found 0"),
+        (
+            lambda: jobs.loads('{"kind": "dance"}'),
+            "job kind 'dance' is not known; expected one of train, inference",
+        ),
+    ],
+)
+def test_arguments_that_cannot_work(make, message):
+    with pytest.raises(InvalidJobError, match=message):
+        make()
+
+
+def test_a_job_of_another_version_is_refused():
+    document = {**train_job().to_dict(), "contract_version": 99}
+    with pytest.raises(ContractVersionError, match="contract version 99, this side speaks 1"):
+        jobs.loads(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        reports.TrainReport(model_uri="/m", metrics={"loss": 0.5}, epochs=2, np=2, rows=10),
+        reports.TrainReport(failure=reports.Failure(error_type="X", message="y", retryable=False)),
+        reports.InferenceReport(output_uri="/s", rows=3),
+    ],
+)
+def test_a_report_survives_its_file(report):
+    assert reports.loads(reports.dumps(report)) == report
+
+
+def test_a_failure_says_whether_to_run_again():
+    assert reports.Failure.of(KwargsError("x", "y")).retryable is False
+    assert reports.Failure.of(OSError("disk")).retryable is True

@@ -1,0 +1,104 @@
+"""ArrowInferenceOperator: what it submits, and what it makes of the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import Asset, Connection
+
+from airflow_hydrogen.contract.errors import NotAModelError
+from airflow_hydrogen.contract.jobs import Sink, Source
+from airflow_hydrogen.contract.reports import InferenceReport
+from airflow_hydrogen.operators.inference import ArrowInferenceOperator
+from airflow_hydrogen.testing import fake_spark_submit, run_task
+
+
+def operator(**arguments: Any) -> ArrowInferenceOperator:
+    defaults: dict[str, Any] = {
+        "model_uri": "/models/{{ run_id }}",
+        "source": Source.parquet("/lake/ds={{ ds }}"),
+        "sink": Sink.parquet("/scored", partition={"ds": "{{ ds }}"}),
+    }
+    return ArrowInferenceOperator(task_id="score", **{**defaults, **arguments})
+
+
+def test_job_holds_the_rendered_arguments() -> None:
+    task = operator(
+        keep_columns=["{{ 'a' }}"],
+        output_columns={"delay": "{{ 'predicted' }}"},
+        batch_rows="{{ 512 }}",
+        prepare_kwargs={"day": "{{ ds }}"},
+    )
+    with fake_spark_submit() as submissions:
+        ran = run_task(task, ds="2013-01-02")
+    job = submissions[0].job
+    assert job.model_uri == "/models/test_run"
+    assert (job.source.uri, job.sink.partition) == ("/lake/ds=2013-01-02", {"ds": "2013-01-02"})
+    assert (list(job.keep_columns), job.batch_rows) == (["a"], 512)
+    assert job.output_columns == {"delay": "predicted"}
+    assert job.prepare_kwargs == {"day": "2013-01-02"}
+    assert ran.return_value == "/scored/ds=2013-01-02"
+
+
+def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = Asset("scores")
+    report = InferenceReport(
+        output_uri="/scored/ds=1", model_uri="/m", rows=900, seconds={"total": 3.0}, rows_per_second=300.0
+    )
+    with fake_spark_submit(report):
+        ran = run_task(operator(outlets=[scores]), ds="1")
+    assert ran.return_value == "/scored/ds=1"
+    assert ran.xcoms["report"]["rows"] == 900
+    assert ran.xcoms["_link_scores"] == "file:///scored/ds=1"
+    extra = ran.outlet_extra[scores]
+    assert (extra["output_uri"], extra["model_uri"], extra["rows"]) == ("/scored/ds=1", "/m", 900)
+    log = capsys.readouterr().out
+    assert "Scoring on local[*]: model /models/test_run, source /lake/ds=1, output /scored/ds=1" in log
+    assert "Scored 900 rows in 3.0 s, 300 rows/s: /scored/ds=1" in log
+
+
+def test_shared_report_lies_beside_the_table_and_not_in_it(tmp_path: Path) -> None:
+    connection = Connection(
+        conn_id="spark_default", conn_type="spark", host="yarn", extra='{"deploy-mode": "cluster"}'
+    )
+    sink = Sink.parquet(f"{tmp_path}/scored/", partition={"ds": "1"})
+    with fake_spark_submit(connection=connection) as submissions:
+        run_task(operator(sink=sink, durable=False), ds="1")
+    assert submissions[0].job.report_uri.startswith(f"{tmp_path}/scored.report-")
+
+
+def test_failure_that_a_retry_cannot_mend() -> None:
+    with (
+        fake_spark_submit(NotAModelError("/m")),
+        pytest.raises(
+            AirflowFailException, match="NotAModelError: '/m' is not a model: it holds no manifest"
+        ),
+    ):
+        run_task(operator(), ds="1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_rows": 0}, r"batch_rows must be at least 1, found 0"),
+        ({"batch_rows": "many"}, r"batch_rows must be an integer, found 'many'"),
+        ({"model_uri": ""}, r"model_uri must be a URI or a path, found ''"),
+        ({"source": None}, r"source must be a Source, such as Source.parquet\(uri\).*found None"),
+        ({"sink": "/scored"}, r"sink must be a Sink, such as Sink.parquet\(uri\).*found '/scored'"),
+        ({"sink": {"url": "x"}}, r"sink: Sink has no url; expected uri, partition"),
+        ({"sink": {"uri": "/s", "partition": {"ds": ""}}}, r"sink: sink partition 'ds' must be a string"),
+        ({"keep_columns": "a"}, r"keep_columns must be a list of column names, found 'a'"),
+        (
+            {"predictor": "flno.such:load"},
+            r"predictor 'flno.such:load' does not import: no module 'flno.such'",
+        ),
+        ({"predictor": "load"}, r"predictor must have the form 'package.module:function', found 'load'"),
+    ],
+)
+def test_bad_input_fails_without_retry_before_submission(arguments: dict[str, Any], message: str) -> None:
+    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
+        run_task(operator(**arguments), ds="1")
+    assert submissions == []

@@ -1,0 +1,444 @@
+"""HorovodTrainOperator: what it submits, and what it makes of the answer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.sdk import DAG, Asset, AssetAlias, Connection
+
+from airflow_hydrogen.contract import pickling
+from airflow_hydrogen.contract.errors import HydrogenError, NotEnoughSlotsError, NullValueError
+from airflow_hydrogen.contract.jobs import Run, Source
+from airflow_hydrogen.contract.reports import TrainReport
+from airflow_hydrogen.operators.hook_options import HOOK_OPTIONS
+from airflow_hydrogen.operators.train import HorovodTrainOperator
+from airflow_hydrogen.testing import TaskRun, fake_spark_submit, run_task, spark_ui_line
+
+STANDALONE = Connection(conn_id="spark_default", conn_type="spark", host="spark://master", port=7077)
+
+
+def main(epochs: int = 1) -> int:
+    return epochs
+
+
+def operator(**arguments: Any) -> HorovodTrainOperator:
+    defaults: dict[str, Any] = {"entrypoint": main, "np": 2, "model_uri": "/models/{{ run_id }}"}
+    return HorovodTrainOperator(task_id="train", **{**defaults, **arguments})
+
+
+def test_every_option_of_the_providers_hook_is_passed_on() -> None:
+    parameters = set(inspect.signature(SparkSubmitHook.__init__).parameters) - {"self"}
+    assert set(HOOK_OPTIONS) == parameters
+    assert not [name for name in HOOK_OPTIONS.values() if not hasattr(operator(), name)]
+
+
+def test_job_holds_the_rendered_arguments() -> None:
+    task = operator(
+        entrypoint_kwargs={"epochs": "{{ params.epochs }}", "nested": ["{{ ds }}"]},
+        np="{{ params.np }}",
+        train_data=Source.parquet("s3://lake/flights", where="ds < '{{ ds }}'"),
+        validation_data={"kind": "csv", "uri": "/later/{{ ds }}.csv"},
+        datasets={"weather": Source.sql("select * from w", w=Source.parquet("/w/{{ ds }}"))},
+        prepare_kwargs={"day": "{{ ds }}"},
+        keep_checkpoints=True,
+        driver_log_verbosity="log_callback_only",
+        start_timeout_s=5,
+    )
+    with fake_spark_submit() as submissions:
+        ran = run_task(task, ds="2013-02-01", params={"np": 4, "epochs": 3}, run_id="manual__1")
+    job = submissions[0].job
+    assert ran.return_value == job.model_uri == "/models/manual__1"
+    assert (job.np, job.entrypoint_kwargs) == (4, {"epochs": "3", "nested": ["2013-02-01"]})
+    assert job.datasets["train"] == Source.parquet("s3://lake/flights", where="ds < '2013-02-01'")
+    assert job.datasets["validation"].uri == "/later/2013-02-01.csv"
+    assert job.datasets["weather"].tables["w"].uri == "/w/2013-02-01"
+    assert (job.prepare_kwargs, job.keep_checkpoints) == ({"day": "2013-02-01"}, True)
+    assert (job.driver_log_verbosity, job.start_timeout_s) == ("log_callback_only", 5.0)
+    assert submissions[0].option("--name") == "airflow-hydrogen.test_dag__train__manual__1"
+
+
+def test_callable_travels_inside_the_job() -> None:
+    with fake_spark_submit() as submissions:
+        run_task(operator(entrypoint=functools.partial(main, epochs=7)))
+    entrypoint = submissions[0].job.entrypoint
+    assert (entrypoint.kind, entrypoint.name) == ("callable", f"{__name__}:main")
+    assert pickling.loads(entrypoint.pickle)() == 7
+
+
+def test_code_beside_the_dag_travels_with_the_job(tmp_path: Path) -> None:
+    (tmp_path / "flbeside").mkdir()
+    (tmp_path / "flbeside" / "train.py").write_text("import flhelpers\ndef main(): pass")
+    (tmp_path / "flbeside" / "prepare.py").write_text("def join(spark, frame): return frame")
+    (tmp_path / "flhelpers.py").write_text("")
+    dag = DAG("flights")
+    dag.fileloc = str(tmp_path / "flights_dag.py")
+    task = operator(entrypoint="flbeside.train:main", prepare="flbeside.prepare:join", dag=dag)
+    with fake_spark_submit() as submissions:
+        run_task(task)
+    assert {"flbeside/train.py", "flbeside/prepare.py", "flhelpers.py"} < set(submissions[0].files)
+    assert "airflow_hydrogen/runtime/__main__.py" in submissions[0].files
+    assert submissions[0].job.entrypoint.value == "flbeside.train:main"
+
+
+def test_script_is_found_beside_the_dag(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import flbesidescript")
+    (tmp_path / "flbesidescript.py").write_text("")
+    dag = DAG("flights")
+    dag.fileloc = str(tmp_path / "flights_dag.py")
+    with fake_spark_submit() as submissions:
+        run_task(operator(entrypoint="train.py", entrypoint_args=["--epochs", 3], dag=dag))
+    job = submissions[0].job
+    assert (job.entrypoint.kind, job.entrypoint.value) == ("script", str(tmp_path / "train.py"))
+    assert list(job.entrypoint_args) == ["--epochs", "3"]
+    assert "flbesidescript.py" in submissions[0].files
+
+
+def test_job_file_is_private_and_gone_afterwards() -> None:
+    modes: list[int] = []
+
+    def look(job: Any) -> TrainReport:
+        folder = Path(job.report_uri).parent
+        modes.extend(stat.S_IMODE(os.stat(path).st_mode) for path in (folder, folder / "job.json"))
+        modes.append(int(any("s3cret" in part for part in submissions[0].command)))
+        return TrainReport(model_uri=job.model_uri)
+
+    with fake_spark_submit(look) as submissions:
+        run_task(operator(entrypoint_kwargs={"token": "s3cret"}, name="x"))
+    assert modes == [0o700, 0o600, 0]
+    assert not Path(submissions[0].job.report_uri).parent.exists()
+
+
+def test_options_of_the_author_stay() -> None:
+    task = operator(
+        conf={"spark.ui.enabled": "false", "spark.task.cpus": "3"},
+        py_files="/mine.zip",
+        cpus_per_process=2,
+        gpus_per_process="{{ 1 }}",
+        executor_memory="3g",
+        env_vars={"A": "1"},
+    )
+    with fake_spark_submit() as submissions:
+        run_task(task)
+        run_task(task)  # nothing piles up on the operator
+    submission = submissions[1]
+    assert submission.conf == {
+        "spark.ui.enabled": "false",
+        "spark.task.cpus": "3",
+        "spark.executor.resource.gpu.amount": "1",
+        "spark.task.resource.gpu.amount": "1",
+    }
+    py_files = (submission.option("--py-files") or "").split(",")
+    assert [Path(file).name for file in py_files] == ["mine.zip", "airflow_hydrogen_runtime.zip"]
+    assert submission.option("--executor-memory") == "3g"
+    assert submission.environment["A"] == "1"
+
+
+def test_no_gpu_setting_without_gpus() -> None:
+    with fake_spark_submit() as submissions:
+        run_task(operator())
+    assert submissions[0].conf == {}
+    assert submissions[0].option("--master") == "local[*]"
+
+
+def test_driver_on_the_cluster_gets_files_and_a_shared_report(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    connection = Connection(
+        conn_id="spark_default", conn_type="spark", host="yarn", extra='{"deploy-mode": "cluster"}'
+    )
+    uris = []
+    with fake_spark_submit(connection=connection) as submissions:
+        for run_id in ("a", "a", "b"):
+            arguments = {"entrypoint": str(tmp_path / "train.py"), "model_uri": str(tmp_path / "model")}
+            task = operator(**arguments, durable=False, files="/mine.txt")
+            run_task(task, run_id=run_id)
+            uris.append(submissions[-1].job.report_uri)
+    assert uris[0] == uris[1] != uris[2]
+    assert uris[0].startswith(str(tmp_path / "model.report-"))
+    files = [Path(file).name for file in (submissions[0].option("--files") or "").split(",")]
+    assert files == ["mine.txt", "job.json", "train.py"]
+    assert submissions[0].command[-1] == "job.json"
+    assert submissions[0].job.entrypoint.value == "train.py"
+
+
+def test_report_of_an_earlier_application_is_not_taken(tmp_path: Path) -> None:
+    connection = Connection(
+        conn_id="spark_default", conn_type="spark", host="yarn", extra='{"deploy-mode": "cluster"}'
+    )
+    arguments: dict[str, Any] = {"model_uri": str(tmp_path / "model"), "durable": False}
+    with fake_spark_submit(connection=connection):
+        run_task(operator(**arguments))
+    with (
+        fake_spark_submit(None, connection=connection),
+        pytest.raises(AirflowException, match="without a report"),
+    ):
+        run_task(operator(**arguments))
+
+
+# --- what comes back ---------------------------------------------------------------------------------
+
+
+def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str]) -> None:
+    model = Asset("flight_delay_model")
+    report = TrainReport(
+        model_uri="s3://models/m",
+        metrics={"loss": 0.25, "nan": math.nan},
+        np=2,
+        epochs=3,
+        rows=1000,
+        seconds={"total": 12.0},
+        rows_per_second=250.0,
+        versions={"keras": "3"},
+        resumed_from_epoch=1,
+    )
+    with fake_spark_submit(report):
+        ran = run_task(operator(outlets=[model, AssetAlias("alias")]), run_id="r")
+    assert ran.return_value == "s3://models/m"
+    assert ran.xcoms["report"]["metrics"] == {"loss": 0.25, "nan": None}
+    assert ran.xcoms["report"]["rows_per_second"] == 250.0
+    assert "failure" not in ran.xcoms["report"]
+    assert ran.outlet_extra == {
+        model: {
+            "model_uri": "s3://models/m",
+            "metrics": {"loss": 0.25, "nan": None},
+            "run": {
+                "dag_id": "test_dag",
+                "task_id": "train",
+                "run_id": "r",
+                "map_index": -1,
+                "clear_number": 0,
+            },
+        }
+    }
+    log = capsys.readouterr().out
+    assert f"Training on local[*]: entry point {__name__}:main, np=2, datasets none, model /models/r" in log
+    assert (
+        "Trained on 1,000 rows in 12.0 s, 250 rows/s (np=2, 3 epochs, resumed from epoch 1, loss=0.25" in log
+    )
+
+
+def test_other_results_are_returned() -> None:
+    with fake_spark_submit(TrainReport(result={"accuracy": math.inf})):
+        assert run_task(operator()).return_value == {"accuracy": None}
+
+
+def test_no_xcoms_when_they_are_not_wanted() -> None:
+    with fake_spark_submit():
+        assert "report" not in run_task(operator(do_xcom_push=False)).xcoms
+
+
+def test_single_value_with_multiple_outputs_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    task = operator(multiple_outputs=True)
+    with fake_spark_submit():
+        assert run_task(task).return_value == "/models/test_run"
+    assert task.multiple_outputs is False
+    assert (
+        "multiple_outputs is ignored: the result is '/models/test_run', not a mapping"
+        in capsys.readouterr().out
+    )
+
+
+def test_links_work_while_the_task_runs() -> None:
+    xcoms: dict[str, Any] = {}
+
+    def look(job: Any) -> TrainReport:
+        assert xcoms == {"_link_model": "file:///models/test_run", "_link_spark_ui": "http://driver:4040"}
+        return TrainReport(model_uri=job.model_uri)
+
+    with fake_spark_submit(look, log=[spark_ui_line("http://driver:4040")]):
+        run_task(operator(), xcoms=xcoms)
+
+
+def test_reused_model_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_spark_submit(TrainReport(model_uri="/m", reused=True)):
+        run_task(operator())
+    assert "The model is there already, from an earlier try: /m" in capsys.readouterr().out
+
+
+# --- identity ----------------------------------------------------------------------------------------
+
+
+def run_of(task: HorovodTrainOperator, **arguments: Any) -> Run:
+    with fake_spark_submit() as submissions:
+        run_task(task, **arguments)
+    run: Run = submissions[0].job.run
+    return run
+
+
+def test_tries_share_their_identity_and_a_clear_changes_it() -> None:
+    first = run_of(operator(retries=2), run_id="r", map_index=3)
+    assert first == Run(dag_id="test_dag", task_id="train", run_id="r", map_index=3, clear_number=0)
+    assert run_of(operator(retries=2), run_id="r", map_index=3, max_tries=2) == first
+    cleared = run_of(operator(retries=2), run_id="r", map_index=3, max_tries=1 + 2)  # after one try
+    assert cleared.clear_number == 1
+    assert run_of(operator(retries=5), run_id="r", map_index=3, max_tries=2) == first  # edited meanwhile
+
+
+# --- failures ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (NotEnoughSlotsError(4, 2), AirflowException, r"^NotEnoughSlotsError: the gang needs np=4"),
+        (NullValueError("late", 3, 10, "int64"), AirflowFailException, r"^NullValueError: column 'late'"),
+        (ValueError("boom"), AirflowException, r"^ValueError: boom"),
+    ],
+)
+def test_failure_of_the_application_is_the_tasks(
+    error: Exception, raised: type[Exception], message: str
+) -> None:
+    with fake_spark_submit(error), pytest.raises(AirflowException, match=message) as caught:
+        run_task(operator())
+    assert type(caught.value) is raised
+
+
+def test_silent_death_shows_the_last_lines_of_the_driver() -> None:
+    message = (
+        r"(?s)the application ended without a report; spark-submit failed \(Cannot execute: .*"
+        r"Error code is: 137.\). Its last lines:\nstarted\njava.lang.OutOfMemoryError$"
+    )
+    with (
+        fake_spark_submit(None, log=["started", "java.lang.OutOfMemoryError"], exit_code=137),
+        pytest.raises(AirflowException, match=message) as caught,
+    ):
+        run_task(operator())
+    assert type(caught.value) is AirflowException  # a retry may help
+
+
+def test_success_without_a_report_is_a_failure() -> None:
+    with (
+        fake_spark_submit(None, exit_code=0),
+        pytest.raises(AirflowException, match="spark-submit succeeded"),
+    ):
+        run_task(operator())
+
+
+def test_reported_success_counts_more_than_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_spark_submit(exit_code=1):
+        assert run_task(operator()).return_value == "/models/test_run"
+    assert "The application reported success, then spark-submit failed" in capsys.readouterr().out
+
+
+def test_complaints_of_the_provider_are_not_hidden() -> None:
+    connection = Connection(
+        conn_id="spark_default", conn_type="spark", host="yarn", extra='{"deploy-mode": "cluster"}'
+    )
+    with (
+        fake_spark_submit(connection=connection),
+        pytest.raises(ValueError, match="yarn_track_via_rm_api=True"),
+    ):
+        run_task(operator())
+
+
+def test_killed_task_does_not_succeed() -> None:
+    task = operator()
+
+    def kill(job: Any) -> TrainReport:
+        task.on_kill()
+        return TrainReport(model_uri=job.model_uri)
+
+    with fake_spark_submit(kill), pytest.raises(AirflowException, match="ended while the application ran"):
+        run_task(task)
+
+
+def test_task_killed_early_submits_nothing() -> None:
+    task = operator()
+    task.on_kill()
+    with (
+        fake_spark_submit() as submissions,
+        pytest.raises(AirflowException, match="ended before the application"),
+    ):
+        run_task(task)
+    assert submissions == []
+
+
+LOCK = threading.Lock()
+
+
+def holds_lock() -> None:
+    with LOCK:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"np": "four"}, r"np must be an integer, found 'four'"),
+        ({"np": 1.5}, r"np must be an integer, found 1.5"),
+        ({"model_uri": " "}, r"model_uri must be a URI or a path, found ' '"),
+        (
+            {"train_data": "s3://lake"},
+            r"train_data must be a Source, such as Source.parquet\(uri\).*'s3://lake'",
+        ),
+        ({"train_data": {"kind": "orc", "uri": "x"}}, r"train_data: source kind 'orc' is not known"),
+        (
+            {"datasets": {"a": {"kind": "csv", "url": "x"}}},
+            r"datasets\['a'\]: Source has no url; expected kind",
+        ),
+        (
+            {"train_data": Source.parquet("/a"), "datasets": {"train": Source.parquet("/b")}},
+            r"train_data and datasets\['train'\] are both given",
+        ),
+        ({"entrypoint_kwargs": {"when": object()}}, r"entrypoint_kwargs\['when'\] must be JSON: <object"),
+        ({"entrypoint": "no colon"}, r"entrypoint 'no colon' is neither 'package.module:function' nor"),
+        (
+            {"entrypoint": "flno.such:main"},
+            r"'flno.such:main' does not import: no module 'flno.such' on sys.path",
+        ),
+        (
+            {"entrypoint": "json:no_such"},
+            r"'json:no_such' does not exist: .*json/__init__.py has no 'no_such'",
+        ),
+        ({"prepare": "flno.such:join"}, r"prepare 'flno.such:join' does not import"),
+        ({"prepare": "join"}, r"prepare must have the form 'package.module:function', found 'join'"),
+        ({"entrypoint": "/no/train.py"}, r"entry point '/no/train.py' does not exist on this machine"),
+        ({"entrypoint": holds_lock}, r"holds_lock cannot be pickled because of global variable 'LOCK'"),
+        ({"entrypoint_args": ["--x"]}, r"entrypoint_args are the command line of a script"),
+        ({"cpus_per_process": 0}, r"cpus_per_process must be at least 1, found 0"),
+        ({"gpus_per_process": -1}, r"gpus_per_process must be at least 0, found -1"),
+        ({"conn_id": "typo"}, r"there is no connection 'typo'"),
+    ],
+)
+def test_bad_input_fails_without_retry_before_submission(arguments: dict[str, Any], message: str) -> None:
+    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
+        run_task(operator(**arguments))
+    assert submissions == []
+
+
+def test_module_that_is_not_here_may_be_on_the_cluster() -> None:
+    def submit(arguments: dict[str, Any], connection: Connection | None) -> TaskRun:
+        with fake_spark_submit(connection=connection):
+            return run_task(operator(entrypoint="flno.such:main", **arguments))
+
+    assert submit({}, STANDALONE)
+    assert submit({"py_files": "/mine.zip"}, None)
+    assert submit({"env_vars": {"PYSPARK_PYTHON": "/opt/other/python"}}, None)
+
+
+@pytest.mark.parametrize("option", ["application", "application_args", "java_class"])
+def test_application_is_not_the_authors(option: str) -> None:
+    with pytest.raises(TypeError, match=f"HorovodTrainOperator takes no {option}: it submits an application"):
+        operator(**{option: "x"})
+
+
+def test_typos_are_refused() -> None:
+    with pytest.raises(TypeError, match="Invalid arguments were passed to HorovodTrainOperator"):
+        operator(entrypoint_kwarg={})
+
+
+def test_errors_of_ours_do_not_leave_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow decides about retries by its own exceptions."""
+    assert not issubclass(HydrogenError, AirflowException)
+    with fake_spark_submit(), pytest.raises(AirflowFailException) as caught:
+        run_task(operator(np="x"))
+    assert caught.value.__suppress_context__
