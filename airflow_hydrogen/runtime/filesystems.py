@@ -116,10 +116,13 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:
-    """Files below a folder as (path relative to it, bytes), sorted."""
+    """Files below a folder as (path relative to it, bytes), sorted; a single file stands for itself."""
     from pyarrow.fs import FileSelector, FileType
 
     filesystem, path = resolve(uri)
+    itself = filesystem.get_file_info(path)
+    if itself.type == FileType.File:
+        return [(itself.base_name, itself.size)]
     infos = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
     prefix = len(path.rstrip("/")) + 1
     return sorted((info.path[prefix:], info.size) for info in infos if info.type == FileType.File)

@@ -131,7 +131,8 @@ def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
             f"the model gave outputs {', '.join(map(repr, outputs))}, its signature says {spec.name!r}"
         )
     values = np.asarray(outputs[spec.name])
-    if values.shape not in {(rows, *spec.shape), (rows,) if spec.shape == (1,) else (rows, *spec.shape)}:
+    flattened = spec.shape == (1,) and values.shape == (rows,)
+    if values.shape != (rows, *spec.shape) and not flattened:
         raise ModelSignatureError(
             f"output {spec.name!r} has shape {values.shape} for {rows} rows, its signature says "
             f"{(rows, *spec.shape)}"
@@ -141,7 +142,9 @@ def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
             [item.decode() if isinstance(item, bytes) else item for item in values.ravel()], pa.string()
         )
     else:
-        flat = pa.array(np.ascontiguousarray(values).ravel())
+        # Layers exist that give another type than their symbolic output says; Spark has no float16.
+        dtype = "float32" if spec.dtype == "float16" else spec.dtype
+        flat = pa.array(np.ascontiguousarray(values, dtype=dtype).ravel())
     dimensions = () if spec.shape in ((), (1,)) else spec.shape
     for size in reversed(dimensions):
         offsets = np.arange(0, len(flat) + 1, size, dtype=np.int32)

@@ -48,7 +48,8 @@ def _load_keras(path: Path, manifest: Manifest) -> Predict:
 
     model = keras.models.load_model(path, compile=False, safe_mode=True)
     names = [spec.name for spec in manifest.signature.outputs]
-    single = len(manifest.signature.inputs) == 1 and not isinstance(model.input, Mapping)
+    # A Sequential model, and a functional one of a lone tensor, take the tensor itself.
+    single = isinstance(model, keras.Sequential) or not isinstance(model.input, (Mapping, list, tuple))
 
     # One trace for every number of rows: the last, short batch must not compile the model again.
     @tf.function(input_signature=[_tensor_specs(tf, manifest)], jit_compile=False)  # type: ignore[untyped-decorator]

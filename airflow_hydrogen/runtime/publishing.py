@@ -41,6 +41,23 @@ class Published:
     predictor: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What rank 0 answers in a job.
+
+    Attributes:
+        published: what it saved, where `main` returned a model.
+        value: what `main` returned, where that was not a model.
+        history: what was reported, one mapping a line.
+        resumed_from_epoch: the checkpoint that training went on from, or None.
+    """
+
+    published: Published | None
+    value: Any
+    history: list[dict[str, float]]
+    resumed_from_epoch: int | None
+
+
 def save(value: Any, staged_uri: str, context: TrainContext) -> Published | None:
     """Save a returned model to the staging folder.
 
@@ -86,9 +103,10 @@ def keras_signature(model: Any, layout: FeatureLayout | None) -> Signature:
     names = [tensor.name for tensor in inputs]
     specs = {tensor.name: (str(tensor.dtype), _row_shape(tensor.name, tensor.shape)) for tensor in inputs}
     outputs = list(model.outputs)
-    if isinstance(model.output, Mapping):
-        output_names = list(model.output)
-        outputs = [model.output[name] for name in output_names]
+    structure = None if isinstance(model, sys.modules["keras"].Sequential) else model.output
+    if isinstance(structure, Mapping):
+        output_names = list(structure)
+        outputs = list(structure.values())
     else:
         output_names = list(model.output_names) if len(outputs) > 1 else [SINGLE_OUTPUT]
     return Signature(

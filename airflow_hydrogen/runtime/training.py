@@ -8,15 +8,14 @@ import pickle
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
 
 from airflow_hydrogen.contract.errors import HydrogenError, ModelError
 from airflow_hydrogen.contract.jobs import TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
-from airflow_hydrogen.runtime import filesystems, gang, models, sources, versions
+from airflow_hydrogen.runtime import filesystems, models, sources, versions
 from airflow_hydrogen.runtime.application import spark_session
 from airflow_hydrogen.runtime.process import RankTask
-from airflow_hydrogen.runtime.publishing import Published
+from airflow_hydrogen.runtime.publishing import Outcome, Published
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
 from airflow_hydrogen.runtime.slots import require_slots
 from airflow_hydrogen.runtime.worker import require_same_python, resolve_import_path
@@ -66,21 +65,20 @@ def run_training(job: TrainJob) -> TrainReport:
         for name, dataset in staged.items():
             place = "read in place" if dataset.in_place else "prepared"
             print(f"dataset {name!r}: {dataset.rows:,} rows, {place}", flush=True)
-        result = _train(job, uri, size, staged, script)
+        outcome, staged_uri = _train(job, uri, size, staged, script)
         trained = time.monotonic()
-        answer: dict[str, Any] = pickle.loads(result.value)
-        if answer["published"] is not None:
-            _publish(job, uri, size, staged, answer)
+        if outcome.published is not None:
+            _publish(job, uri, size, staged, outcome, outcome.published, staged_uri)
         filesystems.remove(filesystems.join(uri, DATA))
     except HydrogenError as error:
         if not error.retryable:  # a retry would use what is there again, and there will be none
             filesystems.remove(filesystems.join(uri, DATA))
         raise
-    history: list[dict[str, float]] = answer["history"]
+    history = outcome.history
     train = staged.get("train")
     return TrainReport(
-        model_uri=uri if answer["published"] is not None else None,
-        result=answer["value"],
+        model_uri=uri if outcome.published is not None else None,
+        result=outcome.value,
         metrics=_finite(history[-1]) if history else {},
         epochs=len(history),
         np=size,
@@ -92,7 +90,7 @@ def run_training(job: TrainJob) -> TrainReport:
             "total": round(time.monotonic() - started, 3),
         },
         rows_per_second=_rows_per_second(history),
-        resumed_from_epoch=answer["resumed_from_epoch"],
+        resumed_from_epoch=outcome.resumed_from_epoch,
         versions=versions.installed(),
     )
 
@@ -128,10 +126,12 @@ def _finished_model(job: TrainJob, uri: str) -> models.Manifest | None:
 
 def _train(
     job: TrainJob, uri: str, size: int, staged: Mapping[str, sources.StagedDataset], script: str | None
-) -> gang.GangResult:
-    if models.find_manifest(uri) is not None:
+) -> tuple[Outcome, str]:
+    """Run the gang; what rank 0 answers, and the folder in which it put its model together."""
+    if filesystems.exists(filesystems.join(uri, models.MANIFEST)):
         # A finished model is trained again from the start: what it kept is not a place to go on from.
         filesystems.remove(filesystems.join(uri, models.CHECKPOINTS))
+    staged_uri = models.staging_uri(uri)
     task = RankTask(
         entrypoint=job.entrypoint,
         kwargs=job.entrypoint_kwargs,
@@ -140,36 +140,37 @@ def _train(
         datasets={name: dataset.uri for name, dataset in staged.items()},
         checkpoints_uri=filesystems.join(uri, models.CHECKPOINTS),
         events_uri=filesystems.join(uri, models.EVENTS),
-        publish_uri=models.staging_uri(uri),
+        publish_uri=staged_uri,
         fingerprint=job.fingerprint(),
     )
-    assert task.publish_uri is not None
     runner = HorovodRunner(
         job.np, driver_log_verbosity=job.driver_log_verbosity, start_timeout_s=job.start_timeout_s
     )
     print(f"training {job.entrypoint.name} on {size} ranks", flush=True)
     try:
-        result = runner.run_task(task)
+        outcome: Outcome = pickle.loads(runner.run_task(task).value)
     except BaseException:
-        filesystems.remove(task.publish_uri)
+        filesystems.remove(staged_uri)
         raise
-    answer = pickle.loads(result.value)
-    answer["staged_uri"] = task.publish_uri
-    return dataclasses.replace(result, value=pickle.dumps(answer))
+    return outcome, staged_uri
 
 
 def _publish(
-    job: TrainJob, uri: str, size: int, staged: Mapping[str, sources.StagedDataset], answer: Mapping[str, Any]
+    job: TrainJob,
+    uri: str,
+    size: int,
+    staged: Mapping[str, sources.StagedDataset],
+    outcome: Outcome,
+    published: Published,
+    staged_uri: str,
 ) -> None:
-    published: Published = answer["published"]
-    history = answer["history"]
     manifest = models.Manifest(
         framework=published.framework,
         entry=published.entry,
         signature=published.signature,
         files=published.files,
         predictor=published.predictor,
-        metrics=_finite(history[-1]) if history else {},
+        metrics=_finite(outcome.history[-1]) if outcome.history else {},
         entrypoint=job.entrypoint.name,
         np=size,
         job=job.fingerprint(),
@@ -178,7 +179,7 @@ def _publish(
         run=dataclasses.asdict(job.run) if job.run else None,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    models.publish(answer["staged_uri"], uri, manifest, keep_checkpoints=job.keep_checkpoints)
+    models.publish(staged_uri, uri, manifest, keep_checkpoints=job.keep_checkpoints)
     print(f"published {published.framework} model {uri}", flush=True)
 
 

@@ -140,13 +140,12 @@ def _result(task: RankTask, value: Any) -> bytes:
                 "the return value of main", f"{error}; return a Keras model, an ExportedModel or JSON"
             ) from None
     return pickle.dumps(
-        {
-            "published": published,
-            "value": value if published is None else None,
-            "history": current.history,
-            "resumed_from_epoch": current.resumed_from_epoch,
-            "shard_rows": {name: len(shard) * current.size for name, shard in current.shards.items()},
-        }
+        publishing.Outcome(
+            published=published,
+            value=value if published is None else None,
+            history=current.history,
+            resumed_from_epoch=current.resumed_from_epoch,
+        )
     )
 
 

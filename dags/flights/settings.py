@@ -8,6 +8,7 @@ HOME = os.environ.get("FLIGHTS_HOME", "/tmp/airflow-hydrogen/flights").rstrip("/
 LAKE = f"{HOME}/lake"
 MODELS = f"{HOME}/models"
 SCORES = f"{HOME}/scores"
+EVALUATIONS = f"{HOME}/evaluations"
 
 MODEL_ASSET = "flight_delay_model"
 SCORES_ASSET = "flight_delay_scores"

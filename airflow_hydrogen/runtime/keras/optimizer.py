@@ -141,16 +141,29 @@ def _compressor(hvd: Any, compression: Any) -> Any:
 def _reducer(hvd: Any, compressor: Any, op: str) -> Callable[[Sequence[Any]], list[Any]]:
     """A function from gradients to reduced gradients; None stays None.
 
-    Dense gradients go one by one: Horovod's fusion buffer joins those that are ready (measured against one
-    grouped allreduce in docs/keras.md). Sparse ones are gathered: the rows of all ranks side by side.
+    In a graph dense gradients go one by one, as they become ready, and Horovod's fusion buffer joins them:
+    under Gloo that is as fast as one grouped operation, and it can overlap with the rest of the backward
+    pass. Eagerly every operation waits for its end, and one for all is 6 to 14 times as fast (docs/keras.md).
+    Sparse gradients are gathered: the rows of all ranks, one rank after the other.
     """
     prefix = f"hydrogen_gradient_{next(_numbers)}"
-    horovod_op = hvd.Average if op == "average" else hvd.Sum
+    options = {"op": hvd.Average if op == "average" else hvd.Sum, "compression": compressor}
 
-    def reduce_dense(gradient: Any, name: str) -> Any:
-        return hvd.allreduce(
-            gradient, op=horovod_op, compression=compressor, name=name, ignore_name_scope=True
-        )
+    def reduce_dense(gradients: dict[int, Any]) -> dict[int, Any]:
+        if not tf.executing_eagerly():
+            return {
+                number: hvd.allreduce(gradient, name=f"{prefix}_{number}", ignore_name_scope=True, **options)
+                for number, gradient in gradients.items()
+            }
+        reduced: dict[int, Any] = {}
+        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients.values()):
+            group = {number: gradient for number, gradient in gradients.items() if gradient.dtype == dtype}
+            name = f"{prefix}_{dtype.name}"
+            together = hvd.grouped_allreduce(
+                list(group.values()), name=name, ignore_name_scope=True, **options
+            )
+            reduced.update(zip(group, together, strict=True))
+        return reduced
 
     def reduce_sparse(gradient: tf.IndexedSlices, name: str) -> tf.IndexedSlices:
         values, context = compressor.compress(gradient.values)
@@ -162,15 +175,15 @@ def _reducer(hvd: Any, compressor: Any, op: str) -> Callable[[Sequence[Any]], li
         return tf.IndexedSlices(values, indices, gradient.dense_shape)
 
     def reduce(gradients: Sequence[Any]) -> list[Any]:
-        reduced: list[Any] = []
+        reduced: list[Any] = [None] * len(gradients)
+        dense: dict[int, Any] = {}
         for number, gradient in enumerate(gradients):
-            name = f"{prefix}_{number}"
-            if gradient is None:
-                reduced.append(None)
-            elif isinstance(gradient, tf.IndexedSlices):
-                reduced.append(reduce_sparse(gradient, name))
-            else:
-                reduced.append(reduce_dense(tf.convert_to_tensor(gradient), name))
+            if isinstance(gradient, tf.IndexedSlices):
+                reduced[number] = reduce_sparse(gradient, f"{prefix}_{number}")
+            elif gradient is not None:
+                dense[number] = tf.convert_to_tensor(gradient)
+        for number, gradient in reduce_dense(dense).items():
+            reduced[number] = gradient
         return reduced
 
     return reduce

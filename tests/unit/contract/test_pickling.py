@@ -170,9 +170,13 @@ def test_culprit_among_extra_values(module: ModuleType) -> None:
         pickling.dumps_by_value(module.main, {"lock": module.lock})
 
 
-def test_pysparks_copy_stands_in_for_cloudpickle(module: ModuleType, tmp_path: Path) -> None:
+def triple(x: int) -> int:
+    return 3 * x
+
+
+def test_pysparks_copy_stands_in_for_cloudpickle(tmp_path: Path) -> None:
     file = tmp_path / "pickle"
-    file.write_bytes(pickling.dumps_by_value(module.main))
+    file.write_bytes(pickling.dumps_by_value(triple))
     code = f"""
 import sys
 sys.modules["cloudpickle"] = None  # as if it were not installed

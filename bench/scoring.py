@@ -1,0 +1,238 @@
+"""Warm scoring, Parquet to Parquet, against `predict_batch_udf` and against a row-at-a-time UDF.
+
+All sides read the same files with the same session, call the same loaded model through
+`predictors.load_predictor`, and write the same columns: a key and the prediction. Loading the model and
+importing TensorFlow are not measured: the Python workers stay.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.runtime import models, publishing, sinks, sources
+from airflow_hydrogen.runtime.columns import ColumnSpec
+from airflow_hydrogen.runtime.context import TrainContext
+from airflow_hydrogen.runtime.dataset import DatasetShard
+from airflow_hydrogen.runtime.predictors import load_predictor
+from airflow_hydrogen.runtime.scoring import score
+from bench.measure import Result, Target, alternate, compare
+from bench.spark import local_spark
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, SparkSession
+
+FEATURES = tuple(f"f{number:02d}" for number in range(32))
+KEY = "id"
+OUTPUT = publishing.SINGLE_OUTPUT
+INPUT = "features"
+_ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
+_FILES = 8
+
+
+def measure(folder: Path, quick: bool) -> list[Result]:
+    """Score 1,000,000 rows with each."""
+    rows, few = (100_000, 2_000) if quick else (1_000_000, 40_000)
+    pairs = 2 if quick else 5
+    many_rows = _write(folder / "many", rows)
+    few_rows = _write(folder / "few", few)
+    model = _publish_model(folder, many_rows)
+    results = []
+    with local_spark() as spark:
+        ours = partial(_ours, spark, model, many_rows, str(folder / "ours"), rows)
+        ours()  # imports TensorFlow and loads the model
+        udfs = _BatchUdfs(spark, model, many_rows, str(folder / "baseline"), rows)
+        name, fastest, tried = udfs.fastest()
+        ours()
+        results.append(
+            compare(
+                "warm scoring",
+                alternate(ours, fastest, pairs),
+                unit="rows/s",
+                against=f"predict_batch_udf, {name}",
+                target=Target(">=", 1.6),
+                rows=rows,
+                tried={variant: round(rate) for variant, rate in tried.items()},
+            )
+        )
+        by_row = partial(_by_row, spark, model, few_rows, str(folder / "baseline"), few)
+        by_row()
+        ours()
+        results.append(
+            compare(
+                "warm scoring, against rows",
+                alternate(ours, by_row, 2 if quick else 3),
+                unit="rows/s",
+                against="row-at-a-time UDF (useArrow=False)",
+                target=Target(">=", 60),
+                rows=rows,
+                baseline_rows=few,
+            )
+        )
+    return results
+
+
+def _write(folder: Path, rows: int) -> str:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    share = rows // _FILES
+    for number in range(_FILES):
+        keys = np.arange(number * share, (number + 1) * share)
+        columns = {name: random.standard_normal(share, dtype="float32") for name in FEATURES}
+        pq.write_table(
+            pa.table({KEY: keys, **columns}), folder / f"part-{number}.parquet", use_dictionary=False
+        )
+    return str(folder)
+
+
+def _publish_model(folder: Path, rows: str) -> str:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((len(FEATURES),), name=INPUT),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(1),
+        ]
+    )
+    context = TrainContext(rank=0, size=1)
+    context.shards["train"] = DatasetShard(rows)
+    context.shards["train"].layout = publishing.FeatureLayout(
+        "matrix", tuple(ColumnSpec(name, "float32") for name in FEATURES)
+    )
+    uri = str(folder / "model")
+    staged = models.staging_uri(uri)
+    made = publishing.save(model, staged, context)
+    assert made is not None
+    manifest = models.Manifest(
+        framework=made.framework, entry=made.entry, signature=made.signature, files=made.files
+    )
+    models.publish(staged, uri, manifest, keep_checkpoints=False)
+    return uri
+
+
+def _ours(spark: SparkSession, model: str, source: str, target: str, rows: int) -> float:
+    job = InferenceJob(
+        model_uri=model,
+        source=Source.parquet(source),
+        sink=Sink.parquet(target),
+        report_uri=f"{target}.json",
+        keep_columns=[KEY],
+    )
+    started = time.perf_counter()
+    manifest, _ = models.open_model(model)
+    frame = sources.read_prepared(spark, job.source, None, {})
+    written = sinks.replace_partition(score(spark, frame, manifest, job), job.sink, None)
+    seconds = time.perf_counter() - started
+    assert written == rows
+    return rows / seconds
+
+
+# --- predict_batch_udf -----------------------------------------------------------------------------------
+
+
+class _BatchUdfs:
+    """The ways to hand 32 columns to `predict_batch_udf`, each at several sizes of batches."""
+
+    def __init__(self, spark: SparkSession, model: str, source: str, target: str, rows: int) -> None:
+        self._spark, self._model, self._source, self._target, self._rows = spark, model, source, target, rows
+
+    def fastest(self) -> tuple[str, Callable[[], float], dict[str, float]]:
+        """Try all of them warm and return the fastest one's name and runner, and all rates."""
+        from pyspark.sql.functions import array, struct
+
+        shapes: dict[str, tuple[list[Column], Any, list[list[int]] | None]] = {
+            "array column": ([array(*FEATURES)], _make_matrix_predict, [[len(FEATURES)]]),
+            "struct column": ([struct(*FEATURES)], _make_matrix_predict, [[len(FEATURES)]]),
+            "one column per feature": (list(FEATURES), _make_columns_predict, None),
+        }
+        tried: dict[str, float] = {}
+        runners: dict[str, Callable[[], float]] = {}
+        for shape, (columns, make, tensor_shapes) in shapes.items():
+            for batch_rows in (4_096, 16_384, 65_536):
+                # Its batches never cross Arrow's, so that both get the same size.
+                name = f"{shape}, batches of {batch_rows:,}"
+                runners[name] = self._runner(columns, make, tensor_shapes, batch_rows)
+                runners[name]()  # loads the model
+                tried[name] = max(runners[name](), runners[name]())
+                print(f"    predict_batch_udf, {name}: {tried[name]:,.0f} rows/s", flush=True)
+        best = max(tried, key=lambda name: tried[name])
+        return best, runners[best], tried
+
+    def _runner(
+        self, columns: list[Column], make: Any, shapes: list[list[int]] | None, batch_rows: int
+    ) -> Callable[[], float]:
+        from pyspark.ml.functions import predict_batch_udf
+        from pyspark.sql.types import FloatType
+
+        predict = predict_batch_udf(
+            partial(make, self._model),
+            return_type=FloatType(),
+            batch_size=batch_rows,
+            input_tensor_shapes=shapes,
+        )
+
+        def run() -> float:
+            self._spark.conf.set(_ARROW_BATCH, batch_rows)
+            started = time.perf_counter()
+            frame = self._spark.read.parquet(self._source).select(KEY, predict(*columns).alias(OUTPUT))
+            frame.write.mode("overwrite").parquet(self._target)
+            return self._rows / (time.perf_counter() - started)
+
+        return run
+
+
+def _make_matrix_predict(model: str) -> Callable[[np.ndarray], np.ndarray]:
+    _manifest, predict = load_predictor(model, None, 1)
+
+    def run(inputs: np.ndarray) -> np.ndarray:
+        return predict({INPUT: inputs})[OUTPUT]
+
+    return run
+
+
+def _make_columns_predict(model: str) -> Callable[..., np.ndarray]:
+    _manifest, predict = load_predictor(model, None, 1)
+
+    def run(*inputs: np.ndarray) -> np.ndarray:
+        matrix = np.empty((len(inputs[0]), len(inputs)), "float32")
+        for number, column in enumerate(inputs):
+            matrix[:, number] = column
+        return predict({INPUT: matrix})[OUTPUT]
+
+    # predict_batch_udf counts the parameters to learn how many columns there are.
+    kind = inspect.Parameter.POSITIONAL_ONLY
+    run.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in FEATURES])  # type: ignore[attr-defined]
+    return run
+
+
+# --- one row at a time -----------------------------------------------------------------------------------
+
+_row_predict: dict[str, Any] = {}
+
+
+def _predict_row(model: str, *row: float) -> float:
+    if model not in _row_predict:
+        _row_predict[model] = load_predictor(model, None, 1)[1]
+    return float(_row_predict[model]({INPUT: np.array([row], "float32")})[OUTPUT][0, 0])
+
+
+def _by_row(spark: SparkSession, model: str, source: str, target: str, rows: int) -> float:
+    from pyspark.sql.functions import udf
+
+    predict = udf(partial(_predict_row, model), "float", useArrow=False)
+    started = time.perf_counter()
+    frame = spark.read.parquet(source).repartition(2).select(KEY, predict(*FEATURES).alias(OUTPUT))
+    frame.write.mode("overwrite").parquet(target)
+    return rows / (time.perf_counter() - started)

@@ -1,0 +1,141 @@
+"""The files that cross between Airflow and Spark, byte for byte: a change here is a change of the contract.
+
+After a deliberate change raise CONTRACT_VERSION (or the model's FORMAT_VERSION) and write the files anew:
+`GOLDEN=write pytest tests/contract/test_golden.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
+from airflow_hydrogen.contract.reports import Failure, InferenceReport, TrainReport
+from airflow_hydrogen.runtime.columns import ColumnSpec
+from airflow_hydrogen.runtime.models import FileEntry, InputSpec, Manifest, OutputSpec, Signature
+
+GOLDEN = Path(__file__).parent / "golden"
+RUN = Run(dag_id="flights_train", task_id="train", run_id="manual__2013", map_index=-1, clear_number=0)
+VERSIONS = {"python": "3.11.7", "pyspark": "4.2.0"}
+
+JOBS = {
+    "train_job": TrainJob(
+        entrypoint=Entrypoint.parse("flights.train:main"),
+        entrypoint_kwargs={"epochs": 3},
+        np=2,
+        datasets={
+            "train": Source.sql(
+                "select * from f join w using (origin)",
+                f=Source.parquet("/lake/flights", where="ds < '2013-07-01'"),
+                w=Source.csv("/lake/weather", sep=";"),
+            )
+        },
+        prepare="flights.features:prepare",
+        prepare_kwargs={"lake": "/lake"},
+        model_uri="/models/flight_delay",
+        report_uri="/tmp/report.json",
+        run=RUN,
+    ),
+    "train_job_callable": TrainJob(
+        entrypoint=Entrypoint(kind="callable", value="AAAA", name="main", python="3.11"),
+        np=-1,
+        model_uri="/models/m",
+        report_uri="/tmp/report.json",
+    ),
+    "train_job_script": TrainJob(
+        entrypoint=Entrypoint.parse("train.py"),
+        entrypoint_args=["--epochs", "3"],
+        np=0,
+        model_uri="/models/m",
+        report_uri="/tmp/report.json",
+        keep_checkpoints=True,
+    ),
+    "inference_job": InferenceJob(
+        model_uri="/models/flight_delay",
+        source=Source.parquet("/lake/flights/ds=2013-07-01"),
+        sink=Sink.parquet("/scores", partition={"ds": "2013-07-01"}),
+        report_uri="/tmp/report.json",
+        keep_columns=["flight"],
+        output_columns={"prediction": "delay"},
+        run=RUN,
+    ),
+}
+
+REPORTS = {
+    "train_report": TrainReport(
+        model_uri="/models/flight_delay",
+        metrics={"epoch": 2, "loss": 0.5},
+        epochs=3,
+        np=2,
+        rows=1000,
+        seconds={"total": 12.5},
+        rows_per_second=2000.0,
+        versions=VERSIONS,
+    ),
+    "train_report_failure": TrainReport(
+        failure=Failure(error_type="RankFailedError", message="rank 1 failed", retryable=True)
+    ),
+    "inference_report": InferenceReport(
+        output_uri="/scores/ds=2013-07-01",
+        model_uri="/models/flight_delay",
+        rows=994,
+        seconds={"total": 9.0},
+        rows_per_second=110.4,
+        versions=VERSIONS,
+    ),
+}
+
+MANIFEST = Manifest(
+    framework="keras",
+    entry="model.keras",
+    signature=Signature(
+        inputs=(
+            InputSpec("x", (ColumnSpec("a", "int64"), ColumnSpec("pixels", "float32", 3)), "float32", (4,)),
+            InputSpec("carrier", (ColumnSpec("carrier", "string"),), "string", (1,)),
+        ),
+        outputs=(OutputSpec("prediction", "float32", (1,)),),
+    ),
+    files=(FileEntry("model.keras", "ab" * 32, 1234),),
+    metrics={"loss": 0.5},
+    entrypoint="flights.train:main",
+    np=2,
+    job="cd" * 32,
+    data={"train": {"rows": 1000, "fingerprint": "ef" * 32}},
+    versions=VERSIONS,
+    run={"dag_id": "flights_train"},
+    created="2013-07-01T00:00:00+00:00",
+)
+
+
+def _golden(name: str, text: str) -> str:
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("GOLDEN") == "write":
+        path.write_text(text + "\n")
+    return path.read_text().rstrip("\n")
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_job_files(name):
+    text = jobs.dumps(JOBS[name])
+    assert text == _golden(name, text)
+    assert jobs.loads(text) == JOBS[name]
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_report_files(name):
+    text = reports.dumps(REPORTS[name])
+    assert text == _golden(name, text)
+    assert reports.loads(text) == REPORTS[name]
+
+
+def test_the_manifest():
+    text = MANIFEST.dumps()
+    assert text == _golden("manifest", text)
+    assert Manifest.loads("/models/m", text) == MANIFEST
+
+
+def test_every_golden_file_belongs_to_a_test():
+    assert {path.stem for path in GOLDEN.glob("*.json")} == {*JOBS, *REPORTS, "manifest"}
