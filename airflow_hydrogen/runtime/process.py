@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from airflow_hydrogen.runtime.topology import Placement
 
 _POLL_S = 0.2
 _TERM_GRACE_S = 2.0
+_OUTPUT_GRACE_S = 0.5  # for the last lines of a process that has ended
+_EXIT_GRACE_S = 30.0  # for a process that has sent its result
 _TAIL_LINES = 30
 
 # The pipe's file descriptor and the parent's process id, which `worker` reads.
@@ -116,6 +119,7 @@ class RankProcess:
         self._placement = placement
         self._on_report = on_report
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._killed = False
         self._pipe, child_pipe = Pipe()
         try:
             self._process = subprocess.Popen(
@@ -159,37 +163,40 @@ class RankProcess:
         """
         result: bytes | None = None
         failure: RankFailure | None = None
+        give_up = float("inf")
         try:
-            while True:
-                if cancelled():
-                    raise RankCancelled
+            while failure is None and time.monotonic() < give_up:
                 message = self._receive()
                 if message is None:
                     break
                 kind, content = message
                 if kind == "report":
                     self._on_report(content)
-                elif kind == "result":
-                    result = content
                 elif kind == "failed":
+                    # Not waited for: Horovod's own end may hang while its peers are in a collective.
                     failure = content
-            # The pipe is closed: the process is ending, or has closed it by accident.
-            while self._process.poll() is None:
+                elif kind == "result":
+                    result, give_up = content, time.monotonic() + _EXIT_GRACE_S
+                # One that has died by itself says so, whatever its peers have caused meanwhile.
+                if failure is None and cancelled() and self._process.poll() is None:
+                    raise RankCancelled
+            while failure is None and not self._has_ended() and time.monotonic() < give_up:
                 if cancelled():
                     raise RankCancelled
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(_POLL_S)
-            self._reader.join(_TERM_GRACE_S)
+            self._reader.join(_OUTPUT_GRACE_S)
             if failure is not None:
                 raise RankFailed(self._with_tail(failure))
-            if result is None or self._process.returncode != 0:
+            if result is None or self._process.returncode not in (0, None):
                 raise RankFailed(self._with_tail(self._death()))
             return result
         finally:
             self.kill()
 
     def kill(self) -> None:
-        """End the process and all that it started: SIGTERM, then SIGKILL."""
+        """End the process and all that it started: SIGTERM, then SIGKILL. A second call does nothing."""
+        if self._killed:  # its number may be that of another process by now
+            return
+        self._killed = True
         for sent in (signal.SIGTERM, signal.SIGKILL):
             if self._process.poll() is not None and sent == signal.SIGTERM:
                 continue
@@ -205,6 +212,12 @@ class RankProcess:
             return self._pipe.recv() if self._pipe.poll(_POLL_S) else ("idle", None)
         except (EOFError, ConnectionResetError):
             return None
+
+    def _has_ended(self) -> bool:
+        """Whether the process is gone, after a short wait for it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_POLL_S)
+        return self._process.poll() is not None
 
     def _read_output(self, stream: IO[bytes], on_line: Callable[[str], None]) -> None:
         with stream:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from airflow_hydrogen.contract.errors import EntrypointError, InvalidJobError, NotEnoughSlotsError
+from airflow_hydrogen.contract.errors import EntrypointError, InvalidJobError
 from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
 from airflow_hydrogen.runtime import gang
@@ -71,11 +71,7 @@ class HorovodRunner:
             return gang.run_locally(task, -self.np, self._log)
         from pyspark.sql import SparkSession
 
-        spark = SparkSession.getActiveSession()
-        if spark is None:
-            if self.np == 0:
-                raise NotEnoughSlotsError(0, 0, "no Spark session is active")
-            spark = SparkSession.builder.getOrCreate()
+        spark = SparkSession.builder.getOrCreate()
         size = require_slots(spark, self.np, self._start_timeout_s)
         return gang.run_on_spark(spark, task, size, self._log)
 
