@@ -3,11 +3,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
 import pytest
+
+# In the environment of everything that this run of the tests starts, Spark's JVM and its workers included.
+_MARK, _RUN = "AIRFLOW_HYDROGEN_TEST_RUN", uuid.uuid4().hex
+os.environ[_MARK] = _RUN
 
 
 @pytest.fixture(scope="session")
@@ -43,17 +48,16 @@ def eventually() -> Callable[..., None]:
 
 @pytest.fixture
 def rank_processes() -> Callable[[], list[psutil.Process]]:
-    """The processes of ranks that are alive on this machine."""
+    """The processes of ranks that this run of the tests started and that are alive."""
 
-    def find() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter(["cmdline", "status"]):
-            command = process.info["cmdline"] or []
-            if (
-                "airflow_hydrogen.runtime.worker" in command
-                and process.info["status"] != psutil.STATUS_ZOMBIE
-            ):
-                found.append(process)
-        return found
+    def is_ours(process: psutil.Process) -> bool:
+        try:
+            return (
+                "airflow_hydrogen.runtime.worker" in process.cmdline()
+                and process.environ().get(_MARK) == _RUN
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:  # it ended meanwhile
+            return False
 
-    return find
+    return lambda: [process for process in psutil.process_iter() if is_ours(process)]
