@@ -38,6 +38,18 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
+        "sensors": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": ["airflow_hydrogen.sensors.gpu_cluster"],
+            }
+        ],
+        "triggers": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": ["airflow_hydrogen.triggers.gpu_cluster"],
+            }
+        ],
         "hooks": [
             {
                 "integration-name": _INTEGRATION,

@@ -45,8 +45,9 @@ def measure(folder: Path, quick: bool) -> list[Result]:
 
 def train(epochs: int) -> float:
     """On every rank: rows/s of all ranks together, over the epochs after the first."""
-    from airflow_hydrogen.runtime import get_context
     from flights.train import main as train_flights
+
+    from airflow_hydrogen.runtime import get_context
 
     train_flights(epochs=epochs)
     context = get_context()
@@ -56,10 +57,11 @@ def train(epochs: int) -> float:
 
 
 def _prepare(spark: SparkSession, folder: Path, where: str) -> tuple[str, int]:
-    from airflow_hydrogen.contract.jobs import Source
-    from airflow_hydrogen.runtime import sources
     from flights.data import load
     from flights.features import prepare
+
+    from airflow_hydrogen.contract.jobs import Source
+    from airflow_hydrogen.runtime import sources
 
     lake = str(folder / "lake")
     load(lake)

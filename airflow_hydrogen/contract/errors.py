@@ -8,6 +8,7 @@ HydrogenError
 │   ├── KwargsError                 arguments that are not JSON
 │   ├── NotEnoughSlotsError         np against the task slots of the cluster
 │   ├── UnwritableUriError          found before any work is done
+│   ├── NeverEnoughError            a machine that will never have what is waited for
 │   └── ContractVersionError        a job or report of another version
 ├── DataError                       the data does not fit the job
 │   ├── SourceError                 a source that cannot be read
@@ -28,6 +29,9 @@ HydrogenError
 │   ├── RankFailedError             an exception or a death on one rank
 │   └── GangLostError               the barrier stage failed and no rank said why
 ├── CheckpointError                 a checkpoint that could not be written
+├── ClusterError                    the cluster manager does not say what is free
+│   ├── ClusterUnreachableError     it does not answer, for now
+│   └── ClusterResponseError        it refuses, or answers with something else
 ├── LauncherError                   spark-submit cannot be started here
 │   ├── SparkSubmitNotFoundError
 │   └── JavaNotFoundError
@@ -118,6 +122,20 @@ class NotEnoughSlotsError(InvalidJobError):
         )
         self.np = np
         self.slots = slots
+
+
+class NeverEnoughError(InvalidJobError):
+    """What is waited for is more than there can ever be.
+
+    Example: `GPUClusterSensor(gpus=4)` without a Spark connection, so that it looks at this machine.
+    """
+
+    def __init__(self, master: str, missing: str) -> None:
+        super().__init__(
+            f"master {master!r} is this machine alone, and it will never have what is waited for: {missing}; "
+            "lower it, or let conn_id name a cluster"
+        )
+        self.master = master
 
 
 class UnwritableUriError(InvalidJobError):
@@ -343,6 +361,28 @@ class CheckpointError(HydrogenError):
     """A checkpoint could not be written."""
 
     retryable = True
+
+
+# --- the cluster manager -----------------------------------------------------------------------------
+
+
+class ClusterError(HydrogenError):
+    """The cluster manager does not say what is free."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(f"cluster manager at {url}: {problem}")
+        self.url = url
+        self.problem = problem
+
+
+class ClusterUnreachableError(ClusterError):
+    """The cluster manager does not answer, or says to come back later: waiting may help."""
+
+    retryable = True
+
+
+class ClusterResponseError(ClusterError):
+    """The cluster manager refuses the request, or answers with something else than was documented."""
 
 
 # --- launching ---------------------------------------------------------------------------------------

@@ -337,6 +337,11 @@ def parquet_files(uri: str) -> list[str]:
     return [f"{root}/{name}" for name, size in filesystems.list_files(uri) if size and not _is_hidden(name)]
 
 
+def has_partition_folders(uri: str) -> bool:
+    """Whether columns hide in folder names, as in `ds=2013-01-01/`."""
+    return any("=" in name for name, _size in filesystems.list_files(uri))
+
+
 def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) and "=" not in part for part in name.split("/"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.errors import (
@@ -15,7 +15,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport
-from airflow_hydrogen.runtime import filesystems, sinks, sources, versions
+from airflow_hydrogen.runtime import direct, filesystems, sinks, sources, versions
 from airflow_hydrogen.runtime.application import original_error, spark_session
 from airflow_hydrogen.runtime.columns import dtype_of
 from airflow_hydrogen.runtime.inference import Scorer
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
+_TASKS_PER_SLOT = 4
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -95,18 +96,37 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
         batch_rows=job.batch_rows,
         threads=threads_per_task(spark, task_slots(spark)),
     )
+    needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
+    schema = output_schema(frame.schema, keep, outputs, manifest.signature)
+    groups = None if job.prepare else direct.readable_row_groups(job.source, frame.schema, needed)
+    if groups:
+        return _score_directly(spark, groups, needed, scorer, schema)
     if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
-        spark.conf.set(_ARROW_BATCH, job.batch_rows)
         frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
-    needed = dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants])
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return scorer(batches)
 
-    return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(
-        run, output_schema(frame.schema, keep, outputs, manifest.signature)
-    )
+    return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema)
+
+
+def _score_directly(
+    spark: SparkSession,
+    groups: Sequence[direct.RowGroup],
+    columns: Sequence[str],
+    scorer: Scorer,
+    schema: StructType,
+) -> DataFrame:
+    """Tasks that read their row groups themselves; each gets its number as its only row."""
+    hands = direct.deal(groups, _TASKS_PER_SLOT * task_slots(spark))
+
+    def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in numbers:
+            for number in batch.column(0).to_pylist():
+                yield from scorer(direct.read(hands[number], columns, scorer.batch_rows))
+
+    return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema)
 
 
 def check_features(signature: Signature, schema: StructType) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_hydrogen.contract.errors import EmptyDatasetError, EntrypointError, SourceError
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime import filesystems
-from airflow_hydrogen.runtime.dataset import parquet_files
+from airflow_hydrogen.runtime.dataset import has_partition_folders, parquet_files
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -153,7 +153,7 @@ def _rows_that_fit(uri: str) -> int:
 
     It can where row groups are of moderate size and no column hides in folder names (`ds=2013-01-01/`).
     """
-    if any("=" in name for name, _size in filesystems.list_files(uri)):
+    if has_partition_folders(uri):
         return 0
     rows = 0
     for metadata in _footers(uri):

@@ -25,6 +25,7 @@ OURS = [
     "airflow_hydrogen.operators.train",
     "airflow_hydrogen.operators.inference",
     "airflow_hydrogen.decorators.horovod",
+    "airflow_hydrogen.sensors.gpu_cluster",
     "airflow_hydrogen.contract.jobs",
 ]
 # What a DAG file with a SparkSubmitOperator and TaskFlow imports anyway.

@@ -25,7 +25,7 @@ from airflow_hydrogen.contract.errors import (
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
-from airflow_hydrogen.runtime import models, publishing
+from airflow_hydrogen.runtime import direct, models, publishing, scoring, sources
 from airflow_hydrogen.runtime.columns import ColumnSpec
 from airflow_hydrogen.runtime.context import TrainContext
 from airflow_hydrogen.runtime.dataset import FeatureLayout
@@ -133,6 +133,35 @@ def test_predictions_stand_beside_untouched_columns(score, linear, lake, tmp_pat
     assert found[source.columns].equals(source)
     assert np.allclose(found["prediction"], source["a"] + 10 * source["b"])
     assert found["prediction"].dtype == np.float32
+
+
+def test_rows_that_workers_read_themselves_are_those_that_spark_reads(score, linear, lake, monkeypatch):
+    calls = []
+    read_directly = scoring._score_directly
+    monkeypatch.setattr(scoring, "_score_directly", lambda *given: calls.append(1) or read_directly(*given))
+    _, directly = score(linear)
+    _, through_spark = score(linear, source=Source.parquet(lake, where="id >= 0"))
+    assert calls == [1]
+    directly, through_spark = (
+        frame.sort_values("id", ignore_index=True) for frame in (directly, through_spark)
+    )
+    assert directly.equals(through_spark)
+    assert directly.dtypes.equals(through_spark.dtypes)
+
+
+def test_types_that_spark_reads_otherwise_and_partition_folders_go_through_spark(spark, tmp_path):
+    (tmp_path / "plain").mkdir()
+    write(tmp_path / "plain" / "x.parquet", a=[1.0], at=pa.array([0], pa.timestamp("ns")))
+    (tmp_path / "parts" / "ds=1").mkdir(parents=True)
+    write(tmp_path / "parts" / "ds=1" / "x.parquet", a=[1.0])
+
+    def readable(folder, *columns):
+        source = Source.parquet(str(tmp_path / folder))
+        return direct.readable_row_groups(source, sources.read(spark, source).schema, columns)
+
+    assert [group.rows for group in readable("plain", "a")] == [1]
+    assert readable("plain", "a", "at") is None
+    assert readable("parts", "a") is None
 
 
 def test_kept_columns_and_output_names_are_chosen(score, linear):

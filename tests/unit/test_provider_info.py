@@ -31,7 +31,7 @@ def test_it_has_the_name_of_the_distribution() -> None:
 
 def test_everything_it_names_exists() -> None:
     info = get_provider_info()
-    for kind in ("operators", "hooks"):
+    for kind in ("operators", "sensors", "hooks", "triggers"):
         for modules in info[kind]:
             for module in modules["python-modules"]:
                 importlib.import_module(module)

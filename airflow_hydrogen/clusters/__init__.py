@@ -1,0 +1,1 @@
+"""What a cluster manager knows: one file each, behind one protocol."""
