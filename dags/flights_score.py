@@ -65,8 +65,8 @@ with DAG(
             run_after=run.run_after,
         )
         # An asset event that started the run names its model: a run that is cleared later uses it again.
-        started_by = context["triggering_asset_events"]
-        events = list(started_by[MODEL]) if MODEL in started_by else context["inlet_events"][MODEL]
+        # (`MODEL in triggering_asset_events` is true in every run.)
+        events = context["triggering_asset_events"].get(MODEL) or context["inlet_events"][MODEL]
         model_uri = params["model_uri"] or (events[-1].extra.get("model_uri") if len(events) else None)
         if not model_uri:
             raise LookupError(

@@ -12,22 +12,22 @@ LATE_MINUTES = 15
 
 # Feature -> mean and standard deviation over the first half of the year.
 NUMBERS = {
-    "departs": (802.0, 285.0),
-    "arrives": (924.0, 306.0),
-    "weekday": (3.9, 2.0),
-    "distance": (1035.0, 735.0),
-    "temp": (51.0, 18.0),
-    "dewp": (36.0, 20.0),
-    "humid": (61.0, 20.0),
-    "wind_speed": (11.5, 5.7),
-    "wind_gust": (8.0, 13.0),
-    "precip": (0.005, 0.03),
-    "pressure": (1017.5, 7.5),
-    "visib": (9.2, 2.1),
-    "plane_age": (11.0, 6.0),
-    "seats": (137.0, 71.0),
-    "latitude": (36.0, 5.9),
-    "longitude": (-89.0, 15.4),
+    "departs": (818.5, 281.8),
+    "arrives": (935.2, 299.7),
+    "weekday": (3.95, 1.94),
+    "distance": (1026.7, 726.1),
+    "temp": (51.2, 16.6),
+    "dewp": (35.5, 18.4),
+    "humid": (58.6, 20.8),
+    "wind_speed": (11.9, 6.03),
+    "wind_gust": (7.76, 12.4),
+    "precip": (0.0054, 0.0305),
+    "pressure": (1017.2, 7.88),
+    "visib": (9.09, 2.28),
+    "plane_age": (11.8, 6.42),
+    "seats": (136.1, 71.5),
+    "latitude": (35.96, 5.77),
+    "longitude": (-89.1, 14.8),
 }
 WORDS = ("carrier", "origin", "dest")
 

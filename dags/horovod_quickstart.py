@@ -1,0 +1,60 @@
+"""The smallest training: `@task.horovod` fits a line to points that another task wrote."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+from flights import settings
+
+from airflow_hydrogen.contract.jobs import Source
+
+POINTS = f"{settings.HOME}/quickstart/points"
+
+with DAG(
+    "horovod_quickstart",
+    description="Fit y = 3x + 1 on two processes",
+    schedule=None,
+    start_date=datetime(2013, 1, 1, tzinfo=timezone.utc),
+    tags=["airflow-hydrogen"],
+    params={"epochs": Param(20, type="integer", minimum=1)},
+    doc_md=__doc__,
+):
+
+    @task
+    def write_points() -> list[float]:
+        """Write a table for the ranks to read, and return what the training is to find."""
+        from pathlib import Path
+
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        x = np.random.default_rng(7).uniform(-1, 1, 2_000).astype("float32")
+        Path(POINTS).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"x": x, "y": 3 * x + 1}), f"{POINTS}/part-0.parquet", row_group_size=250)
+        return [3.0, 1.0]
+
+    @task.horovod(
+        np=2,
+        train_data=Source.parquet(POINTS),
+        model_uri=f"{settings.MODELS}/quickstart-{{{{ run_id | replace(':', '') | replace('+', '-') }}}}",
+        multiple_outputs=False,
+    )
+    def fit(line: list[float], epochs: str) -> dict[str, Any]:
+        """Runs on every rank. Its arguments are XComs or templates; a dict that it returns is its XCom."""
+        import keras
+
+        import airflow_hydrogen.runtime as hydrogen
+
+        context = hydrogen.get_context()
+        keras.utils.set_random_seed(7)
+        rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y")
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.05 * context.size)), "mse")
+        model.fit(rows, epochs=int(epochs), callbacks=hydrogen.keras.callbacks(), verbose=0)
+        slope, offset = (float(weight.numpy().squeeze()) for weight in model.weights)
+        return {"slope": slope, "offset": offset, "wanted": line, "processes": context.size}
+
+    fit(write_points(), "{{ params.epochs }}")

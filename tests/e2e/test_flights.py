@@ -1,0 +1,118 @@
+"""The example DAGs, run by `dag.test()` on the real flights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scripts.dag_runs import DagRun, DagRunner
+from tests.e2e.conftest import SHORT_TRAINING, Home
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+ReadDay = Callable[[str, str], pd.DataFrame]
+
+
+def test_every_dag_imports(runner: DagRunner) -> None:
+    dag_ids, errors = runner.dags()
+    assert errors == {}
+    assert dag_ids == ["flights_score", "flights_train", "horovod_quickstart"]
+
+
+def test_a_model_that_beats_the_baseline_is_published(trained: DagRun) -> None:
+    assert set(trained.tasks.values()) == {"success"}
+    event = trained.events["flight_delay_model"]
+    model, baseline = event["metrics"]["model"], event["metrics"]["baseline"]
+    assert model["flights"] == baseline["flights"] > 5_000
+    assert model["rmse"] < 0.98 * baseline["rmse"]
+    assert model["log_loss"] < 0.95 * baseline["log_loss"]
+    assert model["auc"] > 0.65
+
+
+def test_the_asset_event_names_the_model_of_the_run(trained: DagRun) -> None:
+    model_uri = trained.events["flight_delay_model"]["model_uri"]
+    assert model_uri == trained.xcoms["train"]["return_value"]
+    folder = Path(model_uri.removeprefix("file://"))
+    assert not set(folder.name) & set(":+ ")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["entrypoint"], manifest["np"]) == ("flights.train:main", 2)
+    assert manifest["run"]["run_id"] == trained.run_id
+    assert not (folder / "checkpoints").exists()
+
+
+def test_the_training_report_is_an_xcom(trained: DagRun) -> None:
+    report = trained.xcoms["train"]["report"]
+    assert (report["np"], report["epochs"], report["reused"]) == (2, SHORT_TRAINING["epochs"], False)
+    assert report["rows"] > 50_000
+    assert report["rows_per_second"] > 0
+    assert {"keras", "tensorflow", "horovod", "pyspark"} <= set(report["versions"])
+
+
+def test_a_model_that_does_not_beat_the_baseline_is_not_published(runner: DagRunner, trained: DagRun) -> None:
+    untrained = {"train_until": "2013-05-02", "train_from": "2013-05-01", "epochs": 1, "learning_rate": 1e-9}
+    run = runner.run("flights_train", conf={**SHORT_TRAINING, **untrained})
+    assert run.state == "failed"
+    assert (run.tasks["gate"], run.tasks["publish"]) == ("failed", "upstream_failed")
+    assert run.events == {}
+
+
+@pytest.fixture(scope="module")
+def scored(runner: DagRunner, trained: DagRun) -> DagRun:
+    run = runner.run("flights_score", logical_date="2013-07-01T00:00:00+00:00")
+    assert run.state == "success", run.tasks
+    return run
+
+
+def test_a_day_is_scored_with_the_model_of_the_asset(
+    scored: DagRun, trained: DagRun, read_day: ReadDay
+) -> None:
+    assert scored.xcoms["plan"]["return_value"] == {
+        "ds": "2013-07-01",
+        "model_uri": trained.events["flight_delay_model"]["model_uri"],
+    }
+    scores, flights = read_day("scores", "2013-07-01"), read_day("lake/flights", "2013-07-01")
+    assert len(scores) == len(flights) == scored.xcoms["score"]["report"]["rows"]
+    kept = ["carrier", "flight", "origin", "dest", "sched_dep_time"]
+    pd.testing.assert_frame_equal(scores[kept], flights[kept])
+    assert scores["late_probability"].between(0, 1).all()
+    assert scores["predicted_delay"].std() > 1
+    extra = scored.events["flight_delay_scores"]
+    assert extra["rows"] == len(scores)
+    assert extra["output_uri"] == scored.xcoms["score"]["return_value"]
+
+
+def test_scoring_a_day_again_changes_nothing(runner: DagRunner, scored: DagRun, read_day: ReadDay) -> None:
+    before = read_day("scores", "2013-07-01")
+    again = runner.run("flights_score", conf={"ds": "2013-07-01"})
+    assert again.state == "success"
+    assert again.run_id != scored.run_id
+    pd.testing.assert_frame_equal(read_day("scores", "2013-07-01"), before)
+
+
+def test_a_run_without_a_logical_date_scores_the_day_of_its_param_with_the_model_of_its_param(
+    runner: DagRunner, trained: DagRun, read_day: ReadDay
+) -> None:
+    model_uri = trained.xcoms["train"]["return_value"]
+    run = runner.run("flights_score", logical_date=None, conf={"ds": "2013-07-03", "model_uri": model_uri})
+    assert run.state == "success", run.tasks
+    assert run.xcoms["plan"]["return_value"] == {"ds": "2013-07-03", "model_uri": model_uri}
+    assert len(read_day("scores", "2013-07-03")) == len(read_day("lake/flights", "2013-07-03"))
+
+
+def test_scoring_without_any_model_says_what_to_do(empty_home: Home) -> None:
+    with DagRunner(empty_home.environment, empty_home.log) as runner:
+        run = runner.run("flights_score", conf={"ds": "2013-07-04"})
+    assert run.tasks == {"plan": "failed", "score": "upstream_failed"}
+    assert "Run flights_train first, or give the Param model_uri" in empty_home.log.read_text()
+
+
+def test_a_task_horovod_trains_on_two_processes(runner: DagRunner) -> None:
+    run = runner.run("horovod_quickstart")
+    assert run.state == "success", run.tasks
+    found = run.xcoms["fit"]["return_value"]
+    assert found["processes"] == 2
+    assert [found["slope"], found["offset"]] == pytest.approx(found["wanted"], abs=0.05)
