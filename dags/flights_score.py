@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
+from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import (
     DAG,
     Asset,
@@ -52,7 +53,7 @@ with DAG(
     doc_md=__doc__,
 ) as dag:
 
-    @task(inlets=[MODEL], retries=0)
+    @task(inlets=[MODEL])
     def plan() -> dict[str, str]:
         """Choose the day and the model of this run."""
         context = get_current_context()
@@ -69,7 +70,7 @@ with DAG(
         events = context["triggering_asset_events"].get(MODEL) or context["inlet_events"][MODEL]
         model_uri = params["model_uri"] or (events[-1].extra.get("model_uri") if len(events) else None)
         if not model_uri:
-            raise LookupError(
+            raise AirflowFailException(
                 f"no model: asset {MODEL.name!r} has no event with a model_uri. Run flights_train first, "
                 "or give the Param model_uri"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
+from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, Asset, Param, get_current_context, task
 from flights import settings
 
@@ -99,14 +100,16 @@ with DAG(
             scores_uri, f"{settings.LAKE}/flights", params["train_from"], params["train_until"]
         )
 
-    @task(retries=0)
+    @task
     def gate(measured: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         """Stop a model that is no better than its carrier's mean delay and share of late flights."""
         model, baseline = measured["model"], measured["baseline"]
         worse = [name for name in ("rmse", "log_loss") if not model[name] < baseline[name]]
         if worse:
             found = "; ".join(f"{name} {model[name]:.4f}, baseline {baseline[name]:.4f}" for name in worse)
-            raise ValueError(f"the model does not beat the baseline, so it is not published: {found}")
+            raise AirflowFailException(
+                f"the model does not beat the baseline, so it is not published: {found}"
+            )
         return measured
 
     @task(outlets=[Asset(settings.MODEL_ASSET)])

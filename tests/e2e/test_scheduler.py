@@ -50,19 +50,23 @@ class Scheduler:
         self._processes: list[psutil.Popen] = []
 
     def start(self) -> None:
-        """Start the parts, and wait for the first to answer."""
-        for command in ("api-server", "dag-processor", "scheduler"):
-            with (self._home.airflow / f"{command}.log").open("a") as log:
-                self._processes.append(
-                    psutil.Popen(
-                        [sys.executable, "-m", "airflow", command],
-                        env=self.environment,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+        """Start the API server, and when it answers the others: tasks fail that do not reach it."""
+        self._start("api-server")
         self.wait(self._answers, "the API server answers", 120)
+        self._start("dag-processor")
+        self._start("scheduler")
+
+    def _start(self, command: str) -> None:
+        with (self._home.airflow / f"{command}.log").open("a") as log:
+            self._processes.append(
+                psutil.Popen(
+                    [sys.executable, "-m", "airflow", command],
+                    env=self.environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
 
     def stop(self) -> None:
         """End everything that was started, and what it started."""
@@ -120,6 +124,9 @@ class Scheduler:
             return [state for (state,) in found]
 
         self.wait(lambda: states() == ["success"] * len(WEEK), "the backfill's runs succeed", 900)
+        # Until the scheduler has noticed, there cannot be another one.
+        ended = "select 1 from backfill where id = ? and completed_at is not null"
+        self.wait(lambda: self.query(ended, backfill), "the backfill ends", 120)
 
     def _answers(self) -> bool:
         try:
