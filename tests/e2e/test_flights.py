@@ -12,7 +12,7 @@ import pytest
 from scripts.dag_runs import DagRun, DagRunner
 from tests.e2e.conftest import SHORT_TRAINING, Home
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 ReadDay = Callable[[str, str], pd.DataFrame]
 

@@ -19,7 +19,7 @@ from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.operators.train import HorovodTrainOperator
 from airflow_hydrogen.testing import TaskRun, run_task
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 RETRIES = 1
 
