@@ -139,7 +139,7 @@ def without_connection(conn_id: str, environ: Mapping[str, str]) -> ClusterEndpo
         )
     if conn_id != DEFAULT_CONN_ID:
         raise InvalidJobError(
-            f"there is no connection {conn_id!r}; create it, or leave conn_id out for this machine"
+            f"there is no connection {conn_id!r}; create it, or leave conn_id out to run on this machine"
         )
     return ClusterEndpoint(EMBEDDED_MASTER)
 

@@ -12,6 +12,7 @@ from typing import Any
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
+from airflow_hydrogen.clusters.endpoint import without_connection
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.hooks.launchers import (
     DEFAULT_SPARK_BINARY,
@@ -23,7 +24,6 @@ from airflow_hydrogen.hooks.launchers import (
 )
 from airflow_hydrogen.hooks.sessions import end_session
 
-EMBEDDED_MASTER = "local[*]"
 SPARK_UI_LINE = "airflow-hydrogen: spark-ui "
 """The application prints this, and its Spark UI's address, once it has a Spark session."""
 
@@ -168,18 +168,7 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         return connection
 
     def _embedded_connection(self) -> dict[str, Any]:
-        variable = f"AIRFLOW_CONN_{self._conn_id.upper()}"
-        if variable in os.environ:
-            raise InvalidJobError(
-                f"{variable} is set but cannot be read as a connection; in a URI the brackets of local[2] "
-                "must be encoded, spark://local%5B2%5D, or write it as JSON: "
-                '{"conn_type": "spark", "host": "local[2]"}'
-            )
-        if self._conn_id != self.default_conn_name:
-            raise InvalidJobError(
-                f"there is no connection {self._conn_id!r}; create it, or leave conn_id out to run on this "
-                "machine"
-            )
+        endpoint = without_connection(self._conn_id, os.environ)
         if self._deploy_mode == "cluster":
             raise InvalidJobError(
                 f"deploy_mode='cluster' needs a cluster, but there is no connection {self._conn_id!r}"
@@ -187,10 +176,10 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         self.log.info(
             "There is no Spark connection %r: running on this machine with master %s",
             self._conn_id,
-            EMBEDDED_MASTER,
+            endpoint.master,
         )
         return {
-            "master": EMBEDDED_MASTER,
+            "master": endpoint.master,
             "queue": None,
             "deploy_mode": "client",
             "spark_binary": self.spark_binary or DEFAULT_SPARK_BINARY,
