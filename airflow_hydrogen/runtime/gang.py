@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,21 +28,6 @@ if TYPE_CHECKING:
 Verbosity = Literal["all", "log_callback_only"]
 
 _CAUSE_WAIT_S = 3.0
-
-
-@dataclass(frozen=True)
-class GangResult:
-    """What a gang brings back.
-
-    Attributes:
-        value: the pickled answer of rank 0.
-        size: ranks.
-        seconds: from the start of the stage to the end of the last rank.
-    """
-
-    value: bytes
-    size: int
-    seconds: float
 
 
 # --- the driver's log ----------------------------------------------------------------------------------
@@ -75,7 +59,7 @@ class GangLog:
 # --- on Spark ------------------------------------------------------------------------------------------
 
 
-def run_on_spark(spark: SparkSession, task: RankTask, size: int, log: GangLog) -> GangResult:
+def run_on_spark(spark: SparkSession, task: RankTask, size: int, log: GangLog) -> bytes:
     """Run a gang as one barrier stage.
 
     Args:
@@ -83,6 +67,9 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, log: GangLog) -
         task: what every rank runs.
         size: ranks; the slots must be there (`require_slots`).
         log: where lines and reports go.
+
+    Returns:
+        The pickled answer of rank 0.
 
     Raises:
         RankFailedError: a rank failed; the others were stopped.
@@ -94,7 +81,6 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, log: GangLog) -
     assert host is not None and bind is not None
     with DriverChannel(host, bind, on_line=log.line, on_report=log.report) as channel:
         stage = _RankStage(task, channel.address, threads_per_task(spark, size))
-        started = time.monotonic()
         try:
             # A data-free RDD: Spark refuses barrier stages over unions, coalesced RDDs and the like.
             answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
@@ -105,7 +91,7 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, log: GangLog) -
             raise GangLostError(
                 f"Spark lost the barrier stage and no rank said why; Spark says: {_first_lines(error)}"
             ) from error
-        return GangResult(value=answers[0], size=size, seconds=time.monotonic() - started)
+        return answers[0]
 
 
 @dataclass(frozen=True)
@@ -184,8 +170,11 @@ def _run_rank(
 # --- on this machine -----------------------------------------------------------------------------------
 
 
-def run_locally(task: RankTask, size: int, log: GangLog) -> GangResult:
+def run_locally(task: RankTask, size: int, log: GangLog) -> bytes:
     """Run a gang as processes of this machine, without Spark.
+
+    Returns:
+        The pickled answer of rank 0.
 
     Raises:
         RankFailedError: a rank failed; the others were stopped.
@@ -195,7 +184,6 @@ def run_locally(task: RankTask, size: int, log: GangLog) -> GangResult:
     stop = threading.Event()
     failures: list[RankFailure] = []
     answers: dict[int, bytes] = {}
-    started = time.monotonic()
     threads = max(1, len(os.sched_getaffinity(0)) // size)
 
     def follow(rank: int, process: RankProcess) -> None:
@@ -240,7 +228,7 @@ def run_locally(task: RankTask, size: int, log: GangLog) -> GangResult:
     if failures:
         primary = [failure for failure in failures if not failure.secondary]
         raise (primary or failures)[0].to_error()
-    return GangResult(value=answers[0], size=size, seconds=time.monotonic() - started)
+    return answers[0]
 
 
 def _first_lines(error: BaseException, lines: int = 5) -> str:

@@ -63,10 +63,10 @@ class HorovodRunner:
             GangLostError: an executor was lost.
         """
         task = rank_task(main, args, kwargs)
-        return pickle.loads(self.run_task(task).value)
+        return pickle.loads(self.run_task(task))
 
-    def run_task(self, task: RankTask) -> gang.GangResult:
-        """Run a prepared task: what `run` does, and what the training application calls."""
+    def run_task(self, task: RankTask) -> bytes:
+        """Run a prepared task and return rank 0's pickled answer: what the training application calls."""
         if self.np < 0:
             return gang.run_locally(task, -self.np, self._log)
         from pyspark.sql import SparkSession

@@ -148,7 +148,7 @@ def _train(
     )
     print(f"training {job.entrypoint.name} on {size} ranks", flush=True)
     try:
-        outcome: Outcome = pickle.loads(runner.run_task(task).value)
+        outcome: Outcome = pickle.loads(runner.run_task(task))
     except BaseException:
         filesystems.remove(staged_uri)
         raise
