@@ -85,8 +85,8 @@ def _on_spark(spark: SparkSession, data: str, epochs: int) -> float:
     task = RankTask(
         Entrypoint.parse("bench.training:train"), kwargs={"epochs": epochs}, datasets={"train": data}
     )
-    result = HorovodRunner(RANKS, driver_log_verbosity="log_callback_only").run_task(task)
-    return float(pickle.loads(result.value))
+    answer = HorovodRunner(RANKS, driver_log_verbosity="log_callback_only").run_task(task)
+    return float(pickle.loads(answer))
 
 
 def _by_horovodrun(data: str, epochs: int) -> float:
