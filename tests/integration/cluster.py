@@ -9,12 +9,22 @@ with standalone_cluster(workers=2, cores=2, memory="1g", gpus=2) as cluster:
 
 Master and workers are processes of pip's pyspark on loopback ports. Where the system has the whole of
 127.0.0.0/8 (Linux), each worker has an address of its own, so that Spark takes them for different hosts.
+
+With `namespaces=True` they are different hosts: each worker has a network namespace of its own
+(`namespaces.py`), which can be killed as a whole or cut off. That needs root:
+
+```python
+skip_without_namespaces()
+with standalone_cluster(workers=2, namespaces=True) as cluster:
+    run_an_application(cluster.master_url, cluster.driver_settings())
+    cluster.link_down(1)
+```
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -22,7 +32,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,10 +39,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MASTER_HOST = "127.0.0.1"
+import psutil
+import pytest
+
+from tests.integration import daemons
+from tests.integration.namespaces import HostNetwork, host_network, why_unavailable
+
+LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0  # on an idle machine it is about four
-_STOP_TIMEOUT_S = 5.0
-_JVM_OPTIONS = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+# A proxy of this machine must not be asked for addresses that only this machine has.
+_web = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass
@@ -43,14 +58,17 @@ class StandaloneCluster:
     Attributes:
         folder: logs (`master.log`, `worker-0.log`, ...), work folders and settings.
         settings: of the master and the workers, such as `spark.worker.timeout`.
+        network: the workers' hosts; None if everything is on the loopback interface.
+        names: whether workers and executors say their hosts' names instead of addresses.
     """
 
     folder: Path
-    workers: int
     cores: int
     memory: str
     gpus: int
     settings: dict[str, str] = field(default_factory=dict)
+    network: HostNetwork | None = None
+    names: bool = False
     port: int = 0
     web_port: int = 0
     command: list[str] = field(default_factory=list)
@@ -58,33 +76,53 @@ class StandaloneCluster:
     worker_processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
+    def master_host(self) -> str:
+        """The address of the master, and of drivers on this machine."""
+        return self.network.address if self.network else LOOPBACK
+
+    @property
     def master_url(self) -> str:
         """What an application takes as its master."""
-        return f"spark://{MASTER_HOST}:{self.port}"
+        return f"spark://{self.master_host}:{self.port}"
 
     @property
     def web_url(self) -> str:
         """The master's web interface."""
-        return f"http://{MASTER_HOST}:{self.web_port}"
+        return f"http://{self.master_host}:{self.web_port}"
 
     def connection(self, **extra: Any) -> str:
         """An Airflow connection to this cluster, as JSON."""
         return json.dumps(
             {
                 "conn_type": "spark",
-                "host": f"spark://{MASTER_HOST}",
+                "host": f"spark://{self.master_host}",
                 "port": self.port,
                 "extra": {"ui-port": self.web_port, **extra},
             }
         )
 
+    def driver_settings(self) -> dict[str, str]:
+        """Spark settings of an application whose driver runs on this machine, so that executors reach it."""
+        settings = {"spark.driver.host": self.master_host, "spark.driver.bindAddress": self.master_host}
+        if self._java:
+            settings["spark.driver.extraJavaOptions"] = " ".join(self._java)
+        return settings
+
     def worker_host(self, index: int) -> str:
+        """What the master and the driver call the host of a worker."""
+        if self.network and self.names:
+            return self.network.hosts[index].name
+        return self.worker_address(index)
+
+    def worker_address(self, index: int) -> str:
         """The address of a worker."""
-        return f"127.0.0.{index + 2}" if sys.platform == "linux" else MASTER_HOST
+        if self.network:
+            return self.network.hosts[index].address
+        return f"127.0.0.{index + 2}" if sys.platform == "linux" else LOOPBACK
 
     def state(self) -> dict[str, Any]:
         """The master's /json/ page; raises OSError while it does not answer."""
-        with urllib.request.urlopen(f"{self.web_url}/json/", timeout=5) as answer:
+        with _web.open(f"{self.web_url}/json/", timeout=5) as answer:
             document: dict[str, Any] = json.load(answer)
             return document
 
@@ -106,20 +144,19 @@ class StandaloneCluster:
 
     def start_master(self) -> None:
         """Start the master, on the ports it had before if it ran before."""
-        self.port = self.port or free_port()
-        self.web_port = self.web_port or free_port()
+        self.port = self.port or daemons.free_port(self.master_host)
+        self.web_port = self.web_port or daemons.free_port(self.master_host)
         self.master = self._start(
             "master",
-            "org.apache.spark.deploy.master.Master",
-            *("--host", MASTER_HOST, "--port", str(self.port), "--webui-port", str(self.web_port)),
-            host=MASTER_HOST,
+            daemons.MASTER,
+            *("--host", self.master_host, "--port", str(self.port), "--webui-port", str(self.web_port)),
         )
         self._wait(self._answers, "the master's web interface answers", self.master)
 
     def kill_master(self) -> None:
         """SIGKILL the master and wait until it is gone."""
         assert self.master is not None
-        _end(self.master, signal.SIGKILL)
+        daemons.end(self.master, signal.SIGKILL)
         self.master = None
 
     # --- workers -----------------------------------------------------------------------------------------
@@ -133,14 +170,17 @@ class StandaloneCluster:
         known = len(self.alive_workers())
         for index in indices:
             assert index not in self.worker_processes
-            host, name = self.worker_host(index), f"worker-{index}"
+            name = f"worker-{index}"
+            properties = daemons.write_worker_properties(
+                self.folder / f"{name}.conf", self.settings, self.gpus
+            )
             self.worker_processes[index] = self._start(
                 name,
-                "org.apache.spark.deploy.worker.Worker",
-                *("--host", host, "--cores", str(self.cores), "--memory", self.memory),
+                daemons.WORKER,
+                *("--host", self.worker_host(index), "--cores", str(self.cores), "--memory", self.memory),
                 *("--webui-port", "0", "--work-dir", str(self.folder / name)),
-                *("--properties-file", str(self._properties(index)), self.master_url),
-                host=host,
+                *("--properties-file", str(properties), self.master_url),
+                worker=index,
             )
         self._wait(
             lambda: len(self.alive_workers()) >= known + len(indices),
@@ -153,7 +193,35 @@ class StandaloneCluster:
 
         The master takes it for dead once its connection breaks, at the latest after spark.worker.timeout.
         """
-        _end(self.worker_processes.pop(index), signal.SIGKILL)
+        daemons.end(self.worker_processes.pop(index), signal.SIGKILL)
+
+    # --- hosts, with namespaces=True ---------------------------------------------------------------------
+
+    def processes(self, index: int) -> list[psutil.Process]:
+        """Everything that runs on a worker's host: the worker, executors, Python workers, ranks."""
+        found = []
+        for pid in self._hosts().pids(index):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                found.append(psutil.Process(pid))
+        return found
+
+    def kill_host(self, index: int) -> None:
+        """SIGKILL everything that runs on a worker's host; `start_worker` brings the host back.
+
+        The kernel closes the connections of the dead, so that their peers know at once. After `link_down`
+        they do not: that is a host without power.
+        """
+        self._hosts().kill(index)
+        if process := self.worker_processes.pop(index, None):
+            process.wait()
+
+    def link_down(self, index: int) -> None:
+        """Pull the network cable of a worker's host: nobody is told."""
+        self._hosts().cut(index)
+
+    def link_up(self, index: int) -> None:
+        """Plug it in again."""
+        self._hosts().mend(index)
 
     def stop(self) -> None:
         """Stop every process that was started: workers first, so that they end their executors."""
@@ -162,46 +230,31 @@ class StandaloneCluster:
             if process.poll() is None:
                 process.terminate()
         for process in processes:
-            _end(process, signal.SIGTERM)
+            daemons.end(process, signal.SIGTERM)
         self.worker_processes.clear()
         self.master = None
 
     # --- how ---------------------------------------------------------------------------------------------
 
-    def _properties(self, index: int) -> Path:
-        file = self.folder / f"worker-{index}.conf"
-        settings = dict(self.settings)
-        if self.gpus:
-            script = self.folder / f"gpus-{index}.sh"
-            addresses = json.dumps({"name": "gpu", "addresses": [str(gpu) for gpu in range(self.gpus)]})
-            script.write_text(f"#!/bin/sh\necho '{addresses}'\n")
-            script.chmod(0o755)
-            settings["spark.worker.resource.gpu.amount"] = str(self.gpus)
-            settings["spark.worker.resource.gpu.discoveryScript"] = str(script)
-        file.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-        return file
+    @property
+    def _java(self) -> list[str]:
+        """Options of JVMs on this side, where /etc/hosts is the machine's and does not know our hosts."""
+        return [f"-Djdk.net.hosts.file={self.folder / 'hosts'}"] if self.names else []
 
-    def _start(self, name: str, class_name: str, *arguments: str, host: str) -> subprocess.Popen[bytes]:
-        home = spark_home()
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPARK_")}
-        environ = {
-            **inherited,
-            "SPARK_HOME": str(home),
-            # Workers ask the launcher for their executors' commands, and it asks for this.
-            "SPARK_SCALA_VERSION": _scala_version(home),
-            "SPARK_CONF_DIR": str(self.folder),
-            "SPARK_DAEMON_MEMORY": "256m",
-            "SPARK_LOCAL_IP": host,
-            "SPARK_LOCAL_DIRS": str(self.folder),
-            "SPARK_DAEMON_JAVA_OPTS": " ".join(
-                [_JVM_OPTIONS, *(f"-D{key}={value}" for key, value in self.settings.items())]
-            ),
-            "PYSPARK_PYTHON": sys.executable,
-        }
-        self.command = self.command or _java_command(home, environ)
+    def _hosts(self) -> HostNetwork:
+        assert self.network is not None, "standalone_cluster(..., namespaces=True) has hosts"
+        return self.network
+
+    def _start(self, name: str, *arguments: str, worker: int | None = None) -> subprocess.Popen[bytes]:
+        address = self.master_host if worker is None else self.worker_address(worker)
+        environ = daemons.daemon_environment(self.folder, address, self.settings, *self._java)
+        self.command = self.command or daemons.java_command(environ)
+        command = [*self.command, *arguments]
+        if self.network and worker is not None:
+            command = self.network.command(worker, command)
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [*self.command, class_name, *arguments],
+                command,
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -239,6 +292,8 @@ def standalone_cluster(
     memory: str = "1g",
     gpus: int = 2,
     settings: dict[str, str] | None = None,
+    namespaces: bool = False,
+    names: bool = False,
 ) -> Iterator[StandaloneCluster]:
     """Start a master and workers, and stop exactly these in the end.
 
@@ -248,59 +303,26 @@ def standalone_cluster(
         memory: memory that each gives to executors, as Spark writes it.
         gpus: GPUs of each, made up by a discovery script; 0 for none.
         settings: Spark settings of the master and the workers.
+        namespaces: each worker on a host of its own; see `skip_without_namespaces`.
+        names: these hosts are known by name, not by address.
     """
+    assert namespaces or not names, "only hosts of their own have names"
     folder = Path(tempfile.mkdtemp(prefix="standalone-cluster-"))
-    cluster = StandaloneCluster(folder, workers, cores, memory, gpus, dict(settings or {}))
-    try:
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        network = None
+        if namespaces:
+            network = cleanup.enter_context(host_network([f"hydrogen-w{index}" for index in range(workers)]))
+            # A JVM that has this table has no other, and looks up its own machine too.
+            (folder / "hosts").write_text(f"{network.names()}{network.address} {socket.gethostname()}\n")
+        cluster = StandaloneCluster(folder, cores, memory, gpus, dict(settings or {}), network, names)
+        cleanup.callback(cluster.stop)
         cluster.start_master()
         cluster.start_workers(list(range(workers)))
         yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def spark_home() -> Path:
-    """Where pip's pyspark is."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("pyspark")
-    assert spec is not None and spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0])
-
-
-def _java_command(home: Path, environ: dict[str, str]) -> list[str]:
-    """What `bin/spark-class` executes, without the class: asked for once, as that takes a JVM of its own.
-
-    The launcher answers with an empty line and the arguments, with a NUL after each.
-    """
-    java = Path(environ["JAVA_HOME"], "bin", "java") if environ.get("JAVA_HOME") else "java"
-    name = "org.apache.spark.deploy.master.Master"
-    launcher = [java, "-Xmx128m", "-cp", f"{home}/jars/*", "org.apache.spark.launcher.Main", name]
-    answer = subprocess.run(launcher, env=environ, capture_output=True, text=True, check=True)
-    command = answer.stdout.partition("\0\n")[2].split("\0")
-    return command[: command.index(name)]
-
-
-def _scala_version(home: Path) -> str:
-    """As `bin/load-spark-env.sh` sets it: 2.13."""
-    (library,) = (home / "jars").glob("scala-library-*.jar")
-    return ".".join(library.stem.removeprefix("scala-library-").split(".")[:2])
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((MASTER_HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal a process that we started, and wait for it; SIGKILL if it takes too long."""
-    if process.poll() is None:
-        process.send_signal(number)
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait(_STOP_TIMEOUT_S)
+def skip_without_namespaces() -> None:
+    """Skip the test, with the reason, where the system lets nobody make hosts."""
+    if reason := why_unavailable():
+        pytest.skip(reason)
