@@ -47,13 +47,19 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": ["airflow_hydrogen.triggers.gpu_cluster"],
+                "python-modules": [
+                    "airflow_hydrogen.triggers.gpu_cluster",
+                    "airflow_hydrogen.triggers.spark_driver",
+                ],
             }
         ],
         "hooks": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": ["airflow_hydrogen.hooks.spark_submit"],
+                "python-modules": [
+                    "airflow_hydrogen.hooks.cluster_driver",
+                    "airflow_hydrogen.hooks.spark_submit",
+                ],
             }
         ],
         "extra-links": [

@@ -16,9 +16,12 @@ def test_training_asks_for_four_processes():
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import io
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +29,20 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowNotFoundException,
+    BaseHook,
+    TaskDeferred,
+)
 
+from airflow_hydrogen.clusters.drivers import Driver, StandaloneDrivers
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.jobs import Job, TrainJob
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, Report, TrainReport
+from airflow_hydrogen.hooks.cluster_driver import ClusterDriverHook
 from airflow_hydrogen.hooks.spark_submit import SPARK_UI_LINE, HydrogenSparkSubmitHook
-from airflow_hydrogen.operators import report_files
+from airflow_hydrogen.operators import cluster_mode, report_files
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Connection
@@ -47,14 +57,17 @@ class Submission:
     Attributes:
         job: the job file's content.
         command: spark-submit's command line.
-        files: name -> content of the Python files in the zips of `--py-files`.
-        environment: variables that the operator set for spark-submit, beyond its own environment.
+        files: name -> content of the Python files in the zips of `--py-files`, or of the bundle.
+        environment: variables that the operator set for spark-submit, beyond its own environment; for a
+            driver on a standalone cluster: those of the driver.
+        driver_id: of a driver on a standalone cluster.
     """
 
     job: Any
     command: Sequence[str]
     files: Mapping[str, bytes] = field(repr=False)
     environment: Mapping[str, str]
+    driver_id: str | None = None
 
     def option(self, name: str) -> str | None:
         """The value of an option of spark-submit, such as `--master`; the last one if it is repeated."""
@@ -88,8 +101,11 @@ def fake_spark_submit(
     connection: Connection | None = None,
     log: Sequence[str] = (),
     exit_code: int | None = None,
+    driver_state: str | None = None,
 ) -> Iterator[list[Submission]]:
     """Let the operators run without Spark; everything else they do, they do.
+
+    A driver on a standalone cluster has ended when it is first looked at.
 
     Args:
         report: what the application answers: a report, an exception that it fails with, a function of the job
@@ -97,36 +113,61 @@ def fake_spark_submit(
         connection: the only Spark connection there is; None: there is none, so that the job is local.
         log: lines that the application prints.
         exit_code: of spark-submit; None: 0 when the report is a success, 1 otherwise.
+        driver_state: of drivers on a standalone cluster; None: FINISHED when the report is a success, else
+            FAILED.
 
     Yields:
         The submissions, in their order.
     """
     submissions: list[Submission] = []
+    drivers: dict[str, Driver] = {}
 
-    def submit(hook: HydrogenSparkSubmitHook, application: str = "", **kwargs: Any) -> None:
-        if hook._on_submit is not None:
-            hook._on_submit()
-        submission = _read_submission(hook, application)
+    def run(hook: HydrogenSparkSubmitHook, submission: Submission, printed: Sequence[str]) -> int:
         submissions.append(submission)
         hook._submit_sp = _NoProcess()
-        hook._process_spark_submit_log(iter([f"{line}\n" for line in log]))
+        hook._process_spark_submit_log(iter([f"{line}\n" for line in printed]))
         answer = report(submission.job) if callable(report) else report
         if isinstance(answer, Exception):
             failed = TrainReport if isinstance(submission.job, TrainJob) else InferenceReport
             answer = failed(failure=Failure.of(answer))
         if answer is not None:
             report_files.write(submission.job.report_uri, reports.dumps(answer))
-        code = exit_code if exit_code is not None else int(answer is None or answer.failure is not None)
-        if code:
+        return exit_code if exit_code is not None else int(answer is None or answer.failure is not None)
+
+    def submit(hook: HydrogenSparkSubmitHook, application: str = "", **kwargs: Any) -> None:
+        if hook._on_submit is not None:
+            hook._on_submit()
+        submission = _read_submission(hook, application)
+        if code := run(hook, submission, log):
             raise AirflowException(f"Cannot execute: {' '.join(submission.command)}. Error code is: {code}.")
+
+    def submit_driver(hook: ClusterDriverHook, application: str = "", **kwargs: Any) -> None:
+        if hook._on_submit is not None:
+            hook._on_submit()
+        driver_id = f"driver-20260101000000-{len(drivers):04}"
+        submission = _read_driver(hook, application, driver_id)
+        code = run(hook, submission, [f"Driver successfully submitted as {driver_id}", *log])
+        drivers[driver_id] = Driver(
+            driver_id, driver_state or ("FAILED" if code else "FINISHED"), active=False
+        )
+
+    async def snapshot(master: StandaloneDrivers, session: Any) -> dict[str, Driver]:
+        return drivers
 
     def get_connection(conn_id: str) -> Connection:
         if connection is None:
             raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
         return connection
 
+    async def aget_connection(conn_id: str) -> Connection:
+        return get_connection(conn_id)
+
     with (
         mock.patch.object(HydrogenSparkSubmitHook, "submit", submit),
+        mock.patch.object(ClusterDriverHook, "submit", submit_driver),
+        mock.patch.object(cluster_mode, "open_bundle_server", side_effect=lambda hook: _NoServer()),
+        mock.patch.object(StandaloneDrivers, "snapshot", snapshot),
+        mock.patch.object(BaseHook, "aget_connection", side_effect=aget_connection),
         mock.patch.object(HydrogenSparkSubmitHook, "get_connection", side_effect=get_connection),
         mock.patch.object(HydrogenSparkSubmitHook, "require_launcher"),
         mock.patch.object(HydrogenSparkSubmitHook, "_end_session"),
@@ -145,6 +186,27 @@ class _NoProcess:
     def poll(self) -> int:
         """Its exit code."""
         return 0
+
+
+class _NoServer:
+    """In the place of the server of bundle and job."""
+
+    key, token = "the-key", "the-token"
+    bundle_url, job_url = "http://airflow/the-token/application.jar", "http://airflow/the-token/job"
+    job_fetched = True
+
+    def __enter__(self) -> _NoServer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+    def offer(self, bundle: Path, job: bytes) -> None:
+        """Keep what would be served."""
+        self.bundle, self.job = bundle.read_bytes(), job
+
+    def release(self, driver_id: str) -> None:
+        """Nobody waits."""
 
 
 @dataclass
@@ -171,7 +233,7 @@ def run_task(
     xcoms: dict[str, Any] | None = None,
     **context: Any,
 ) -> TaskRun:
-    """Render an operator's templates and execute it, without a database.
+    """Render an operator's templates and execute it, without a database; a deferral is waited for.
 
     Args:
         operator: a task; it is rendered in place, as Airflow does.
@@ -209,7 +271,13 @@ def run_task(
     from airflow.sdk.bases.operator import ExecutorSafeguard
 
     sentinel = {f"{type(operator).__name__}__sentinel": ExecutorSafeguard.sentinel_value}
-    value = operator.execute(variables, **sentinel)
+    # Another process goes on after a deferral: what `execute` leaves on the operator is not there.
+    resumed = copy.copy(operator)
+    try:
+        value = operator.execute(variables, **sentinel)
+    except TaskDeferred as deferred:
+        event = asyncio.run(_first_event(deferred.trigger.run()))
+        value = getattr(resumed, deferred.method_name)(variables, event=event)
     return TaskRun(value, pushed, {asset: event.extra for asset, event in events.items()})
 
 
@@ -229,6 +297,29 @@ def _read_submission(hook: HydrogenSparkSubmitHook, application: str) -> Submiss
         files=contents,
         environment={name: str(value) for name, value in (hook._env or {}).items()},
     )
+
+
+def _read_driver(hook: ClusterDriverHook, application: str, driver_id: str) -> Submission:
+    command = hook._build_spark_submit_command(application)
+    server: Any = hook._server
+    with zipfile.ZipFile(io.BytesIO(server.bundle)) as bundle:
+        contents = {name: bundle.read(name) for name in bundle.namelist()}
+    for name in [name for name in contents if name.startswith("airflow_hydrogen_")]:
+        with zipfile.ZipFile(io.BytesIO(contents.pop(name))) as archive:
+            contents |= {inner: archive.read(inner) for inner in archive.namelist()}
+    return Submission(
+        job=jobs.loads(server.job.decode()),
+        command=command[command.index("spark-submit") :],
+        files=contents,
+        environment=dict(hook._driver_environment),
+        driver_id=driver_id,
+    )
+
+
+async def _first_event(events: AsyncIterator[Any]) -> Any:
+    async for event in events:
+        return event.payload
+    raise AssertionError("the trigger ended without an event")
 
 
 def spark_ui_line(url: str) -> str:

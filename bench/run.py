@@ -16,7 +16,7 @@ from typing import Any
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
-BENCHMARKS = ("imports", "memory", "startup", "training", "scoring")
+BENCHMARKS = ("imports", "deferred", "memory", "startup", "training", "scoring")
 
 
 def main() -> int:

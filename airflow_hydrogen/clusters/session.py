@@ -1,4 +1,4 @@
-"""GET requests for JSON, without ever blocking the event loop."""
+"""Requests to a cluster manager, without ever blocking the event loop."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ class Session(Protocol):
             ClusterResponseError: the request was refused, or the answer is not JSON.
         """
 
+    async def post_form(self, url: str, fields: Mapping[str, str]) -> None:
+        """Send a form as a browser does; a page that it leads to is not fetched.
+
+        Raises:
+            ClusterUnreachableError: no answer, or one that says to come back later.
+            ClusterResponseError: the request was refused.
+        """
+
 
 class HttpSession:
     """A Session over HTTP, with the credentials of an endpoint."""
@@ -39,30 +47,31 @@ class HttpSession:
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         """See Session. Redirects are not followed: credentials are for the addresses of the connection."""
-        try:
-            answer = await self._client.get(url, params=params, headers=await self._headers())
-        except httpx.InvalidURL as error:
-            raise ClusterResponseError(url, f"is not an address: {error}") from None
-        except httpx.HTTPError as error:
-            raise ClusterUnreachableError(url, f"{type(error).__name__} {error}".strip()) from None
-        status = answer.status_code
+        answer = await self._send("GET", url, params=params)
         if answer.is_redirect:
             where = answer.headers.get("location", "")
             raise ClusterUnreachableError(url, f"it redirects to {where}: it is not the active one")
-        if status >= 500 or status in _TRANSIENT:
-            raise ClusterUnreachableError(url, f"status {status}")
-        if status in (401, 403):
-            raise ClusterResponseError(
-                url, f"refused the request with status {status}: check the connection's credentials"
-            )
-        if status != 200:
-            raise ClusterResponseError(url, f"answered with status {status}")
+        _require_success(url, answer.status_code)
         try:
             return answer.json()
         except ValueError:
             raise ClusterResponseError(
                 url, "answered with something that is not JSON: check the address"
             ) from None
+
+    async def post_form(self, url: str, fields: Mapping[str, str]) -> None:
+        """See Session."""
+        answer = await self._send("POST", url, data=dict(fields))
+        if not answer.is_redirect:
+            _require_success(url, answer.status_code)
+
+    async def _send(self, method: str, url: str, **content: Any) -> httpx.Response:
+        try:
+            return await self._client.request(method, url, headers=await self._headers(), **content)
+        except httpx.InvalidURL as error:
+            raise ClusterResponseError(url, f"is not an address: {error}") from None
+        except httpx.HTTPError as error:
+            raise ClusterUnreachableError(url, f"{type(error).__name__} {error}".strip()) from None
 
     async def _headers(self) -> dict[str, str]:
         token = self._endpoint.token
@@ -118,6 +127,17 @@ async def ask_in_turn(
         urls.insert(0, url)
         return document
     raise ClusterUnreachableError(", ".join(urls), "; ".join(failures))
+
+
+def _require_success(url: str, status: int) -> None:
+    if status >= 500 or status in _TRANSIENT:
+        raise ClusterUnreachableError(url, f"status {status}")
+    if status in (401, 403):
+        raise ClusterResponseError(
+            url, f"refused the request with status {status}: check the connection's credentials"
+        )
+    if status != 200:
+        raise ClusterResponseError(url, f"answered with status {status}")
 
 
 def _ssl_context(endpoint: ClusterEndpoint) -> ssl.SSLContext:

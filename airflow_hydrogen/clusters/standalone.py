@@ -33,13 +33,14 @@ class StandaloneMaster:
 
     async def snapshot(self, session: Session) -> ClusterSnapshot:
         """One request, to the master that was active last."""
-        document = await ask_in_turn(session, self._urls, "/json/", _standby)
+        document = await ask_in_turn(session, self._urls, "/json/", standby_state)
         with reading(self._urls[0] + "/json/"):
             nodes = [_node(worker) for worker in document["workers"] if worker["state"] == "ALIVE"]
         return ClusterSnapshot(self._endpoint.master, tuple(nodes))
 
 
-def _standby(document: Any) -> str | None:
+def standby_state(document: Any) -> str | None:
+    """The state of a master that is not the active one; None for the one that is."""
     # A master that recovers does not know yet what its workers are doing.
     status = document.get("status") if isinstance(document, Mapping) else None
     return None if status in ("ALIVE", None) else str(status)

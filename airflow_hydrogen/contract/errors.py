@@ -34,7 +34,8 @@ HydrogenError
 │   └── ClusterResponseError        it refuses, or answers with something else
 ├── LauncherError                   spark-submit cannot be started here
 │   ├── SparkSubmitNotFoundError
-│   └── JavaNotFoundError
+│   ├── JavaNotFoundError
+│   └── BundleServerError           this machine cannot hand the job to a driver on the cluster
 └── ApplicationError                the Spark application ended without a result
 ```
 
@@ -410,6 +411,22 @@ class JavaNotFoundError(LauncherError):
             f"Java was not found ({searched}); Spark needs a Java runtime of version 17 or later: install "
             "one on the Airflow worker or set JAVA_HOME"
         )
+
+
+class BundleServerError(LauncherError):
+    """This Airflow worker cannot serve the bundle that a driver on a standalone cluster fetches from it.
+
+    Example: two tasks at once on one machine, with `bundle-port` fixed in the connection.
+    """
+
+    retryable = True  # the port may be free, the name known by the next try
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(
+            f"the bundle for the driver cannot be served at {address}: {reason}; the Spark connection's "
+            "extras bundle-host and bundle-port say at which address of this machine workers reach it"
+        )
+        self.address = address
 
 
 class ApplicationError(HydrogenError):

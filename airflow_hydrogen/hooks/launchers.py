@@ -13,6 +13,9 @@ from airflow_hydrogen.contract.errors import JavaNotFoundError, SparkSubmitNotFo
 
 DEFAULT_SPARK_BINARY = "spark-submit"
 
+_LAUNCHER_VARIABLES = {"PATH", "HOME", "USER", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH"}
+_LAUNCHER_PREFIXES = ("SPARK_", "_SPARK_", "HADOOP_", "YARN_", "HIVE_", "KRB5")
+
 
 def find_spark_submit(binary: str, environ: Mapping[str, str]) -> str:
     """Path of spark-submit.
@@ -84,3 +87,12 @@ def is_local(master: str) -> bool:
 def worker_environment(env_vars: Mapping[str, object] | None) -> dict[str, str]:
     """The environment that spark-submit will see: this process's with the task's `env_vars` over it."""
     return {**os.environ, **{name: str(value) for name, value in (env_vars or {}).items()}}
+
+
+def launcher_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What spark-submit's scripts need of an environment, without what is Airflow's."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in _LAUNCHER_VARIABLES or name.startswith(_LAUNCHER_PREFIXES)
+    }

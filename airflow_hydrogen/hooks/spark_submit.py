@@ -12,7 +12,8 @@ from typing import Any
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
-from airflow_hydrogen.clusters.endpoint import without_connection
+from airflow_hydrogen.clusters.endpoint import ClusterEndpoint, without_connection
+from airflow_hydrogen.clusters.managers import endpoint_of
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.hooks.launchers import (
     DEFAULT_SPARK_BINARY,
@@ -87,6 +88,31 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         return bool(self._connection["deploy_mode"] == "cluster")
 
     @property
+    def is_standalone_cluster(self) -> bool:
+        """The driver runs on a worker of a standalone cluster."""
+        return self.is_cluster_mode and self.master.startswith("spark://")
+
+    @property
+    def poll_interval_s(self) -> float:
+        """How often a driver on the cluster is looked at."""
+        return float(self._status_poll_interval)
+
+    def cluster_endpoint(self) -> ClusterEndpoint:
+        """Where the cluster manager answers.
+
+        Raises:
+            InvalidJobError: the connection does not say.
+        """
+        return endpoint_of(self._conn_id, self.get_connection(self._conn_id))
+
+    def connection_extra(self) -> dict[str, Any]:
+        """The connection's extra field; empty without a connection."""
+        try:
+            return dict(self.get_connection(self._conn_id).extra_dejson)
+        except AirflowNotFoundException:
+            return {}
+
+    @property
     def submitted(self) -> bool:
         """spark-submit has been started."""
         return self._submit_sp is not None
@@ -111,7 +137,7 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
             JavaNotFoundError: no Java.
         """
         self._get_spark_binary_path()
-        require_java(worker_environment(self._env_vars))
+        require_java(self._launch_environment())
 
     def submit(self, application: str = "", **kwargs: Any) -> str | None:
         """Run spark-submit in a session of its own, bound to the life of this process."""
@@ -193,7 +219,11 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
 
     def _get_spark_binary_path(self) -> list[str]:
         binary = self._connection["spark_binary"] or DEFAULT_SPARK_BINARY
-        return [find_spark_submit(binary, worker_environment(self._env_vars))]
+        return [find_spark_submit(binary, self._launch_environment())]
+
+    def _launch_environment(self) -> dict[str, str]:
+        # A driver on a standalone cluster has the task's env_vars to itself.
+        return worker_environment(None if self.is_standalone_cluster else self._env_vars)
 
     def _build_spark_submit_command(self, application: str) -> list[str]:
         command: list[str] = super()._build_spark_submit_command(application)

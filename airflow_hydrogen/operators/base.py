@@ -11,17 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError
 from airflow_hydrogen.contract.jobs import Job, Run
 from airflow_hydrogen.contract.reports import Report
+from airflow_hydrogen.hooks.cluster_driver import ClusterDriverHook
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.links.locations import SparkUILink
 from airflow_hydrogen.operators import report_files
 from airflow_hydrogen.operators.arguments import finite
+from airflow_hydrogen.operators.cluster_drivers import require_mode
+from airflow_hydrogen.operators.cluster_mode import ClusterModeOperator
 from airflow_hydrogen.operators.code import JobCode
 from airflow_hydrogen.operators.describe import describe_job, describe_report
 from airflow_hydrogen.operators.hook_options import HOOK_OPTIONS
@@ -34,13 +36,13 @@ _APPLICATION = "from airflow_hydrogen.runtime.__main__ import main\n\nmain()\n"
 _OURS = ("application", "application_args", "java_class")
 
 
-class HydrogenOperator(SparkSubmitOperator):
+class HydrogenOperator(ClusterModeOperator):
     """Base of the operators that run this package's application on Spark.
 
     Args:
         name: the Spark application's name (templated).
-        kwargs: options of SparkSubmitOperator and of every operator, but not its application,
-            application_args and java_class: the application is this package's own.
+        kwargs: options of ClusterModeOperator, of SparkSubmitOperator and of every operator, but not
+            application, application_args and java_class: the application is this package's own.
     """
 
     template_fields_renderers: ClassVar[dict[str, str]] = {"conf": "json", "env_vars": "json"}
@@ -55,7 +57,6 @@ class HydrogenOperator(SparkSubmitOperator):
         self._packed: dict[str, Any] = {}
         self._on_spark_ui: Callable[[str], None] | None = None
         self._stale_report_uri: str | None = None
-        self._killed = False
 
     # --- what an operator is made of ---------------------------------------------------------------------
 
@@ -97,45 +98,63 @@ class HydrogenOperator(SparkSubmitOperator):
             AirflowFailException: running the same job again cannot help; there is no retry.
             AirflowException: any other failure.
         """
-        try:
-            return self._run_job(context)
-        except HydrogenError as error:
-            kind = AirflowException if error.retryable else AirflowFailException
-            raise kind(str(error)) from error.__cause__
+        return _with_airflows_errors(lambda: self._run_job(context))
 
-    def on_kill(self) -> None:
-        """End the application, on the cluster and on this machine."""
-        self._killed = True
-        if self._hook is not None:
-            super().on_kill()
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Go on after a deferral: answer with what the driver's report says.
+
+        Args:
+            context: Airflow's.
+            event: of SparkDriverTrigger.
+
+        Raises:
+            AirflowFailException: running the same job again cannot help; there is no retry.
+            AirflowException: any other failure.
+        """
+        run = _run_of(context)
+        return _with_airflows_errors(
+            lambda: self._answer(context, run, self._resume_driver(context, run, event))
+        )
 
     def _run_job(self, context: Context) -> Any:
         run = _run_of(context)
+        # The state store outlives a clear, after which the provider's operator is to submit again.
+        self.external_id_key = f"{ClusterModeOperator.external_id_key}.{run.clear_number}"
+        self._K8S_DRIVER_STATUS_KEY = f"{ClusterModeOperator._K8S_DRIVER_STATUS_KEY}.{run.clear_number}"
         self.conf = {**self._resource_conf(), **(self.conf or {})}
         self._connection, self._packed, self._stale_report_uri = None, {}, None
+        self._driver_options = {}
         hook = self._get_hook()
         self._connection = hook.resolved_connection
+        defers = require_mode(hook, self.deferrable, self.supervise)
+        if hook.is_standalone_cluster:
+            return self._answer(context, run, self._run_driver(context, run, hook, defers))
         with tempfile.TemporaryDirectory(prefix="airflow-hydrogen-") as folder:
             report_uri = str(Path(folder, "report.json"))
             if hook.is_cluster_mode:
                 report_uri = self._shared_report_uri(run)
                 self._stale_report_uri = report_uri
-            job = self._build_job(run, report_uri, hook.is_cluster_mode)
-            self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
-            hook.require_launcher()
+            job = self._prepare(context, run, hook, report_uri)
             self._pack(job, Path(folder), hook.is_cluster_mode)
-            self._push_links(context)
-            self.log.info("%s", describe_job(job, hook.master))
             report = self._submit(context, report_uri)
         return self._answer(context, run, report)
 
+    def _prepare(self, context: Context, run: Run, hook: HydrogenSparkSubmitHook, report_uri: str) -> Job:
+        job = self._build_job(run, report_uri, hook.is_cluster_mode)
+        self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
+        hook.require_launcher()
+        self._push_links(context)
+        self.log.info("%s", describe_job(job, hook.master))
+        return job
+
     def _get_hook(self) -> HydrogenSparkSubmitHook:
         options = {option: getattr(self, attribute) for option, attribute in HOOK_OPTIONS.items()}
-        return HydrogenSparkSubmitHook(
+        kind = ClusterDriverHook if self._driver_options else HydrogenSparkSubmitHook
+        return kind(
             on_spark_ui=self._on_spark_ui,
             on_submit=self._before_submit,
             connection=self._connection,
-            **{**options, **self._packed},
+            **{**options, **self._packed, **self._driver_options},
         )
 
     def _before_submit(self) -> None:
@@ -144,13 +163,14 @@ class HydrogenOperator(SparkSubmitOperator):
         if self._stale_report_uri is not None:
             report_files.delete(self._stale_report_uri)
 
-    def _shared_report_uri(self, run: Run) -> str:
-        """Where a driver on the cluster writes: beside the output, the same for every try of a run.
+    def _shared_report_uri(self, run: Run, submission: str = "") -> str:
+        """Where a driver on the cluster writes: beside the output.
 
-        A retry may find the application of the try before still running, and then waits for its report.
+        Without a submission's own name it is the same for every try of a run: a retry may find the
+        application of the try before still running, and then waits for its report.
         """
         identity = hashlib.sha256(repr(dataclasses.astuple(run)).encode()).hexdigest()[:12]
-        return f"{self._shared_report_base().rstrip('/')}.report-{identity}.json"
+        return f"{self._shared_report_base().rstrip('/')}.report-{identity}{submission}.json"
 
     def _pack(self, job: Job, folder: Path, cluster_mode: bool) -> None:
         """Write everything that is submitted into a folder that only this user can read."""
@@ -160,14 +180,21 @@ class HydrogenOperator(SparkSubmitOperator):
         descriptor = os.open(job_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
             stream.write(jobs.dumps(job))
-        archives = [pack_runtime(folder / "airflow_hydrogen_runtime.zip")]
-        if files := self._code.project_files():
-            archives.append(pack_project(folder / "airflow_hydrogen_project.zip", files))
+        archives = self._pack_code(folder)
         self.application = str(application)
         self._packed = {"py_files": _join(self.py_files, archives), "application_args": [str(job_file)]}
         if cluster_mode:
             self._packed["files"] = _join(self.files, [job_file, *self._code.scripts()])
             self._packed["application_args"] = [job_file.name]
+
+    def _pack_code(self, folder: Path) -> list[Path]:
+        archives = [pack_runtime(folder / "airflow_hydrogen_runtime.zip")]
+        if files := self._code.project_files():
+            archives.append(pack_project(folder / "airflow_hydrogen_project.zip", files))
+        return archives
+
+    def _scripts(self) -> list[Path]:
+        return self._code.scripts()
 
     @property
     def _code(self) -> JobCode:
@@ -230,6 +257,15 @@ class HydrogenOperator(SparkSubmitOperator):
             self.log.warning("multiple_outputs is ignored: the result is %r, not a mapping", result)
             self.multiple_outputs = False
         return finite(result)
+
+
+def _with_airflows_errors(run: Callable[[], Any]) -> Any:
+    """Call, and say by Airflow's exceptions whether a retry can help."""
+    try:
+        return run()
+    except HydrogenError as error:
+        kind = AirflowException if error.retryable else AirflowFailException
+        raise kind(str(error)) from error.__cause__
 
 
 def _run_of(context: Context) -> Run:

@@ -27,7 +27,7 @@ def pack_runtime(target: Path) -> Path:
     files = [package / "__init__.py"]
     for part in _RUNTIME:
         files += (package / part).rglob("*.py")
-    return _write_zip(target, ((file.relative_to(package.parent), file) for file in files))
+    return write_zip(target, ((file.relative_to(package.parent), file) for file in files))
 
 
 def project_files(
@@ -81,7 +81,7 @@ def project_files(
 
 def pack_project(target: Path, files: dict[Path, Path]) -> Path:
     """Zip what `project_files` found."""
-    return _write_zip(target, files.items())
+    return write_zip(target, files.items())
 
 
 def _package_files(root: Path, name: str) -> Iterator[tuple[Path, Path]]:
@@ -99,7 +99,8 @@ def _package_files(root: Path, name: str) -> Iterator[tuple[Path, Path]]:
             yield inside, file
 
 
-def _write_zip(target: Path, files: Iterable[tuple[Path, Path]]) -> Path:
+def write_zip(target: Path, files: Iterable[tuple[Path, Path]]) -> Path:
+    """Zip files under other names: (name, file)."""
     with zipfile.ZipFile(target, "w") as archive:
         for inside, file in sorted(files):
             # A fixed date and mode: the same files give the same bytes.

@@ -6,7 +6,7 @@ import ctypes
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from airflow_hydrogen.contract import jobs, reports
@@ -35,9 +35,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def run(job: jobs.Job) -> reports.Report:
-    """Carry out a job; a failure is part of the report."""
+def run(job: jobs.Job, prepare: Callable[[], None] | None = None) -> reports.Report:
+    """Carry out a job; a failure is part of the report.
+
+    Args:
+        job: what to do.
+        prepare: called first; its failure is the job's.
+    """
     try:
+        if prepare is not None:
+            prepare()
         if isinstance(job, TrainJob):
             from airflow_hydrogen.runtime.training import run_training
 
@@ -47,8 +54,13 @@ def run(job: jobs.Job) -> reports.Report:
         return run_inference(job)
     except Exception as error:
         traceback.print_exc()
-        failed = reports.TrainReport if isinstance(job, TrainJob) else reports.InferenceReport
-        return failed(failure=reports.Failure.of(error))
+        return failed(job, error)
+
+
+def failed(job: jobs.Job, error: Exception) -> reports.Report:
+    """The report of a failure."""
+    report = reports.TrainReport if isinstance(job, TrainJob) else reports.InferenceReport
+    return report(failure=reports.Failure.of(error))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """One poll per cluster manager, whoever waits for it.
 
-A triggerer runs the triggers of all waiting sensors on one event loop. Here they share: per loop and endpoint
-there is one task that asks, as often as the most impatient of them wants, and everyone gets every answer.
+A triggerer runs the triggers of all waiting tasks on one event loop. Here they share: per loop, endpoint and
+question there is one task that asks, as often as the most impatient of them wants, and everyone gets every
+answer.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import asyncio
 import contextvars
 import random
 import weakref
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
 from airflow_hydrogen.clusters.managers import manager_of
-from airflow_hydrogen.clusters.session import open_session
+from airflow_hydrogen.clusters.session import Session, open_session
 from airflow_hydrogen.clusters.snapshot import ClusterSnapshot
 from airflow_hydrogen.contract.errors import ClusterUnreachableError
 
-Outcome = ClusterSnapshot | Exception
-"""What one poll brought."""
+Answer = TypeVar("Answer")
+
+Question = Callable[[ClusterEndpoint], Callable[[Session], Awaitable[Answer]]]
+"""What is asked of an endpoint: a module's function, because equal questions share one poll."""
 
 DEFAULT_MAX_WAIT_S = 300.0
 MIN_INTERVAL_S = 0.1  # whatever poke_interval says: zero would be a loop without a pause
@@ -44,7 +48,7 @@ def backoff_s(failures: int, interval_s: float, max_wait_s: float, jitter: float
 
 
 @dataclass(eq=False)
-class Waiter:
+class Waiter(Generic[Answer]):
     """One who waits for the answers of a shared poll; misses none, but may see only the last of several.
 
     Attributes:
@@ -53,27 +57,28 @@ class Waiter:
         seen: number of answers when this one looked last.
     """
 
-    poll: SharedPoll
+    poll: SharedPoll[Answer]
     interval_s: float
     max_wait_s: float
     seen: int
 
-    async def next(self) -> Outcome:
-        """What came since this one joined or looked last."""
+    async def next(self) -> Answer | Exception:
+        """What came since this one joined or looked last: an answer, or why there is none."""
         outcome, self.seen = await self.poll.after(self.seen)
         return outcome
 
 
-class SharedPoll:
-    """Polls one endpoint for all who wait on one event loop."""
+class SharedPoll(Generic[Answer]):
+    """Asks one endpoint one question for all who wait on one event loop."""
 
-    def __init__(self, endpoint: ClusterEndpoint) -> None:
+    def __init__(self, endpoint: ClusterEndpoint, question: Question[Answer]) -> None:
         self._endpoint = endpoint
-        self._waiting: set[Waiter] = set()
+        self._question = question
+        self._waiting: set[Waiter[Answer]] = set()
         self._answered = asyncio.Condition()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._outcome: Outcome | None = None
+        self._outcome: Answer | Exception | None = None
         self._count = 0
 
     @property
@@ -81,7 +86,7 @@ class SharedPoll:
         """Nobody waits."""
         return not self._waiting
 
-    def join(self, interval_s: float, max_wait_s: float) -> Waiter:
+    def join(self, interval_s: float, max_wait_s: float) -> Waiter[Answer]:
         """Wait as well; the first one starts the polling."""
         waiter = Waiter(self, max(interval_s, MIN_INTERVAL_S), max_wait_s, self._count)
         self._waiting.add(waiter)
@@ -91,7 +96,7 @@ class SharedPoll:
             self._task = contextvars.Context().run(asyncio.ensure_future, self._run())
         return waiter
 
-    async def leave(self, waiter: Waiter) -> None:
+    async def leave(self, waiter: Waiter[Answer]) -> None:
         """Wait no more; the last one ends the polling."""
         self._waiting.discard(waiter)
         if self.is_idle and self._task is not None:
@@ -99,7 +104,7 @@ class SharedPoll:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def after(self, seen: int) -> tuple[Outcome, int]:
+    async def after(self, seen: int) -> tuple[Answer | Exception, int]:
         """The last answer, once there are more than `seen`, and how many there are."""
         async with self._answered:
             await self._answered.wait_for(lambda: self._count > seen)
@@ -109,11 +114,11 @@ class SharedPoll:
     async def _run(self) -> None:
         try:
             async with open_session(self._endpoint) as session:
-                manager = manager_of(self._endpoint)
+                ask = self._question(self._endpoint)
                 failures = 0
                 while True:
                     try:
-                        outcome: Outcome = await manager.snapshot(session)
+                        outcome: Answer | Exception = await ask(session)
                         failures = 0
                     except ClusterUnreachableError as error:
                         outcome = error
@@ -125,7 +130,7 @@ class SharedPoll:
             self._task = None
             await self._publish(error)
 
-    async def _publish(self, outcome: Outcome) -> None:
+    async def _publish(self, outcome: Answer | Exception) -> None:
         async with self._answered:
             self._outcome = outcome
             self._count += 1
@@ -149,23 +154,28 @@ class SharedPoll:
                 return
 
 
-_POLLS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[ClusterEndpoint, SharedPoll]] = (
-    weakref.WeakKeyDictionary()
-)
+_Polls = dict[tuple[ClusterEndpoint, Question[Any]], SharedPoll[Any]]
+_POLLS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Polls] = weakref.WeakKeyDictionary()
 
 
 @asynccontextmanager
-async def shared_poll(
-    endpoint: ClusterEndpoint, interval_s: float, max_wait_s: float = DEFAULT_MAX_WAIT_S
-) -> AsyncIterator[Waiter]:
+async def shared_answers(
+    endpoint: ClusterEndpoint,
+    question: Question[Answer],
+    interval_s: float,
+    max_wait_s: float = DEFAULT_MAX_WAIT_S,
+) -> AsyncIterator[Waiter[Answer]]:
     """Take part in the poll of an endpoint while the block lasts.
 
     Args:
+        endpoint: who is asked.
+        question: what is asked.
         interval_s: at least this often is asked.
         max_wait_s: longest wait while the cluster manager does not answer.
     """
     polls = _POLLS.setdefault(asyncio.get_running_loop(), {})
-    poll = polls.setdefault(endpoint, SharedPoll(endpoint))
+    key = (endpoint, question)
+    poll: SharedPoll[Answer] = polls.setdefault(key, SharedPoll(endpoint, question))
     waiter = poll.join(interval_s, max_wait_s)
     try:
         yield waiter
@@ -173,5 +183,17 @@ async def shared_poll(
         try:
             await poll.leave(waiter)
         finally:
-            if poll.is_idle and polls.get(endpoint) is poll:
-                del polls[endpoint]
+            if poll.is_idle and polls.get(key) is poll:
+                del polls[key]
+
+
+def shared_poll(
+    endpoint: ClusterEndpoint, interval_s: float, max_wait_s: float = DEFAULT_MAX_WAIT_S
+) -> AbstractAsyncContextManager[Waiter[ClusterSnapshot]]:
+    """Take part in the poll for what is free on a cluster."""
+    return shared_answers(endpoint, ask_snapshot, interval_s, max_wait_s)
+
+
+def ask_snapshot(endpoint: ClusterEndpoint) -> Callable[[Session], Awaitable[ClusterSnapshot]]:
+    """The question what nodes a cluster has, and what of them is free."""
+    return manager_of(endpoint).snapshot

@@ -1,0 +1,386 @@
+"""Drivers on workers of a real standalone cluster: submitted, followed, found again, started again and ended.
+
+The trainings here use no framework: what they do between two epochs is to wait for a file of the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
+from airflow.sdk import DAG
+
+from airflow_hydrogen.contract.jobs import Sink, Source
+from airflow_hydrogen.operators.inference import ArrowInferenceOperator
+from airflow_hydrogen.operators.train import HorovodTrainOperator
+from airflow_hydrogen.testing import run_task
+from airflow_hydrogen.triggers.spark_driver import SparkDriverTrigger
+from tests.integration.cluster import StandaloneCluster, standalone_cluster
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+START_TIMEOUT_S = 180.0  # two JVMs, Spark's executors and the ranks, on a busy machine
+END_TIMEOUT_S = 10.0
+DRIVER_MEMORY = "512m"
+
+# Code beside the DAG. It reaches driver, executors and ranks in the bundle alone.
+PROJECT = '''
+import json, os, sys, time
+from pathlib import Path
+
+import airflow_hydrogen.runtime as hydrogen
+from airflow_hydrogen.runtime.checkpoints import CheckpointStore
+from airflow_hydrogen.runtime.columns import ColumnSpec
+from airflow_hydrogen.runtime.models import InputSpec, OutputSpec, Signature
+
+
+def prepare(spark, frame, look, token):
+    """On the driver: say where it is and what it sees."""
+    conf = spark.sparkContext.getConf()
+    Path(look).write_text(json.dumps({
+        "cwd": os.getcwd(),
+        "mode": oct(Path("..").stat().st_mode & 0o777),
+        "job": oct(Path("../job.json").stat().st_mode & 0o777),
+        "environment": dict(os.environ),
+        "conf": dict(conf.getAll()),
+        "python": sys.executable,
+        "file": Path("note.txt").read_text(),
+    }))
+    return frame
+
+
+def train(folder, epochs=1, waits=False):
+    """Train nothing: one checkpoint an epoch, each epoch once the test says so."""
+    context = hydrogen.get_context()
+    store = CheckpointStore(context.checkpoints_uri, context.fingerprint)
+    latest = store.latest(context.fingerprint)
+    first = latest.step if latest else 0
+    context.resumed_from_epoch = first or None
+    for epoch in range(first, epochs):
+        Path(folder, f"in-epoch-{epoch}-rank-{context.rank}").touch()
+        while waits and not Path(folder, f"after-epoch-{epoch}").exists():
+            time.sleep(0.05)
+        hydrogen.report({"epoch": epoch})
+        if context.rank == 0:
+            store.save(epoch + 1, lambda target: (target / "weights").write_text("w"), {})
+    model = Path(os.environ.get("TMPDIR", "/tmp"), f"doubler-{os.getpid()}")
+    model.write_text("2")
+    x = ColumnSpec("x", "float32")
+    return hydrogen.ExportedModel(
+        path=str(model), framework="doubler", predictor="clusterproject:load",
+        signature=Signature((InputSpec("x", (x,), "float32", (1,)),), (OutputSpec("y", "float32", (1,)),)),
+    )
+
+
+def load(path):
+    factor = float(Path(path).read_text())
+    return lambda arrays: {"y": arrays["x"] * factor}
+'''
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[StandaloneCluster]:
+    with standalone_cluster(workers=2, cores=2, memory="2g", gpus=0) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def connection(cluster: StandaloneCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", cluster.connection(**{"deploy-mode": "cluster"}))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> DAG:
+    """A DAG with code beside it."""
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    (folder / "clusterproject.py").write_text(PROJECT)
+    dag = DAG("cluster_mode")
+    dag.fileloc = str(folder / "dag.py")
+    return dag
+
+
+class Store(dict[str, Any]):
+    """Airflow's task state store, as a file, so that it outlives a process."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(json.loads(file.read_text()) if file.exists() else {})
+        self._file = file
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+        self._file.write_text(json.dumps(self))
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
+        self._file.write_text(json.dumps(self))
+
+
+def train(dag: DAG, tmp_path: Path, **arguments: Any) -> HorovodTrainOperator:
+    defaults: dict[str, Any] = {
+        "task_id": "train",
+        "dag": dag,
+        "entrypoint": "clusterproject:train",
+        "entrypoint_kwargs": {"folder": str(tmp_path), "epochs": 3, "waits": True},
+        "np": 2,
+        "model_uri": str(tmp_path / "model"),
+        "conf": {"spark.ui.enabled": "false"},
+        "driver_memory": DRIVER_MEMORY,
+        "executor_memory": "512m",
+        "start_timeout_s": START_TIMEOUT_S,
+    }
+    return HorovodTrainOperator(**{**defaults, **arguments})
+
+
+def drivers(cluster: StandaloneCluster) -> dict[str, str]:
+    """State by id of all drivers that the master has seen."""
+    page = cluster.state()
+    return {entry["id"]: entry["state"] for entry in [*page["activedrivers"], *page["completeddrivers"]]}
+
+
+def processes_below(folder: Path) -> list[psutil.Process]:
+    """Living processes that work in a folder or below it: Spark's daemons work elsewhere."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:  # it ended meanwhile, or is not ours
+            continue
+    return found
+
+
+def driver_processes(cluster: StandaloneCluster, driver_id: str, name: str = "") -> list[psutil.Process]:
+    """The JVM (`java`) and the Python (`python`) of a driver."""
+    (folder,) = cluster.folder.glob(f"worker-*/{driver_id}")
+    return [process for process in processes_below(folder) if process.name().startswith(name)]
+
+
+def test_a_training_and_a_scoring_with_drivers_on_workers(
+    cluster: StandaloneCluster, project: DAG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "s3cret-of-airflow")
+    pq.write_table(pa.table({"x": pa.array([1.0, 2.0, 3.0], pa.float32())}), tmp_path / "rows.parquet")
+    (tmp_path / "note.txt").write_text("a file of the author's")
+    submit_folder = tmp_path / "submit"
+    submit_folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(submit_folder))
+    monkeypatch.setattr("tempfile.tempdir", str(submit_folder))
+    trained = run_task(
+        train(
+            project,
+            tmp_path,
+            entrypoint_kwargs={"folder": str(tmp_path), "epochs": 1},
+            train_data=Source.parquet(str(tmp_path / "rows.parquet")),
+            prepare="clusterproject:prepare",
+            prepare_kwargs={"look": str(tmp_path / "look.json"), "token": "s3cret-of-the-job"},
+            files=str(tmp_path / "note.txt"),
+            env_vars={"REGION": "s3cret-of-the-author"},
+        )
+    )
+    assert trained.return_value == str(tmp_path / "model")
+    assert (tmp_path / "model" / "manifest.json").exists()
+    assert trained.xcoms["report"]["np"] == 2
+    assert trained.xcoms["report"]["rows"] == 3
+
+    seen = json.loads((tmp_path / "look.json").read_text())
+    (driver_id,) = drivers(cluster)
+    (folder,) = cluster.folder.glob(f"worker-*/{driver_id}")
+    assert seen["cwd"] == str(folder / "airflow-hydrogen" / "files")
+    assert (seen["mode"], seen["job"]) == ("0o700", "0o600")
+    assert seen["file"] == "a file of the author's"
+    assert seen["python"] == sys.executable  # the worker's PYSPARK_PYTHON
+    # Nothing was left where the driver could have found it, and nothing of it was there.
+    assert list(submit_folder.iterdir()) == []
+    assert str(submit_folder) not in json.dumps(seen)
+    environment = seen["environment"]
+    assert environment["REGION"] == "s3cret-of-the-author"
+    assert not [name for name in environment if name.startswith("AIRFLOW__")]
+    assert "spark.jars" not in seen["conf"]
+    # What the daemons keep and show.
+    logs = cluster.logs(lines=100_000) + (folder / "stderr").read_text() + json.dumps(cluster.state())
+    assert "s3cret" not in logs
+
+    scored = run_task(
+        ArrowInferenceOperator(
+            task_id="score",
+            dag=project,
+            model_uri=trained.return_value,
+            source=Source.parquet(str(tmp_path / "rows.parquet")),
+            sink=Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"}),
+            predictor="clusterproject:load",
+            conf={"spark.ui.enabled": "false"},
+            driver_memory=DRIVER_MEMORY,
+            executor_memory="512m",
+        )
+    )
+    assert scored.return_value == str(tmp_path / "scores" / "ds=2013-01-01")
+    assert scored.xcoms["report"]["rows"] == 3
+    assert sorted(pq.read_table(scored.return_value).column("y").to_pylist()) == [2.0, 4.0, 6.0]
+    assert set(drivers(cluster).values()) == {"FINISHED"}
+
+
+SUBMITTER = """
+import sys
+from pathlib import Path
+from tests.integration.test_cluster_mode import DAG, Store, run_task, train
+folder = Path(sys.argv[1])
+dag = DAG("cluster_mode")
+dag.fileloc = str(folder / "dags" / "dag.py")
+run_task(train(dag, folder), task_state_store=Store(folder / "store.json"))
+"""
+
+
+def test_a_retry_finds_the_driver_of_a_try_that_was_killed(
+    cluster: StandaloneCluster, project: DAG, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    before = set(drivers(cluster))
+    with (tmp_path / "submitter.log").open("wb") as log:
+        submitter = subprocess.Popen(
+            [sys.executable, "-c", SUBMITTER, str(tmp_path)], stdout=log, stderr=log, cwd=os.getcwd()
+        )
+    try:
+        eventually(
+            lambda: (tmp_path / "in-epoch-0-rank-1").exists() or submitter.poll() is not None,
+            "the training has begun",
+            START_TIMEOUT_S,
+        )
+        assert submitter.poll() is None, (tmp_path / "submitter.log").read_text()
+    finally:
+        submitter.send_signal(signal.SIGKILL)
+        submitter.wait(10)
+    for epoch in range(3):
+        (tmp_path / f"after-epoch-{epoch}").touch()
+    ran = run_task(train(project, tmp_path), task_state_store=Store(tmp_path / "store.json"))
+    assert ran.return_value == str(tmp_path / "model")
+    assert ran.xcoms["report"]["epochs"] == 3
+    (driver_id,) = set(drivers(cluster)) - before
+    assert drivers(cluster)[driver_id] == "FINISHED"
+
+
+def test_a_deferred_training_goes_on_after_its_driver_died_twice(
+    cluster: StandaloneCluster, project: DAG, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    before = set(drivers(cluster))
+    task = train(project, tmp_path, deferrable=True, supervise=True)
+    deferred = defer(task)
+    (driver_id,) = set(drivers(cluster)) - before
+    assert deferred.trigger.driver_id == driver_id
+    path, kwargs = deferred.trigger.serialize()
+    assert path.endswith("SparkDriverTrigger")
+    trigger = SparkDriverTrigger(**json.loads(json.dumps(kwargs)))
+
+    def live_through_two_deaths() -> None:
+        (tmp_path / "after-epoch-0").touch()
+        in_second_epoch = tmp_path / "in-epoch-1-rank-0"
+        for victim in ("java", "python"):
+            eventually(in_second_epoch.exists, "the second epoch", START_TIMEOUT_S)
+            in_second_epoch.unlink()
+            (process,) = driver_processes(cluster, driver_id, victim)
+            process.kill()
+        eventually(in_second_epoch.exists, "the second epoch for the third time", START_TIMEOUT_S)
+        for epoch in (1, 2):
+            (tmp_path / f"after-epoch-{epoch}").touch()
+
+    async def wait() -> Any:
+        waiting = asyncio.ensure_future(first_event(trigger))
+        await asyncio.to_thread(live_through_two_deaths)
+        return await asyncio.wait_for(waiting, START_TIMEOUT_S)
+
+    event = asyncio.run(wait())
+    assert event["status"] == "ended"
+    # Airflow makes the operator anew for what comes after a deferral.
+    dag = DAG("cluster_mode")
+    resumed = train(dag, tmp_path, deferrable=True, supervise=True)
+    resumed.execute = lambda context, **_: resumed.execute_complete(context, event)  # type: ignore[method-assign]
+    ran = run_task(resumed)
+    assert ran.return_value == str(tmp_path / "model")
+    assert ran.xcoms["report"]["resumed_from_epoch"] == 1
+    assert set(drivers(cluster)) - before == {driver_id}
+    (stdout,) = cluster.folder.glob(f"worker-*/{driver_id}/stdout")
+    assert "airflow-hydrogen: start 3 of this driver" in stdout.read_text()
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_ending_a_task_ends_driver_executors_and_ranks(
+    cluster: StandaloneCluster,
+    project: DAG,
+    tmp_path: Path,
+    deferrable: bool,
+    eventually: Callable[..., None],
+    rank_processes: Callable[[], list[psutil.Process]],
+) -> None:
+    before = set(drivers(cluster))
+    task = train(project, tmp_path, deferrable=deferrable, supervise=True)
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            run_task(task)
+        except AirflowException as error:
+            errors.append(error)
+
+    running = threading.Thread(target=run)
+    if deferrable:
+        trigger = defer(task).trigger
+    else:
+        running.start()
+    eventually(
+        lambda: (tmp_path / "in-epoch-0-rank-0").exists() and (tmp_path / "in-epoch-0-rank-1").exists(),
+        "both ranks train",
+        START_TIMEOUT_S,
+    )
+    (driver_id,) = set(drivers(cluster)) - before
+    assert len(rank_processes()) == 2
+    # The driver's JVM and Python, an executor on each worker, and their Python workers.
+    assert len(processes_below(cluster.folder)) >= 4
+    if deferrable:
+        asyncio.run(trigger.on_kill())
+    else:
+        task.on_kill()
+    eventually(
+        lambda: not (processes_below(cluster.folder) or rank_processes()),
+        "driver, executors and ranks are gone",
+        END_TIMEOUT_S,
+    )
+    eventually(lambda: drivers(cluster)[driver_id] == "KILLED", "the master knows", END_TIMEOUT_S)
+    if not deferrable:
+        running.join(30)
+        assert "ended while the application ran" in str(errors[0])
+
+
+def defer(task: HorovodTrainOperator) -> TaskDeferred:
+    """Execute a task until it defers."""
+    deferred: list[TaskDeferred] = []
+    real = task.defer
+
+    def keep(**arguments: Any) -> None:
+        try:
+            real(**arguments)
+        except TaskDeferred as raised:
+            deferred.append(raised)
+            raise AirflowException("deferred") from None
+
+    task.defer = keep  # type: ignore[method-assign, assignment]
+    with pytest.raises(AirflowException, match="deferred"):
+        run_task(task)
+    return deferred[0]
+
+
+async def first_event(trigger: SparkDriverTrigger) -> Any:
+    """What the trigger fires with."""
+    async for event in trigger.run():
+        return event.payload
