@@ -13,15 +13,14 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench.masters import PageMaster
 from bench.measure import ROOT, Result, Target, alternate, compare
 
 TRAININGS = 50
@@ -63,48 +62,6 @@ def measure(folder: Path, quick: bool) -> list[Result]:
 
 
 # --- the master ----------------------------------------------------------------------------------------
-
-
-class _Master:
-    """Serves a page with the drivers; in a thread of this process, which is not the one that is measured."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.running = True
-        master = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                master.requests += 1
-                body = json.dumps(_page(master.running)).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
-
-    @property
-    def connection(self) -> str:
-        """An Airflow connection to it, as JSON."""
-        url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        return json.dumps({"conn_type": "spark", "host": "spark://m", "port": 7077, "extra": {"ui-url": url}})
-
-    def __enter__(self) -> _Master:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 def _page(running: bool) -> dict[str, Any]:
@@ -162,7 +119,8 @@ def _driver_id(number: int) -> str:
 
 
 def _cpu_per_minute(mode: str, seconds: float, rates: dict[str, float], memory: dict[str, float]) -> float:
-    with _Master() as master, _waiting(mode, master, seconds) as process:
+    running = True
+    with PageMaster(lambda: _page(running)) as master, _waiting(mode, master, seconds) as process:
         assert process.stdin is not None
         assert _answer(process) == "waiting"
         before = master.requests
@@ -179,18 +137,19 @@ def _cpu_per_minute(mode: str, seconds: float, rates: dict[str, float], memory: 
 
 def _task_mb() -> float:
     """Memory that a waiting task has to itself."""
-    with _Master() as master, ExitStack() as stack:
+    running = True
+    with PageMaster(lambda: _page(running)) as master, ExitStack() as stack:
         processes = [stack.enter_context(_waiting("task", master, 0)) for _ in range(_PROCESSES)]
         for process in processes:
             assert _answer(process) == "waiting"
         found = [psutil.Process(process.pid).memory_full_info().uss / 2**20 for process in processes]
-        master.running = False
+        running = False
         for process in processes:
             process.wait(30)
     return sum(found) / len(found)
 
 
-def _waiting(mode: str, master: _Master, seconds: float) -> subprocess.Popen[str]:
+def _waiting(mode: str, master: PageMaster, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bench.deferred", mode, str(seconds)],
         env={**os.environ, "AIRFLOW_CONN_SPARK_DEFAULT": master.connection},

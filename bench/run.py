@@ -16,7 +16,10 @@ from typing import Any
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
-BENCHMARKS = ("imports", "deferred", "memory", "startup", "training", "scoring")
+BENCHMARKS = (
+    *("imports", "sensors", "deferred", "memory", "scale"),
+    *("startup", "hosts", "faults", "overheads", "training", "scoring"),
+)
 
 
 def main() -> int:

@@ -26,9 +26,9 @@ def measure(folder: Path, quick: bool) -> list[Result]:
     """Train for some epochs with each, in turns."""
     epochs = 2 if quick else 4
     with local_spark() as spark:
-        data, rows = _prepare(spark, folder, "ds < '2013-01-15'" if quick else "ds < '2013-10-01'")
+        data, rows = prepare_flights(spark, folder, "ds < '2013-01-15'" if quick else "ds < '2013-10-01'")
         pairs = alternate(
-            partial(_on_spark, spark, data, epochs), partial(_by_horovodrun, data, epochs), 1 if quick else 3
+            partial(_on_spark, spark, data, epochs), partial(_by_horovodrun, data, epochs), 1 if quick else 5
         )
     return [
         compare(
@@ -56,7 +56,8 @@ def train(epochs: int) -> float:
     return statistics.harmonic_mean([line["rows_per_second"] for line in context.history[1:]])
 
 
-def _prepare(spark: SparkSession, folder: Path, where: str) -> tuple[str, int]:
+def prepare_flights(spark: SparkSession, folder: Path, where: str) -> tuple[str, int]:
+    """Prepare flights for the gang; the folder of the Parquet files, and the number of rows."""
     from flights.data import load
     from flights.features import prepare
 
@@ -85,8 +86,8 @@ def _on_spark(spark: SparkSession, data: str, epochs: int) -> float:
     task = RankTask(
         Entrypoint.parse("bench.training:train"), kwargs={"epochs": epochs}, datasets={"train": data}
     )
-    answer = HorovodRunner(RANKS, driver_log_verbosity="log_callback_only").run_task(task)
-    return float(pickle.loads(answer))
+    result = HorovodRunner(RANKS, driver_log_verbosity="log_callback_only").run_task(task)
+    return float(pickle.loads(result.answer))
 
 
 def _by_horovodrun(data: str, epochs: int) -> float:

@@ -8,6 +8,9 @@ HydrogenError
 │   ├── KwargsError                 arguments that are not JSON
 │   ├── NotEnoughSlotsError         np against the task slots of the cluster
 │   ├── UnwritableUriError          found before any work is done
+│   ├── NetworkInterfaceError       no interface over which the ranks could speak
+│   ├── PortRangeError              all ports of the range are taken
+│   ├── AcceleratorError            fewer GPUs assigned than a rank wants
 │   ├── NeverEnoughError            a machine that will never have what is waited for
 │   └── ContractVersionError        a job or report of another version
 ├── DataError                       the data does not fit the job
@@ -25,8 +28,11 @@ HydrogenError
 │   ├── ModelFormatError
 │   └── ModelSignatureError
 ├── OptimizerError                  an optimizer that would not average
+├── NonFiniteLossError              the loss is NaN or infinite
 ├── GangError                       training failed on the cluster
 │   ├── RankFailedError             an exception or a death on one rank
+│   │   ├── StallError              a rank that holds up the gang
+│   │   └── PeerUnreachableError    a rank that does not reach another
 │   └── GangLostError               the barrier stage failed and no rank said why
 ├── CheckpointError                 a checkpoint that could not be written
 ├── ClusterError                    the cluster manager does not say what is free
@@ -123,6 +129,43 @@ class NotEnoughSlotsError(InvalidJobError):
         )
         self.np = np
         self.slots = slots
+
+
+class NetworkInterfaceError(InvalidJobError):
+    """A host has no interface over which the ranks of the gang could speak."""
+
+    def __init__(self, host: str, interface: str | None, found: Iterable[str]) -> None:
+        wanted = (
+            f"network_interface {interface!r} is not on host {host} or has no address"
+            if interface is not None
+            else f"host {host} has no interface but loopback that routes to the gang's other hosts; check "
+            "how names resolve there, or set network_interface"
+        )
+        super().__init__(f"{wanted}; it has {', '.join(found)}")
+        self.host = host
+        self.interface = interface
+
+
+class PortRangeError(InvalidJobError):
+    """All ports that a gang may listen on are taken."""
+
+    retryable = True  # they may be free again by the next try
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__(
+            f"all ports of port_range {first}-{last} are taken on this host: widen it; a rank takes up to 5"
+        )
+
+
+class AcceleratorError(InvalidJobError):
+    """Spark assigned fewer GPUs to a rank than it wants."""
+
+    def __init__(self, rank: int, wanted: int, assigned: list[str]) -> None:
+        super().__init__(
+            f"rank {rank} wants gpus_per_process={wanted}, but Spark assigned {', '.join(assigned)}: set "
+            f"spark.task.resource.gpu.amount to {wanted}, or leave it to gpus_per_process"
+        )
+        self.rank = rank
 
 
 class NeverEnoughError(InvalidJobError):
@@ -305,6 +348,17 @@ class OptimizerError(HydrogenError):
     """
 
 
+class NonFiniteLossError(HydrogenError):
+    """The loss is NaN or infinite: the training would only waste the cluster from here on."""
+
+    def __init__(self, metric: str, value: float, where: str) -> None:
+        super().__init__(
+            f"{metric} is {value} {where}: lower the learning rate, clip the gradients, or look for extreme "
+            "values in the data"
+        )
+        self.metric = metric
+
+
 # --- the gang ----------------------------------------------------------------------------------------
 
 
@@ -352,6 +406,17 @@ class RankFailedError(GangError):
         elif self.log_tail:
             message += f"\n\nLast lines of rank {rank}:\n" + "\n".join(self.log_tail)
         super().__init__(message)
+
+
+class StallError(RankFailedError):
+    """A rank holds up the gang: its process is frozen, or it is elsewhere while the others wait for it.
+
+    Example: one rank leaves the loop before the others, which then wait in an allreduce.
+    """
+
+
+class PeerUnreachableError(RankFailedError):
+    """A rank does not reach another one: found before Horovod starts, which would abort without a word."""
 
 
 class GangLostError(GangError):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from airflow_hydrogen.contract import CONTRACT_VERSION
 from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError, KwargsError
+from airflow_hydrogen.contract.gang import GangOptions
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -264,9 +265,7 @@ class TrainJob:
         report_uri: where the application writes its report.
         run: the Airflow run, or None outside Airflow.
         keep_checkpoints: keep `checkpoints/` in the published model.
-        driver_log_verbosity: "all": every line of every rank reaches the driver's log; "log_callback_only":
-            what `report` is given. HorovodRunner's names.
-        start_timeout_s: how long to wait for executors to register, in seconds.
+        gang: how the gang is started, watched and started again.
     """
 
     KIND: ClassVar[str] = "train"
@@ -282,8 +281,7 @@ class TrainJob:
     prepare_kwargs: Mapping[str, Any] = field(default_factory=dict)
     run: Run | None = None
     keep_checkpoints: bool = False
-    driver_log_verbosity: Literal["all", "log_callback_only"] = "all"
-    start_timeout_s: float = 120.0
+    gang: GangOptions = field(default_factory=GangOptions)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
@@ -297,11 +295,7 @@ class TrainJob:
             )
         if self.entrypoint.kind == "script" and self.entrypoint_kwargs:
             raise InvalidJobError("entrypoint_kwargs are for a function; a script takes entrypoint_args")
-        if self.driver_log_verbosity not in ("all", "log_callback_only"):
-            raise InvalidJobError(
-                "driver_log_verbosity must be 'all' or 'log_callback_only', "
-                f"found {self.driver_log_verbosity!r}"
-            )
+        self.gang.check_size(self.np)
         _require_uri("model_uri", self.model_uri)
 
     def fingerprint(self) -> str:
@@ -310,7 +304,7 @@ class TrainJob:
         A callable counts by its name: its pickle may differ between two processes that run the same code.
         """
         document = self.to_dict()
-        for key in ("report_uri", "run", "driver_log_verbosity", "start_timeout_s", "contract_version"):
+        for key in ("report_uri", "run", "gang", "contract_version"):
             document.pop(key)
         document["entrypoint"] = {"kind": self.entrypoint.kind, "name": self.entrypoint.name}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
@@ -331,8 +325,7 @@ class TrainJob:
             "report_uri": self.report_uri,
             "run": dataclasses.asdict(self.run) if self.run else None,
             "keep_checkpoints": self.keep_checkpoints,
-            "driver_log_verbosity": self.driver_log_verbosity,
-            "start_timeout_s": self.start_timeout_s,
+            "gang": self.gang.to_dict(),
         }
 
     @classmethod
@@ -347,6 +340,7 @@ class TrainJob:
         fields["entrypoint"] = Entrypoint(**fields["entrypoint"])
         fields["datasets"] = {name: Source.from_dict(source) for name, source in fields["datasets"].items()}
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
+        fields["gang"] = GangOptions.from_dict(fields["gang"])
         return cls(**fields)
 
 

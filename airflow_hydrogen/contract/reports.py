@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,6 +58,7 @@ class TrainReport:
         seconds: seconds by stage: prepare, train, publish, total.
         rows_per_second: rows read by all ranks per second of training.
         resumed_from_epoch: the checkpoint that training went on from, or None.
+        restarts: why the gang was started again within the application, a line each.
         reused: the model was there already, trained by an earlier try.
         versions: package -> version.
         failure: None on success.
@@ -74,6 +75,7 @@ class TrainReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows_per_second: float | None = None
     resumed_from_epoch: int | None = None
+    restarts: Sequence[str] = ()
     reused: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     failure: Failure | None = None
@@ -132,4 +134,6 @@ def loads(text: str) -> Report:
         raise InvalidJobError(f"report kind {kind!r} is not known; expected one of {', '.join(_REPORTS)}")
     if document.get("failure"):
         document["failure"] = Failure(**document["failure"])
+    if "restarts" in document:
+        document["restarts"] = tuple(document["restarts"])
     return _REPORTS[kind](**document)

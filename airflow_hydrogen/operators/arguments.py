@@ -60,6 +60,18 @@ def to_integer(argument: str, value: Any) -> int:
     return value
 
 
+def at_least(argument: str, value: Any, minimum: int) -> int:
+    """An integer that is not too small, also as the text that a template renders to.
+
+    Raises:
+        InvalidJobError: it is no integer, or too small.
+    """
+    number = to_integer(argument, value)
+    if number < minimum:
+        raise InvalidJobError(f"{argument} must be at least {minimum}, found {number}")
+    return number
+
+
 def as_template(value: Any) -> Any:
     """The form in which an argument waits for its templates: Airflow cannot render a frozen value."""
     return value.to_dict() if isinstance(value, (Source, Sink)) else value

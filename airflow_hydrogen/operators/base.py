@@ -85,8 +85,8 @@ class HydrogenOperator(ClusterModeOperator):
     def _asset_extra(self, report: Any) -> dict[str, Any]:
         """What the events of outlet assets say, besides the run."""
 
-    def _resource_conf(self) -> dict[str, str]:
-        """Spark settings that the arguments imply; the author's own `conf` wins."""
+    def _resource_conf(self, master: str) -> dict[str, str]:
+        """Spark settings that the arguments imply on a master; the author's own `conf` wins."""
         return {}
 
     # --- running -----------------------------------------------------------------------------------------
@@ -121,11 +121,11 @@ class HydrogenOperator(ClusterModeOperator):
         # The state store outlives a clear, after which the provider's operator is to submit again.
         self.external_id_key = f"{ClusterModeOperator.external_id_key}.{run.clear_number}"
         self._K8S_DRIVER_STATUS_KEY = f"{ClusterModeOperator._K8S_DRIVER_STATUS_KEY}.{run.clear_number}"
-        self.conf = {**self._resource_conf(), **(self.conf or {})}
         self._connection, self._packed, self._stale_report_uri = None, {}, None
         self._driver_options = {}
         hook = self._get_hook()
         self._connection = hook.resolved_connection
+        self.conf = {**self._resource_conf(hook.master), **(self.conf or {})}
         defers = require_mode(hook, self.deferrable, self.supervise)
         if hook.is_standalone_cluster:
             return self._answer(context, run, self._run_driver(context, run, hook, defers))

@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import callable_name, dumps_by_value
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.links.locations import ModelLocationLink, SparkUILink
-from airflow_hydrogen.operators.arguments import as_template, to_integer, to_source
+from airflow_hydrogen.operators.arguments import as_template, at_least, to_integer, to_source
 from airflow_hydrogen.operators.base import HydrogenOperator
+from airflow_hydrogen.operators.gang_conf import gang_conf
 
 SourceLike = Source | Mapping[str, Any]
 
@@ -40,10 +42,19 @@ class HorovodTrainOperator(HydrogenOperator):
             or the time in it (templated).
         keep_checkpoints: keep the checkpoints in the published model.
         cpus_per_process: CPU cores of a process, `spark.task.cpus` (templated).
-        gpus_per_process: GPUs of a process; Spark must know the cluster's GPUs (templated).
+        gpus_per_process: GPUs of a process, which sees no others. Spark assigns them where it knows of the
+            cluster's GPUs; on this machine they go by local rank (templated).
         driver_log_verbosity: "all" shows every line of every rank in the task's log, "log_callback_only" what
             `report` is given.
-        start_timeout_s: how long to wait for the executors, in seconds.
+        start_timeout_s: how long to wait for free task slots, and for all ranks to start, in seconds.
+        stall_timeout_s: how long the gang may make no progress before it is started again, in seconds; None
+            does not watch it.
+        max_restarts: how often the gang is started again within the application, from its last checkpoint,
+            when a process, an executor or a host is lost. Errors of the training code are final.
+        min_np: go on with fewer processes, but at least so many, when slots are lost; None waits for all.
+        network_interface: the interface over which the processes speak, such as "eth1"; None takes the one
+            that routes to the other hosts.
+        port_range: `first-last`, the ports on which a gang may listen, for firewalls.
         kwargs: options of SparkSubmitOperator and of every operator.
     """
 
@@ -92,6 +103,11 @@ class HorovodTrainOperator(HydrogenOperator):
         gpus_per_process: int | str = 0,
         driver_log_verbosity: Literal["all", "log_callback_only"] = "all",
         start_timeout_s: float = 120.0,
+        stall_timeout_s: float | None = 600.0,
+        max_restarts: int = 2,
+        min_np: int | None = None,
+        network_interface: str | None = None,
+        port_range: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -116,6 +132,11 @@ class HorovodTrainOperator(HydrogenOperator):
         self.gpus_per_process = gpus_per_process
         self.driver_log_verbosity = driver_log_verbosity
         self.start_timeout_s = start_timeout_s
+        self.stall_timeout_s = stall_timeout_s
+        self.max_restarts = max_restarts
+        self.min_np = min_np
+        self.network_interface = network_interface
+        self.port_range = port_range
 
     @property
     def output_location(self) -> str:
@@ -135,8 +156,16 @@ class HorovodTrainOperator(HydrogenOperator):
             report_uri=report_uri,
             run=run,
             keep_checkpoints=self.keep_checkpoints,
-            driver_log_verbosity=self.driver_log_verbosity,
-            start_timeout_s=float(self.start_timeout_s),
+            gang=GangOptions(
+                driver_log_verbosity=self.driver_log_verbosity,
+                start_timeout_s=self.start_timeout_s,
+                stall_timeout_s=self.stall_timeout_s,
+                max_restarts=self.max_restarts,
+                min_np=self.min_np,
+                gpus_per_process=at_least("gpus_per_process", self.gpus_per_process, 0),
+                network_interface=self.network_interface,
+                port_range=self.port_range,
+            ),
         )
 
     def _keyword_arguments(self) -> dict[str, Any]:
@@ -172,24 +201,25 @@ class HorovodTrainOperator(HydrogenOperator):
         prepare = [("prepare", self.prepare)] if self.prepare else []
         return [("entry point", self._callable or self.entrypoint), *prepare]
 
-    def _resource_conf(self) -> dict[str, str]:
-        conf = {}
-        if self.cpus_per_process is not None:
-            conf["spark.task.cpus"] = str(_at_least("cpus_per_process", self.cpus_per_process, 1))
-        if gpus := _at_least("gpus_per_process", self.gpus_per_process, 0):
-            conf["spark.executor.resource.gpu.amount"] = str(gpus)
-            conf["spark.task.resource.gpu.amount"] = str(gpus)
-        return conf
+    def _resource_conf(self, master: str) -> dict[str, str]:
+        return gang_conf(
+            master,
+            np=to_integer("np", self.np),
+            cpus_per_process=(
+                None
+                if self.cpus_per_process is None
+                else at_least("cpus_per_process", self.cpus_per_process, 1)
+            ),
+            gpus_per_process=at_least("gpus_per_process", self.gpus_per_process, 0),
+            executor_cores=self._executor_cores,
+            num_executors=self._num_executors,
+            total_executor_cores=self._total_executor_cores,
+            start_timeout_s=self.start_timeout_s,
+            given=self.conf or {},
+        )
 
     def _result(self, report: TrainReport) -> Any:
         return report.model_uri if report.model_uri is not None else report.result
 
     def _asset_extra(self, report: TrainReport) -> dict[str, Any]:
         return {"model_uri": report.model_uri, "metrics": dict(report.metrics)}
-
-
-def _at_least(argument: str, value: Any, minimum: int) -> int:
-    number = to_integer(argument, value)
-    if number < minimum:
-        raise InvalidJobError(f"{argument} must be at least {minimum}, found {number}")
-    return number

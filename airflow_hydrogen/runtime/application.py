@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract import errors
@@ -22,13 +23,17 @@ _LOCAL_DEFAULTS = {
 _ERROR_LINE = re.compile(r"airflow_hydrogen\.contract\.errors\.(\w+): (.+)")
 
 
-def spark_session() -> SparkSession:
-    """The application's session. The operator reads the line that names its UI."""
+def spark_session(settings: Mapping[str, str] | None = None) -> SparkSession:
+    """The application's session. The operator reads the line that names its UI.
+
+    Args:
+        settings: of Spark, where the user's own configuration says nothing.
+    """
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
     given = SparkConf()
-    defaults = dict(_DEFAULTS)
+    defaults = {**_DEFAULTS, **(settings or {})}
     if given.get("spark.master", "local").startswith("local"):
         defaults.update(_LOCAL_DEFAULTS)
     builder = SparkSession.builder

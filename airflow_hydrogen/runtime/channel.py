@@ -2,7 +2,7 @@
 
 One TCP connection a task, JSON lines. The first line must hold the gang's random token; a connection
 without it is closed before anything else of it is read. A task whose connection breaks stops its rank:
-no rank outlives its driver.
+no rank outlives its driver. Lines of output go through a bounded queue: no rank waits for the driver's log.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ import secrets
 import socket
 import socketserver
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from airflow_hydrogen.runtime.process import RankFailure
+from airflow_hydrogen.runtime import network
+from airflow_hydrogen.runtime.failures import RankFailure
+from airflow_hydrogen.runtime.logs import LineQueue
+from airflow_hydrogen.runtime.progress import Beat
 
 _HELLO_TIMEOUT_S = 10.0
 _MAX_HELLO_BYTES = 1024
 _MAX_LINE_CHARS = 8192
+_FLUSH_S = 0.1
+_LAST_LINES_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -39,29 +43,46 @@ class ChannelAddress:
         return f"ChannelAddress(host={self.host!r}, port={self.port}, token='***')"
 
 
+class Receiver(Protocol):
+    """Who is told what the ranks say: the gang's monitor."""
+
+    def started(self, rank: int, host: str) -> None:
+        """A task has begun."""
+
+    def line(self, rank: int, text: str) -> None:
+        """A line of output."""
+
+    def report(self, rank: int, metrics: Mapping[str, float], seconds_left: float | None) -> None:
+        """A line of history."""
+
+    def beat(self, rank: int, beat: Beat) -> None:
+        """A sign of life."""
+
+    def returned(self, rank: int) -> None:
+        """`main` has returned."""
+
+    def failed(self, failure: RankFailure) -> None:
+        """The rank has failed."""
+
+
 class DriverChannel:
     """The driver's end.
 
     Args:
         host: the name under which the tasks reach the driver.
         bind: the address to listen on.
-        on_line: called with (rank, line) for each line of a rank's output.
-        on_report: called with (rank, metrics) for each `report`.
+        ports: those that may be used; None leaves the choice to the system.
+
+    Raises:
+        PortRangeError: all of them are taken.
     """
 
-    def __init__(
-        self,
-        host: str,
-        bind: str,
-        *,
-        on_line: Callable[[int, str], None],
-        on_report: Callable[[int, Mapping[str, float]], None],
-    ) -> None:
+    def __init__(self, host: str, bind: str, ports: range | None = None) -> None:
         self._token = secrets.token_hex(32)
-        self._on_line, self._on_report = on_line, on_report
-        self._failures: list[RankFailure] = []
+        self._receiver: Receiver | None = None
         self._connections: set[socket.socket] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._stopping = False
         channel = self
 
         class Handler(socketserver.StreamRequestHandler):
@@ -73,39 +94,31 @@ class DriverChannel:
             allow_reuse_address = True
             request_queue_size = 512
 
-        self._server = Server((bind, 0), Handler)
+        self._server = network.bind_in(ports, lambda port: Server((bind, port), Handler))
         self.address = ChannelAddress(host, self._server.server_address[1], self._token)
-        threading.Thread(target=self._server.serve_forever, name="gang-channel", daemon=True).start()
+        self._thread = threading.Thread(target=self._server.serve_forever, name="gang-channel", daemon=True)
 
-    def __enter__(self) -> DriverChannel:
-        return self
+    def open(self, receiver: Receiver) -> None:
+        """Start to listen."""
+        self._receiver = receiver
+        self._thread.start()
 
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
+    def stop_ranks(self) -> None:
+        """Tell every task to end its rank, those that come later too."""
+        with self._lock:
+            self._stopping = True
+            for connection in self._connections:
+                self._send_stop(connection)
 
     def close(self) -> None:
         """Stop listening and hang up: tasks that still run stop their ranks."""
-        self._server.shutdown()
+        if self._receiver is not None:
+            self._server.shutdown()
         self._server.server_close()
-        with self._changed:
+        with self._lock:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-
-    def failure(self, wait_s: float) -> RankFailure | None:
-        """The failure that came first and is not another's consequence.
-
-        Args:
-            wait_s: how long to wait for one, and for the cause behind a consequence, in seconds.
-        """
-        deadline = time.monotonic() + wait_s
-        with self._changed:
-            while not any(not failure.secondary for failure in self._failures):
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    break
-            primary = [failure for failure in self._failures if not failure.secondary]
-            return next(iter(primary or self._failures), None)
 
     def _serve(self, connection: socket.socket, stream: Any) -> None:
         connection.settimeout(_HELLO_TIMEOUT_S)
@@ -113,58 +126,81 @@ class DriverChannel:
             hello = json.loads(stream.readline(_MAX_HELLO_BYTES))
             if not hmac.compare_digest(str(hello["token"]), self._token):
                 return
-            rank = int(hello["rank"])
+            rank, host = int(hello["rank"]), str(hello["host"])
         except (OSError, ValueError, KeyError, TypeError):
             return
         connection.settimeout(None)
-        with self._changed:
+        assert self._receiver is not None  # open() has started this
+        self._receiver.started(rank, host)
+        with self._lock:
             self._connections.add(connection)
+            if self._stopping:
+                self._send_stop(connection)
         try:
             for line in stream:
-                self._receive(rank, json.loads(line))
+                self._receive(self._receiver, rank, json.loads(line))
         except (OSError, ValueError):
             return  # the task is gone, mid-line or not: Spark reports that
         finally:
-            with self._changed:
+            with self._lock:
                 self._connections.discard(connection)
 
-    def _receive(self, rank: int, message: Mapping[str, Any]) -> None:
-        if message["kind"] == "line":
-            self._on_line(rank, message["text"])
-        elif message["kind"] == "report":
-            self._on_report(rank, message["metrics"])
-        elif message["kind"] == "failed":
+    @staticmethod
+    def _receive(receiver: Receiver, rank: int, message: Mapping[str, Any]) -> None:
+        kind = message["kind"]
+        if kind == "lines":
+            for text in message["lines"]:
+                receiver.line(rank, text)
+        elif kind == "report":
+            receiver.report(rank, message["metrics"], message["seconds_left"])
+        elif kind == "beat":
+            receiver.beat(rank, Beat(**{**message["beat"], "stack": tuple(message["beat"]["stack"])}))
+        elif kind == "returned":
+            receiver.returned(rank)
+        elif kind == "failed":
             failure = dict(message["failure"])
-            with self._changed:
-                self._failures.append(RankFailure(**{**failure, "log_tail": tuple(failure["log_tail"])}))
-                self._changed.notify_all()
-                for connection in self._connections:
-                    with contextlib.suppress(OSError):
-                        connection.sendall(b"stop\n")
+            receiver.failed(RankFailure(**{**failure, "log_tail": tuple(failure["log_tail"])}))
+
+    @staticmethod
+    def _send_stop(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"stop\n")
 
 
 class TaskChannel:
     """A task's end. `stopped()` turns True on the driver's order and when the line breaks."""
 
-    def __init__(self, address: ChannelAddress, rank: int) -> None:
+    def __init__(self, address: ChannelAddress, rank: int, host: str) -> None:
         self._socket = socket.create_connection((address.host, address.port), timeout=_HELLO_TIMEOUT_S)
         self._socket.settimeout(None)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._send({"token": address.token, "rank": rank})
+        self._closing = threading.Event()
+        self._lines = LineQueue()
+        self._send({"token": address.token, "rank": rank, "host": host})
         threading.Thread(target=self._listen, name="gang-channel", daemon=True).start()
+        self._sender = threading.Thread(target=self._send_lines, name="gang-lines", daemon=True)
+        self._sender.start()
 
     def stopped(self) -> bool:
         """Whether the rank has to end."""
         return self._stopped.is_set()
 
     def line(self, text: str) -> None:
-        """Send one line of output. Blocks while the driver is behind, and so slows the rank's output down."""
-        self._send({"kind": "line", "text": text[:_MAX_LINE_CHARS]})
+        """Send one line of output soon, or count it where there are too many. Never waits."""
+        self._lines.put(text[:_MAX_LINE_CHARS])
 
-    def report(self, metrics: Mapping[str, float]) -> None:
+    def report(self, metrics: Mapping[str, float], seconds_left: float | None) -> None:
         """Send one line of history."""
-        self._send({"kind": "report", "metrics": dict(metrics)})
+        self._send({"kind": "report", "metrics": dict(metrics), "seconds_left": seconds_left})
+
+    def beat(self, beat: Beat) -> None:
+        """Send a sign of life."""
+        self._send({"kind": "beat", "beat": dataclasses.asdict(beat)})
+
+    def returned(self) -> None:
+        """Say that `main` has returned."""
+        self._send({"kind": "returned"})
 
     def failed(self, failure: RankFailure) -> None:
         """Say why the rank failed."""
@@ -172,9 +208,18 @@ class TaskChannel:
 
     def close(self) -> None:
         """Hang up, after what was sent."""
+        self._closing.set()
+        self._sender.join(_LAST_LINES_S)  # longer, and it is the driver that does not read
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         self._socket.close()
+
+    def _send_lines(self) -> None:
+        last = False
+        while not last:
+            last = self._closing.wait(_FLUSH_S)
+            if lines := self._lines.take(last=last):
+                self._send({"kind": "lines", "lines": lines})
 
     def _send(self, message: Mapping[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.runtime import progress
 
 if TYPE_CHECKING:
     from airflow_hydrogen.runtime.dataset import DatasetShard
@@ -31,6 +32,7 @@ class TrainContext:
         attempt: 0 for the first start of the gang within the application.
         history: what rank 0 reported so far, one mapping a line.
         resumed_from_epoch: set by the checkpoint callback when it restored one.
+        partial_epoch: the epoch of which a resumed training sees only the rest.
     """
 
     rank: int
@@ -47,8 +49,11 @@ class TrainContext:
     attempt: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     resumed_from_epoch: int | None = None
+    partial_epoch: int | None = None
     shards: dict[str, DatasetShard] = field(default_factory=dict, repr=False)
-    on_report: Callable[[Mapping[str, float]], None] = field(default=lambda metrics: None, repr=False)
+    on_report: Callable[[Mapping[str, float], float | None], None] = field(
+        default=lambda metrics, seconds_left: None, repr=False
+    )
 
 
 _current: TrainContext | None = None
@@ -108,22 +113,24 @@ def get_dataset_shard(name: str = "train") -> DatasetShard:
     return context.shards[name]
 
 
-def report(metrics: Mapping[str, Any]) -> None:
+def report(metrics: Mapping[str, Any], *, seconds_left: float | None = None) -> None:
     """Write one line of the model's history, and of the task's log.
 
-    Call it on every rank, once an epoch: rank 0's numbers are kept.
+    Call it on every rank, once an epoch: rank 0's numbers are kept. To the watchdog it is progress.
 
     Args:
         metrics: name -> number, for example `{"epoch": 3, "loss": 0.21}`.
+        seconds_left: how long the training will still take, for the log alone.
 
     Raises:
         InvalidJobError: a value that is not a number.
     """
+    progress.current().tick()
     line = {name: _number(name, value) for name, value in metrics.items()}
     context = get_context()
     if context.rank == 0:
         context.history.append(line)
-    context.on_report(line)
+    context.on_report(line, seconds_left)
 
 
 def _number(name: str, value: Any) -> float:

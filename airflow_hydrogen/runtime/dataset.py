@@ -18,7 +18,7 @@ from airflow_hydrogen.contract.errors import (
     InvalidJobError,
     MissingColumnError,
 )
-from airflow_hydrogen.runtime import filesystems
+from airflow_hydrogen.runtime import filesystems, progress
 from airflow_hydrogen.runtime.columns import ColumnSpec, dtype_of, stack, to_numpy
 from airflow_hydrogen.runtime.shards import RowSlice, assign_shards, rows_per_rank, shuffled_order
 
@@ -227,6 +227,7 @@ class DatasetShard:
         waiting: list[pa.Table] = []
         rows = 0
         for chunk in self._chunks(columns, self._slices(epoch), min(_READ_ROWS, limit)):
+            progress.current().tick()
             waiting.append(chunk)
             rows += chunk.num_rows
             if rows >= limit:

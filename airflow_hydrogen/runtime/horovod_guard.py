@@ -3,7 +3,8 @@
 Horovod 0.28 reduces gradients in methods that Keras 3 never calls: with `hvd.DistributedOptimizer(adam)`
 every rank trains a model of its own, and nothing fails. Its Keras callbacks fail with errors that do not
 say why. A rank's process installs this guard before it runs `main`; nothing is imported until `main`
-imports Horovod. Horovod's optimizers for PyTorch and for Keras 2 (`tf_keras`) are left alone.
+imports Horovod. Horovod's optimizers for PyTorch and for Keras 2 (`tf_keras`) are left alone. Its collectives
+are made to leave marks for the watchdog (`progress`).
 
 Standard library only.
 """
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from airflow_hydrogen.contract.errors import OptimizerError
+from airflow_hydrogen.runtime import progress
 
 _CALLBACKS = {
     "BroadcastGlobalVariablesCallbackImpl": "BroadcastCallback()",
@@ -93,6 +95,8 @@ def _is_keras_3(cls: type) -> bool:
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "horovod._keras": _guard_optimizer,
     "horovod._keras.callbacks": _guard_callbacks,
+    "horovod.tensorflow.mpi_ops": progress.watch_horovod,
+    "horovod.torch.mpi_ops": progress.watch_horovod,
 }
 
 

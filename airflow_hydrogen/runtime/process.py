@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Pipe
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from airflow_hydrogen.contract.errors import RankFailedError
 from airflow_hydrogen.contract.jobs import Entrypoint
+from airflow_hydrogen.runtime.failures import RankFailure
+from airflow_hydrogen.runtime.network import GangAddress
+from airflow_hydrogen.runtime.progress import Beat
 from airflow_hydrogen.runtime.topology import Placement
 
 _POLL_S = 0.2
@@ -44,6 +46,7 @@ class RankTask:
         publish_uri: folder for the model that `main` returns on rank 0; None returns the value itself.
         fingerprint: the job's.
         attempt: which start of the gang this is, from 0.
+        beat_s: seconds from one sign of life of a rank to the next.
     """
 
     entrypoint: Entrypoint
@@ -56,34 +59,23 @@ class RankTask:
     publish_uri: str | None = None
     fingerprint: str = ""
     attempt: int = 0
+    beat_s: float = 5.0
 
 
-@dataclass(frozen=True)
-class RankFailure:
-    """Why a rank ended without a result: plain values, which travel as JSON.
+class Listener(Protocol):
+    """Who is told what one rank says."""
 
-    Attributes:
-        secondary: Horovod told this rank that another one is gone; the cause lies there.
-    """
+    def line(self, text: str) -> None:
+        """A line of its output."""
 
-    rank: int
-    host: str
-    summary: str
-    error_type: str | None = None
-    remote_traceback: str | None = None
-    log_tail: tuple[str, ...] = ()
-    secondary: bool = False
+    def report(self, metrics: Mapping[str, float], seconds_left: float | None) -> None:
+        """A line of its history."""
 
-    def to_error(self) -> RankFailedError:
-        """The exception that the driver raises for it."""
-        return RankFailedError(
-            self.rank,
-            self.host,
-            self.summary,
-            error_type=self.error_type,
-            remote_traceback=self.remote_traceback,
-            log_tail=self.log_tail,
-        )
+    def beat(self, beat: Beat) -> None:
+        """A sign of life."""
+
+    def returned(self) -> None:
+        """`main` has returned."""
 
 
 class RankFailed(Exception):
@@ -111,13 +103,13 @@ class RankProcess:
         task: RankTask,
         placement: Placement,
         environment: Mapping[str, str],
-        *,
-        on_line: Callable[[str], None],
-        on_report: Callable[[Mapping[str, float]], None],
+        here: GangAddress,
+        listener: Listener,
     ) -> None:
         """Start the process. Call it from a thread that lives until `wait` returns."""
         self._placement = placement
-        self._on_report = on_report
+        self._here = here
+        self._listener = listener
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._killed = False
         self._pipe, child_pipe = Pipe()
@@ -141,9 +133,7 @@ class RankProcess:
         finally:
             child_pipe.close()
         assert self._process.stdout is not None
-        self._reader = threading.Thread(
-            target=self._read_output, args=(self._process.stdout, on_line), daemon=True
-        )
+        self._reader = threading.Thread(target=self._read_output, args=(self._process.stdout,), daemon=True)
         self._reader.start()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: wait() says why
             self._pipe.send((task, placement))
@@ -170,8 +160,12 @@ class RankProcess:
                 if message is None:
                     break
                 kind, content = message
-                if kind == "report":
-                    self._on_report(content)
+                if kind == "beat":
+                    self._listener.beat(content)
+                elif kind == "report":
+                    self._listener.report(*content)
+                elif kind == "returned":
+                    self._listener.returned()
                 elif kind == "failed":
                     # Not waited for: Horovod's own end may hang while its peers are in a collective.
                     failure = content
@@ -219,19 +213,22 @@ class RankProcess:
             self._process.wait(_POLL_S)
         return self._process.poll() is not None
 
-    def _read_output(self, stream: IO[bytes], on_line: Callable[[str], None]) -> None:
+    def _read_output(self, stream: IO[bytes]) -> None:
         with stream:
             for line in _lines(stream):
                 self._tail.append(line)
-                on_line(line)
+                self._listener.line(line)
 
     def _death(self) -> RankFailure:
         code = self._process.returncode
-        if code < 0:
+        if code == -signal.SIGABRT:
+            # Gloo ends the process where it does not find its peers, and names neither them nor itself.
+            summary = f"its process was aborted (SIGABRT) on {self._here}"
+        elif code < 0:
             summary = f"its process was killed by signal {-code} ({signal.Signals(-code).name})"
         else:
             summary = f"its process ended with exit code {code} before main returned"
-        return RankFailure(rank=self._placement.rank, host=self._placement.host, summary=summary)
+        return RankFailure(self._placement.rank, self._placement.host, "process", summary)
 
     def _with_tail(self, failure: RankFailure) -> RankFailure:
         return replace(failure, log_tail=tuple(self._tail))

@@ -75,6 +75,7 @@ def save(value: Any, staged_uri: str, context: TrainContext) -> Published | None
     if not (isinstance(value, ExportedModel) or _is_keras_model(value)):
         return None
     layout = _layout(context)
+    filesystems.remove(staged_uri)  # of a start of the gang that died while it saved
     local = filesystems.local_path(staged_uri)
     folder = local if local is not None else Path(tempfile.mkdtemp(prefix="airflow-hydrogen-publish-"))
     folder.mkdir(parents=True, exist_ok=True)

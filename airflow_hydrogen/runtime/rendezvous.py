@@ -5,29 +5,61 @@ What `horovod.runner.gloo_run` does for ssh hosts, done inside a barrier stage.
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from airflow_hydrogen.runtime import network
+from airflow_hydrogen.runtime.network import GangAddress
 from airflow_hydrogen.runtime.topology import Placement
 
-_LOOPBACK = "127.0.0.1"
+# Read by Gloo as scripts/horovod-0.28.1.patch builds it; other builds take any port.
+GLOO_PORTS = "HOROVOD_GLOO_PORT_RANGE"
+
+
+class RendezvousServer:
+    """Horovod's rendezvous server on one address, for the gang's hosts alone.
+
+    Horovod's own `RendezvousServer` listens on all interfaces and takes everyone's word. Its protocol has no
+    place for a token, so what can be closed is closed: one address, and nobody but the gang's hosts.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_address[1])
+
+    def admit(self, addresses: Sequence[str]) -> None:
+        """Let these addresses in, and no others; before that, nobody."""
+        self._server.admitted = frozenset(addresses)
 
 
 @contextmanager
-def rendezvous_server(placements: Sequence[Placement], address: str) -> Iterator[int]:
-    """Run Horovod's rendezvous server on one address of this host and yield its port.
+def rendezvous_server(
+    placements: Sequence[Placement], address: str, ports: range | None = None
+) -> Iterator[RendezvousServer]:
+    """Run Horovod's rendezvous server on one address of this host.
 
-    Horovod's own `RendezvousServer` listens on all interfaces, without authentication.
+    Args:
+        placements: of all ranks.
+        address: to listen on.
+        ports: those that may be used.
     """
     from horovod.runner.common.util.hosts import SlotInfo
     from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
-    server: Any = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
+    class Server(RendezvousHTTPServer):  # type: ignore[misc]
+        admitted: frozenset[str] = frozenset()
+
+        def verify_request(self, request: Any, client_address: tuple[str, int]) -> bool:
+            return client_address[0] in self.admitted
+
+    server = network.bind_in(ports, lambda port: Server((address, port), RendezvousHandler, 0))
     server.daemon_threads = True
     server.init(
         [
@@ -46,44 +78,25 @@ def rendezvous_server(placements: Sequence[Placement], address: str) -> Iterator
     thread = threading.Thread(target=server.serve_forever, name="horovod-rendezvous", daemon=True)
     thread.start()
     try:
-        yield server.server_address[1]
+        yield RendezvousServer(server)
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-def gang_address(host: str, single_host: bool) -> str:
-    """The address of this host that its peers reach: loopback when there are no others."""
-    return _LOOPBACK if single_host else socket.gethostbyname(host)
-
-
-def interface_of(address: str) -> str | None:
-    """The name of the network interface that owns an address of this host, or None."""
-    import psutil
-
-    wanted = ipaddress.ip_address(address)
-    for name, addresses in psutil.net_if_addrs().items():
-        for candidate in addresses:
-            if candidate.family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            if ipaddress.ip_address(candidate.address.partition("%")[0]) == wanted:
-                return name
-    return "lo" if wanted.is_loopback and "lo" in psutil.net_if_addrs() else None
-
-
 def horovod_environment(
-    placement: Placement, address: str, port: int, interface: str | None
+    placement: Placement, here: GangAddress, server: tuple[str, int], ports: range | None = None
 ) -> dict[str, str]:
     """The variables from which `hvd.init()` finds its place, as `horovodrun --gloo` sets them.
 
     Args:
         placement: the rank's place.
-        address: where the rendezvous server listens.
-        port: its port.
-        interface: the interface that Gloo binds on this host; None leaves the choice to Gloo.
+        here: what Gloo binds on this host.
+        server: address and port of the rendezvous server.
+        ports: those that Gloo may listen on.
     """
-    variables = {
+    variables: dict[str, object] = {
         "HOROVOD_RANK": placement.rank,
         "HOROVOD_SIZE": placement.size,
         "HOROVOD_LOCAL_RANK": placement.local_rank,
@@ -91,13 +104,15 @@ def horovod_environment(
         "HOROVOD_CROSS_RANK": placement.cross_rank,
         "HOROVOD_CROSS_SIZE": placement.cross_size,
         "HOROVOD_HOSTNAME": placement.host,
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": port,
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": server[0],
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": server[1],
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
     }
-    if interface is not None:
-        variables["HOROVOD_GLOO_IFACE"] = interface
+    if here.interface is not None:
+        variables["HOROVOD_GLOO_IFACE"] = here.interface
+    if ports is not None:
+        variables[GLOO_PORTS] = f"{ports.start}-{ports.stop - 1}"
     return {name: str(value) for name, value in variables.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pickle
 from collections.abc import Callable
@@ -9,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from airflow_hydrogen.contract.errors import EntrypointError, InvalidJobError
+from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
 from airflow_hydrogen.runtime import gang
+from airflow_hydrogen.runtime.logs import GangLog
 from airflow_hydrogen.runtime.process import RankTask
-from airflow_hydrogen.runtime.slots import require_slots
+from airflow_hydrogen.runtime.progress import beat_interval_s
+from airflow_hydrogen.runtime.restarts import RestartPolicy
+from airflow_hydrogen.runtime.slots import require_slots, task_slots
+from airflow_hydrogen.runtime.supervision import GangResult, run_supervised
 
 
 class HorovodRunner:
@@ -23,26 +29,19 @@ class HorovodRunner:
         np: number of processes. Positive: that many Spark tasks, started together in barrier mode.
             0: one on every task slot of the cluster. Negative: that many processes on this machine,
             without Spark at all, to find mistakes in the training code.
-        driver_log_verbosity: "all" prints every line of every rank, `[rank]` in front;
-            "log_callback_only" prints what `report` is given.
-        start_timeout_s: how long executors may take to register, in seconds.
+        options: those of `contract.gang.GangOptions`: driver_log_verbosity, start_timeout_s,
+            stall_timeout_s, max_restarts, min_np, gpus_per_process, network_interface, port_range.
 
     Raises:
         InvalidJobError: an argument that cannot work.
     """
 
-    def __init__(
-        self, np: int, *, driver_log_verbosity: gang.Verbosity = "all", start_timeout_s: float = 120.0
-    ) -> None:
+    def __init__(self, np: int, **options: Any) -> None:
         if isinstance(np, bool) or not isinstance(np, int):
             raise InvalidJobError(f"np must be an integer, found {np!r}")
-        if driver_log_verbosity not in ("all", "log_callback_only"):
-            raise InvalidJobError(
-                f"driver_log_verbosity must be 'all' or 'log_callback_only', found {driver_log_verbosity!r}"
-            )
         self.np = np
-        self._log = gang.GangLog(driver_log_verbosity)
-        self._start_timeout_s = start_timeout_s
+        self.options = GangOptions.from_dict(options)
+        self.options.check_size(np)
 
     def run(self, main: Callable[..., Any] | str, /, *args: str, **kwargs: Any) -> Any:
         """Run `main` on every rank.
@@ -59,21 +58,44 @@ class HorovodRunner:
         Raises:
             InvalidJobError: `main` cannot run (`EntrypointError`, `EntrypointPickleError`), or np is more
                 than the cluster's task slots (`NotEnoughSlotsError`).
-            RankFailedError: `main` raised on a rank, with that rank's traceback.
+            RankFailedError: `main` raised on a rank, with that rank's traceback, or its process died
+                (`StallError`: it made no progress; `PeerUnreachableError`: it did not reach another rank).
             GangLostError: an executor was lost.
         """
         task = rank_task(main, args, kwargs)
-        return pickle.loads(self.run_task(task))
+        return pickle.loads(self.run_task(task).answer)
 
-    def run_task(self, task: RankTask) -> bytes:
-        """Run a prepared task and return rank 0's pickled answer: what the training application calls."""
+    def run_task(self, task: RankTask) -> GangResult:
+        """Run a prepared task: what the training application calls."""
+        log = GangLog(self.options.driver_log_verbosity)
+        task = dataclasses.replace(task, beat_s=beat_interval_s(self.options.stall_timeout_s))
+        options = self.options
         if self.np < 0:
-            return gang.run_locally(task, -self.np, self._log)
+            return run_supervised(
+                lambda task, size: gang.run_locally(task, size, options, log),
+                task,
+                self._policy(-self.np),
+                free_slots=lambda: -self.np,
+                say=log.event,
+            )
         from pyspark.sql import SparkSession
 
         spark = SparkSession.builder.getOrCreate()
-        size = require_slots(spark, self.np, self._start_timeout_s)
-        return gang.run_on_spark(spark, task, size, self._log)
+        return run_supervised(
+            lambda task, size: gang.run_on_spark(spark, task, size, options, log),
+            task,
+            self._policy(require_slots(spark, self.np, options.start_timeout_s, log.event)),
+            free_slots=lambda: task_slots(spark).free,
+            say=log.event,
+        )
+
+    def _policy(self, np: int) -> RestartPolicy:
+        return RestartPolicy(
+            np=np,
+            max_restarts=self.options.max_restarts,
+            min_np=self.options.min_np,
+            start_timeout_s=self.options.start_timeout_s,
+        )
 
 
 def rank_task(main: Callable[..., Any] | str, args: tuple[str, ...], kwargs: dict[str, Any]) -> RankTask:

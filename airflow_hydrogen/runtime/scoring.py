@@ -85,6 +85,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     """
     check_features(manifest.signature, frame.schema)
     keep, outputs = plan_columns(frame.columns, manifest.signature, job)
+    slots = task_slots(spark).total
     constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
     scorer = Scorer(
         model_uri=filesystems.canonical(job.model_uri),
@@ -94,13 +95,13 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
         outputs=outputs,
         constants=constants,
         batch_rows=job.batch_rows,
-        threads=threads_per_task(spark, task_slots(spark)),
+        threads=threads_per_task(spark, slots),
     )
     needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
     schema = output_schema(frame.schema, keep, outputs, manifest.signature)
     groups = None if job.prepare else direct.readable_row_groups(job.source, frame.schema, needed)
     if groups:
-        return _score_directly(spark, groups, needed, scorer, schema)
+        return _score_directly(spark, direct.deal(groups, _TASKS_PER_SLOT * slots), needed, scorer, schema)
     if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
         frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
@@ -113,13 +114,12 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
 
 def _score_directly(
     spark: SparkSession,
-    groups: Sequence[direct.RowGroup],
+    hands: Sequence[Sequence[direct.RowGroup]],
     columns: Sequence[str],
     scorer: Scorer,
     schema: StructType,
 ) -> DataFrame:
     """Tasks that read their row groups themselves; each gets its number as its only row."""
-    hands = direct.deal(groups, _TASKS_PER_SLOT * task_slots(spark))
 
     def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in numbers:

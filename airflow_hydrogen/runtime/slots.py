@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_hydrogen.contract.errors import NotEnoughSlotsError
+from airflow_hydrogen.contract.errors import InvalidJobError, NotEnoughSlotsError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _POLL_S = 0.5
+_SAY_EVERY_S = 15.0
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Task slots of the executors that are registered now.
+
+    Attributes:
+        total: tasks that can run at the same time: what Spark's own check counts.
+        busy: tasks that run, those of a stage that was cancelled among them.
+        executors: executors.
+    """
+
+    total: int
+    busy: int
+    executors: int
+
+    @property
+    def free(self) -> int:
+        """What a gang could start on now. Spark counts in the busy ones, and then waits without end."""
+        return max(0, self.total - self.busy)
+
+    def __str__(self) -> str:
+        return f"{self.free} of {self.total} task slots are free, on {self.executors} executors"
 
 
 def is_local(spark: SparkSession) -> bool:
@@ -19,33 +45,46 @@ def is_local(spark: SparkSession) -> bool:
     return str(spark.sparkContext.master).startswith("local")
 
 
-def task_slots(spark: SparkSession) -> int:
-    """Tasks that the executors registered now can run at the same time: what Spark's own check counts."""
+def task_slots(spark: SparkSession) -> Slots:
+    """The slots of the application now."""
     context = spark.sparkContext._jsc.sc()
-    return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+    total = int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+    executors = list(context.statusTracker().getExecutorInfos())
+    busy = sum(int(executor.numRunningTasks()) for executor in executors)
+    # The driver is among them, and only on a local master does it run tasks.
+    return Slots(total, busy, len(executors) - (0 if is_local(spark) else 1))
 
 
-def require_slots(spark: SparkSession, np: int, timeout_s: float) -> int:
-    """Find the size of the gang, waiting for executors to register where the master is not local.
+def require_slots(spark: SparkSession, np: int, timeout_s: float, say: Callable[[str], None] = print) -> int:
+    """Find the size of the gang, waiting for free slots where the master is not local.
 
     Args:
         spark: the session.
         np: ranks; 0 for one on every slot.
-        timeout_s: how long executors may take to register, in seconds.
+        timeout_s: how long to wait, in seconds.
+        say: called with a line now and then while it waits.
 
     Returns:
         The number of ranks.
 
     Raises:
+        InvalidJobError: dynamic allocation is on, with which barrier stages do not work.
         NotEnoughSlotsError: at once on a local master, which never gets more; else after the time-out.
     """
-    deadline = time.monotonic() + (0 if is_local(spark) else timeout_s)
-    while (slots := task_slots(spark)) < max(np, 1):
-        if time.monotonic() >= deadline:
-            waited = "" if is_local(spark) else f", after waiting {timeout_s:g} s for executors"
-            raise NotEnoughSlotsError(np, slots, f"master {spark.sparkContext.master}{waited}")
+    _refuse_dynamic_allocation(spark)
+    started = time.monotonic()
+    timeout_s = 0 if is_local(spark) else timeout_s
+    said_at = float("-inf")
+    while (slots := task_slots(spark)).free < max(np, 1):
+        waited_s = time.monotonic() - started
+        if waited_s >= timeout_s:
+            waited = f", after waiting {timeout_s:g} s (start_timeout_s); {slots}" if timeout_s else ""
+            raise NotEnoughSlotsError(np, slots.free, f"master {spark.sparkContext.master}{waited}")
+        if waited_s - said_at >= _SAY_EVERY_S:
+            said_at = waited_s
+            say(f"waiting for {max(np, 1)} task slots, up to {timeout_s - waited_s:.0f} s more: {slots}")
         time.sleep(_POLL_S)
-    return np or slots
+    return np or slots.free
 
 
 def threads_per_task(spark: SparkSession, tasks: int) -> int:
@@ -58,3 +97,12 @@ def threads_per_task(spark: SparkSession, tasks: int) -> int:
     if is_local(spark):
         return max(1, len(os.sched_getaffinity(0)) // tasks)
     return int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or 1)
+
+
+def _refuse_dynamic_allocation(spark: SparkSession) -> None:
+    enabled = spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") or "false"
+    if enabled.lower() == "true" and not is_local(spark):
+        raise InvalidJobError(
+            "spark.dynamicAllocation.enabled is true, with which Spark runs no barrier stage: a gang needs "
+            "all of its executors at once; set it to false for this application"
+        )

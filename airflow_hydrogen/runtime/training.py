@@ -18,6 +18,7 @@ from airflow_hydrogen.runtime.process import RankTask
 from airflow_hydrogen.runtime.publishing import Outcome, Published
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
 from airflow_hydrogen.runtime.slots import require_slots
+from airflow_hydrogen.runtime.supervision import GangResult
 from airflow_hydrogen.runtime.worker import require_same_python, resolve_import_path
 
 DATA = "data"
@@ -46,8 +47,8 @@ def run_training(job: TrainJob) -> TrainReport:
         return TrainReport(
             model_uri=uri, metrics=existing.metrics, np=existing.np, reused=True, versions=existing.versions
         )
-    spark = spark_session()
-    size = -job.np if job.np < 0 else require_slots(spark, job.np, job.start_timeout_s)
+    spark = spark_session(_gang_settings(job))
+    size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang.start_timeout_s)
     try:
         staged = {
             name: sources.stage(
@@ -65,10 +66,10 @@ def run_training(job: TrainJob) -> TrainReport:
         for name, dataset in staged.items():
             place = "read in place" if dataset.in_place else "prepared"
             print(f"dataset {name!r}: {dataset.rows:,} rows, {place}", flush=True)
-        outcome, staged_uri = _train(job, uri, size, staged, script)
+        gang, outcome, staged_uri = _train(job, uri, size, staged, script)
         trained = time.monotonic()
         if outcome.published is not None:
-            _publish(job, uri, size, staged, outcome, outcome.published, staged_uri)
+            _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
         filesystems.remove(filesystems.join(uri, DATA))
     except HydrogenError as error:
         if not error.retryable:  # a retry would use what is there again, and there will be none
@@ -81,7 +82,7 @@ def run_training(job: TrainJob) -> TrainReport:
         result=outcome.value,
         metrics=_finite(history[-1]) if history else {},
         epochs=len(history),
-        np=size,
+        np=gang.np,
         rows=train.rows if train else None,
         seconds={
             "prepare": round(prepared - started, 3),
@@ -91,8 +92,19 @@ def run_training(job: TrainJob) -> TrainReport:
         },
         rows_per_second=_rows_per_second(history),
         resumed_from_epoch=outcome.resumed_from_epoch,
+        restarts=tuple(gang.restarts),
         versions=versions.installed(),
     )
+
+
+def _gang_settings(job: TrainJob) -> dict[str, str]:
+    """Limits in place of Spark's own blind waits: ten minutes for slots, a year for a barrier."""
+    return {
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "2s",
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "5",
+        "spark.barrier.sync.timeout": f"{max(60, round(job.gang.start_timeout_s))}s",
+        "spark.dynamicAllocation.enabled": "false",
+    }
 
 
 def _check_entrypoint(job: TrainJob) -> str | None:
@@ -126,8 +138,8 @@ def _finished_model(job: TrainJob, uri: str) -> models.Manifest | None:
 
 def _train(
     job: TrainJob, uri: str, size: int, staged: Mapping[str, sources.StagedDataset], script: str | None
-) -> tuple[Outcome, str]:
-    """Run the gang; what rank 0 answers, and the folder in which it put its model together."""
+) -> tuple[GangResult, Outcome, str]:
+    """Run the gang: what became of it, what rank 0 answers, and the folder with its model."""
     if filesystems.exists(filesystems.join(uri, models.MANIFEST)):
         # A finished model is trained again from the start: what it kept is not a place to go on from.
         filesystems.remove(filesystems.join(uri, models.CHECKPOINTS))
@@ -143,16 +155,15 @@ def _train(
         publish_uri=staged_uri,
         fingerprint=job.fingerprint(),
     )
-    runner = HorovodRunner(
-        job.np, driver_log_verbosity=job.driver_log_verbosity, start_timeout_s=job.start_timeout_s
-    )
+    runner = HorovodRunner(job.np, **job.gang.to_dict())
     print(f"training {job.entrypoint.name} on {size} ranks", flush=True)
     try:
-        outcome: Outcome = pickle.loads(runner.run_task(task))
+        result = runner.run_task(task)
+        outcome: Outcome = pickle.loads(result.answer)
     except BaseException:
         filesystems.remove(staged_uri)
         raise
-    return outcome, staged_uri
+    return result, outcome, staged_uri
 
 
 def _publish(

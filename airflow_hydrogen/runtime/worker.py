@@ -10,6 +10,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any
 from airflow_hydrogen.contract.errors import EntrypointError, KwargsError
 from airflow_hydrogen.contract.jobs import Entrypoint, require_json
 from airflow_hydrogen.runtime import context as contexts
-from airflow_hydrogen.runtime import horovod_guard
-from airflow_hydrogen.runtime.process import PARENT_VARIABLE, PIPE_VARIABLE, RankFailure, RankTask
+from airflow_hydrogen.runtime import horovod_guard, progress
+from airflow_hydrogen.runtime.failures import RankFailure
+from airflow_hydrogen.runtime.process import PARENT_VARIABLE, PIPE_VARIABLE, RankTask
 from airflow_hydrogen.runtime.topology import Placement
 
 _PR_SET_PDEATHSIG = 1
@@ -29,20 +31,39 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Run one rank; the exit code is 0 when `main` returned and its value was sent."""
     _die_with_parent(int(os.environ.pop(PARENT_VARIABLE)))
-    pipe = Connection(int(os.environ.pop(PIPE_VARIABLE)))
-    os.set_inheritable(pipe.fileno(), False)
-    task, placement = pipe.recv()
+    pipe = Pipe(Connection(int(os.environ.pop(PIPE_VARIABLE))))
+    task, placement = pipe.receive()
+    progress.start_beating(lambda beat: pipe.send("beat", beat), task.beat_s)
     horovod_guard.install()
     contexts.enter(_context(task, placement, pipe))
     try:
         value = _call(task)
+        pipe.send("returned", None)
         answer = _result(task, value) if placement.rank == 0 else pickle.dumps(None)
     except BaseException as error:
         traceback.print_exc()
-        pipe.send(("failed", _failure(placement, _cause(error))))
+        pipe.send("failed", _failure(placement, _cause(error)))
         return 1
-    pipe.send(("result", answer))
+    pipe.send("result", answer)
     return 0
+
+
+class Pipe:
+    """The pipe to the parent, for several threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        os.set_inheritable(connection.fileno(), False)
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def receive(self) -> Any:
+        """What the parent sends: once, at the start."""
+        return self._connection.recv()
+
+    def send(self, kind: str, content: Any) -> None:
+        """Send one message."""
+        with self._lock:
+            self._connection.send((kind, content))
 
 
 def resolve_import_path(path: str) -> Any:
@@ -80,7 +101,7 @@ def require_same_python(entrypoint: Entrypoint) -> None:
         )
 
 
-def _context(task: RankTask, placement: Placement, pipe: Connection) -> contexts.TrainContext:
+def _context(task: RankTask, placement: Placement, pipe: Pipe) -> contexts.TrainContext:
     return contexts.TrainContext(
         rank=placement.rank,
         size=placement.size,
@@ -94,7 +115,7 @@ def _context(task: RankTask, placement: Placement, pipe: Connection) -> contexts
         events_uri=task.events_uri,
         fingerprint=task.fingerprint,
         attempt=task.attempt,
-        on_report=lambda metrics: pipe.send(("report", metrics)),
+        on_report=lambda metrics, seconds_left: pipe.send("report", (metrics, seconds_left)),
     )
 
 
@@ -159,15 +180,15 @@ def _failure(placement: Placement, error: BaseException) -> RankFailure:
     kind = type(error)
     text = str(error)
     # The words of Horovod's and TensorFlow's errors on a rank whose peer is gone.
-    secondary = kind.__name__ == "HorovodInternalError" or "Horovod has been shut down" in text
+    is_consequence = kind.__name__ == "HorovodInternalError" or "Horovod has been shut down" in text
     lines = text.strip().splitlines() or [""]
     return RankFailure(
         rank=placement.rank,
         host=placement.host,
+        kind="peer" if is_consequence else "main",
         summary=f"{kind.__name__}: {lines[0]}" if lines[0] else kind.__name__,
         error_type=f"{kind.__module__}.{kind.__qualname__}",
         remote_traceback="".join(traceback.format_exception(kind, error, _user_frames(error))),
-        secondary=secondary,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, TrainReport
 from airflow_hydrogen.runtime.columns import ColumnSpec
@@ -38,6 +39,7 @@ JOBS = {
         model_uri="/models/flight_delay",
         report_uri="/tmp/report.json",
         run=RUN,
+        gang=GangOptions(max_restarts=2, min_np=1, gpus_per_process=1, port_range="40000-40100"),
     ),
     "train_job_callable": TrainJob(
         entrypoint=Entrypoint(kind="callable", value="AAAA", name="main", python="3.11"),
@@ -73,6 +75,8 @@ REPORTS = {
         rows=1000,
         seconds={"total": 12.5},
         rows_per_second=2000.0,
+        resumed_from_epoch=1,
+        restarts=("rank 1 on b failed: its process was killed by signal 9 (SIGKILL)",),
         versions=VERSIONS,
     ),
     "train_report_failure": TrainReport(

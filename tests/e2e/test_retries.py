@@ -50,6 +50,7 @@ class Training:
             np=1,
             train_data=Source.parquet(self._points),
             model_uri=str(self._folder / "model"),
+            max_restarts=0,  # so that it is Airflow that tries again
             retries=RETRIES,
         )
         # Airflow counts a clear by allowing more tries.

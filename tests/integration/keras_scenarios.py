@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -488,6 +489,60 @@ def resumable(checkpoints: str | None, stop_before: int | None = None) -> list[d
     return everyone
 
 
+class StopWithin(keras.callbacks.Callback):
+    """Cut off the training before a batch of the second epoch."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if (self.epoch, batch) == (1, self.batch):
+            raise Stopped
+
+
+def partly(rows: str, checkpoints: str | None, stop_before: int | None = None) -> list[dict[str, Any]]:
+    """Three epochs of 40 steps over Parquet, with a checkpoint every few milliseconds."""
+    context = hydrogen.get_context()
+    context.checkpoints_uri = checkpoints
+    context.resumed_from_epoch = context.partial_epoch = None
+    context.history.clear()
+    context.shards.clear()
+    context.datasets = {"train": rows}
+    keras.utils.set_random_seed(22)
+    model = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(8, activation="tanh"),
+            keras.layers.Dropout(0.25),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.01)), "mse")
+    shard = hydrogen.get_dataset_shard("train").to_tf(len_of_batch(), label="y")
+    stop = [] if stop_before is None else [StopWithin(stop_before)]
+    callbacks = hydrogen.keras.callbacks(checkpoint_every_s=0.001, tensorboard=False)
+    with contextlib.suppress(Stopped):
+        model.fit(shard, epochs=3, verbose=0, callbacks=[*callbacks, *stop])
+    mine = {
+        "weights": weights_of(model).tolist(),
+        "resumed": context.resumed_from_epoch,
+        "partial": context.partial_epoch,
+        "history": [line["epoch"] for line in context.history],
+    }
+    everyone: list[dict[str, Any]] = hvd.allgather_object(mine, name="partly")
+    return everyone
+
+
+def len_of_batch() -> int:
+    """Rows of a step on one rank: 40 steps an epoch."""
+    return len(hydrogen.get_dataset_shard("train")) // 40
+
+
 # --- the launches --------------------------------------------------------------------------------------
 
 
@@ -499,9 +554,15 @@ def everything(folder: str) -> dict[str, Any]:
         "behaviour": behaviour(root),
         "unbroken": resumable(None),
         "stopped": resumable(str(root / "checkpoints"), stop_before=3),
+        "partly_unbroken": partly(str(root / "rows.parquet"), None),
+        "partly_stopped": partly(str(root / "rows.parquet"), str(root / "partly"), stop_before=23),
     }
 
 
-def resumed(folder: str) -> list[dict[str, Any]]:
+def resumed(folder: str) -> dict[str, Any]:
     hvd.init()
-    return resumable(str(Path(folder) / "checkpoints"))
+    root = Path(folder)
+    return {
+        "resumed": resumable(str(root / "checkpoints")),
+        "partly_resumed": partly(str(root / "rows.parquet"), str(root / "partly")),
+    }

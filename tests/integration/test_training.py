@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 
 import numpy as np
@@ -20,8 +21,10 @@ from airflow_hydrogen.contract.errors import (
     SourceError,
     UnwritableUriError,
 )
+from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
+from airflow_hydrogen.runtime.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.models import open_model
 from airflow_hydrogen.runtime.training import run_training
 
@@ -283,3 +286,83 @@ def test_a_failed_training_leaves_no_model_and_keeps_the_old_one(make_job, tmp_p
     assert (tmp_path / "model" / "manifest.json").read_text() == before
     open_model(str(tmp_path / "model"))
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
+# --- losses and checkpoints that go wrong --------------------------------------------------------------
+
+
+def diverge():
+    import keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.SGD(1e6)), "mse")
+    rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y", features=["b", "a"])
+    model.fit(rows, epochs=50, callbacks=hydrogen.keras.callbacks(tensorboard=False), verbose=0)
+    return model
+
+
+def test_a_loss_that_is_no_number_fails_at_once_and_publishes_nothing(make_job, tmp_path, capsys):
+    job = make_job(diverge, np=-1, gang=GangOptions(max_restarts=3))
+    with pytest.raises(RankFailedError, match=r"NonFiniteLossError: loss is (nan|inf) in epoch \d+: lower"):
+        run_training(job)
+    assert "giving up: main raised" in capsys.readouterr().out
+    assert not (tmp_path / "model" / "manifest.json").exists()
+
+
+def fit_until_the_disk_is_full(disk, on_error):
+    import contextlib
+    import pathlib
+
+    import keras
+
+    class Fill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                with (
+                    open(pathlib.Path(disk, "filler"), "wb", buffering=0) as stream,
+                    contextlib.suppress(OSError),
+                ):
+                    while True:
+                        stream.write(b"x" * 4096)
+
+    hydrogen.get_context().checkpoints_uri = f"{disk}/checkpoints"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.1)), "mse")
+    rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y", features=["b", "a"])
+    ours = hydrogen.keras.callbacks(on_checkpoint_error=on_error, tensorboard=False)
+    model.fit(rows, epochs=3, callbacks=[*ours, Fill()], verbose=0)
+    return model
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A filesystem of 256 kB."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("on_error", ["continue", "raise"])
+def test_a_full_disk_at_a_checkpoint(make_job, small_disk, on_error):
+    job = make_job(
+        fit_until_the_disk_is_full, np=-1, entrypoint_kwargs={"disk": str(small_disk), "on_error": on_error}
+    )
+    if on_error == "continue":
+        assert run_training(job).epochs == 3
+    else:
+        with pytest.raises(
+            RankFailedError, match=r"CheckpointError: .* could not be written: .*No space left"
+        ):
+            run_training(job)
+    store = CheckpointStore(f"{small_disk}/checkpoints/fit-0", job.fingerprint())
+    latest = store.latest()
+    assert latest is not None
+    assert latest.state["epoch"] == 1, "the one before, whole"
+    assert len(store.steps()) == 1
+    assert not list((small_disk / "checkpoints" / "fit-0").glob(".staging-*"))

@@ -12,6 +12,7 @@ from airflow_hydrogen.runtime.keras.history import EventsCallback, HistoryCallba
 from airflow_hydrogen.runtime.keras.optimizer import DistributedOptimizer, is_distributed
 from airflow_hydrogen.runtime.keras.synchronize import BroadcastCallback, MetricAverageCallback
 from airflow_hydrogen.runtime.keras.warmup import LearningRateWarmupCallback
+from airflow_hydrogen.runtime.keras.watching import NonFiniteLossCallback, ProgressCallback
 
 __all__ = [
     "BroadcastCallback",
@@ -21,6 +22,8 @@ __all__ = [
     "HistoryCallback",
     "LearningRateWarmupCallback",
     "MetricAverageCallback",
+    "NonFiniteLossCallback",
+    "ProgressCallback",
     "ShardEpochCallback",
     "callbacks",
     "is_distributed",

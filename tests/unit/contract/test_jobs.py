@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError, KwargsError
+from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
 
 RUN = Run(dag_id="d", task_id="t", run_id="r", map_index=2, clear_number=1)
@@ -61,7 +62,10 @@ def test_a_job_survives_its_file(job):
 
 def test_the_fingerprint_is_the_same_for_every_try_and_another_for_another_job():
     first = train_job()
-    assert first.fingerprint() == train_job(report_uri="/elsewhere", start_timeout_s=1.0).fingerprint()
+    assert (
+        first.fingerprint()
+        == train_job(report_uri="/elsewhere", gang=GangOptions(max_restarts=7)).fingerprint()
+    )
     assert first.fingerprint() != train_job(np=3).fingerprint()
     assert first.fingerprint() != train_job(entrypoint_kwargs={"epochs": 4}).fingerprint()
 
@@ -102,7 +106,7 @@ def test_whatever_is_json_is_accepted(value):
         (lambda: train_job(model_uri=" "), "model_uri must be a URI or a path"),
         (lambda: train_job(prepare="no colon"), "prepare must have the form 'package.module:function'"),
         (lambda: train_job(entrypoint_args=["x"]), "entrypoint_args are the command line of a script"),
-        (lambda: train_job(driver_log_verbosity="loud"), "driver_log_verbosity must be 'all' or"),
+        (lambda: train_job(gang=GangOptions(min_np=3)), "min_np must be at most np=2, found 3"),
         (lambda: Entrypoint.parse("train"), "entrypoint 'train' is neither 'package.module:function' nor"),
         (lambda: Source.parquet(""), "a parquet source needs the URI"),
         (lambda: Source.sql("select 1"), "a SQL source needs a query and at least one table"),
@@ -129,7 +133,7 @@ def test_arguments_that_cannot_work(make, message):
 
 def test_a_job_of_another_version_is_refused():
     document = {**train_job().to_dict(), "contract_version": 99}
-    with pytest.raises(ContractVersionError, match="contract version 99, this side speaks 1"):
+    with pytest.raises(ContractVersionError, match="contract version 99, this side speaks 2"):
         jobs.loads(json.dumps(document))
 
 

@@ -63,7 +63,7 @@ def test_job_holds_the_rendered_arguments() -> None:
     assert job.datasets["validation"].uri == "/later/2013-02-01.csv"
     assert job.datasets["weather"].tables["w"].uri == "/w/2013-02-01"
     assert (job.prepare_kwargs, job.keep_checkpoints) == ({"day": "2013-02-01"}, True)
-    assert (job.driver_log_verbosity, job.start_timeout_s) == ("log_callback_only", 5.0)
+    assert (job.gang.driver_log_verbosity, job.gang.start_timeout_s) == ("log_callback_only", 5)
     assert submissions[0].option("--name") == "airflow-hydrogen.test_dag__train__manual__1"
 
 
@@ -127,7 +127,7 @@ def test_options_of_the_author_stay() -> None:
         executor_memory="3g",
         env_vars={"A": "1"},
     )
-    with fake_spark_submit() as submissions:
+    with fake_spark_submit(connection=STANDALONE) as submissions:
         run_task(task)
         run_task(task)  # nothing piles up on the operator
     submission = submissions[1]
@@ -136,6 +136,9 @@ def test_options_of_the_author_stay() -> None:
         "spark.task.cpus": "3",
         "spark.executor.resource.gpu.amount": "1",
         "spark.task.resource.gpu.amount": "1",
+        "spark.executor.cores": "3",
+        "spark.cores.max": "6",
+        "spark.dynamicAllocation.enabled": "false",
     }
     py_files = (submission.option("--py-files") or "").split(",")
     assert [Path(file).name for file in py_files] == ["mine.zip", "airflow_hydrogen_runtime.zip"]

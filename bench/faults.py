@@ -1,0 +1,78 @@
+"""Seconds from `kill -9` of a rank to the first step after the restart, against a cold start.
+
+Both end with an allreduce on all ranks; both import TensorFlow on the way, which takes most of the time. The
+restart pays for finding the failure, ending the others, and a back-off of one second; the cold start for
+Spark's first Python workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from bench.measure import RANKS, Result, Target, compare
+from bench.spark import local_spark
+
+
+def measure(folder: Path, quick: bool) -> list[Result]:
+    """Start and restart a gang in a fresh Spark, several times."""
+    pairs = []
+    for number in range(1 if quick else 4):
+        notes = folder / str(number)
+        notes.mkdir()
+        began = _run(notes)
+        restarted = _read(notes, "step.1") - _read(notes, "killed")
+        cold = _read(notes, "step.0") - began
+        print(f"    restart {restarted:.3g}, cold start {cold:.3g}", flush=True)
+        pairs.append((restarted, cold))
+    return [
+        compare(
+            "kill -9 of a rank to the first step after it",
+            pairs,
+            unit="s",
+            against="cold start to the first step",
+            target=Target("<=", 1.3),
+        )
+    ]
+
+
+def step_and_die(folder: str) -> None:
+    """On every rank: one allreduce; rank 1 of the first start is killed after it."""
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    from airflow_hydrogen.runtime import get_context
+
+    context = get_context()
+    hvd.init()
+    hvd.allreduce(tf.constant([1.0]), name="step")
+    if context.rank == 0:
+        _write(folder, f"step.{context.attempt}")
+    hvd.allreduce(tf.constant([1.0]), name="noted")
+    if context.attempt == 0 and context.rank == 1:
+        _write(folder, "killed")
+        os.kill(os.getpid(), signal.SIGKILL)
+    hvd.allreduce(tf.constant([1.0]), name="next")
+
+
+def _run(folder: Path) -> float:
+    from airflow_hydrogen.runtime import HorovodRunner
+
+    with local_spark():
+        began = time.monotonic()
+        HorovodRunner(RANKS, max_restarts=1, driver_log_verbosity="log_callback_only").run(
+            "bench.faults:step_and_die", folder=str(folder)
+        )
+    return began
+
+
+def _write(folder: str, name: str) -> None:
+    # The machine's monotonic clock, which all processes share.
+    Path(folder, name).write_text(json.dumps(time.monotonic()))
+
+
+def _read(folder: Path, name: str) -> float:
+    return float(json.loads((folder / name).read_text()))

@@ -1,0 +1,162 @@
+"""Trainings on a real cluster, started with spark-submit as the operators do, for tests that break them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.contract.jobs import Entrypoint, Source, TrainJob
+from airflow_hydrogen.contract.reports import TrainReport
+from tests.integration.cluster import StandaloneCluster
+from tests.integration.daemons import spark_home
+
+ROOT = Path(__file__).resolve().parents[2]
+_START_S = 240.0
+_END_S = 300.0
+
+
+@dataclass
+class Application:
+    """A training that runs.
+
+    Attributes:
+        folder: where its ranks say where they are (`gang_apps.arrive`), its model, its log and its report.
+    """
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> str:
+        """What spark-submit and the driver have written."""
+        return (self.folder / "application.log").read_text(errors="replace")
+
+    def until(self, condition: Callable[[], object], what: str, timeout_s: float = _START_S) -> None:
+        """Wait for a condition, and fail with the log when it does not come or the application ends."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            ended = self.process.poll() is not None and not condition()
+            assert not ended, f"{what}: the application ended\n{self.log}"
+            assert time.monotonic() < deadline, f"{what}: not after {timeout_s} s\n{self.log}"
+            time.sleep(0.05)
+
+    def ranks(self, size: int, attempt: int = 0) -> list[dict[str, Any]]:
+        """What the ranks of an attempt say of themselves, once all have arrived."""
+        files = [self.folder / f"rank-{rank}.{attempt}.json" for rank in range(size)]
+        self.until(lambda: all(file.exists() for file in files), f"{size} ranks of attempt {attempt}")
+        return [json.loads(file.read_text()) for file in files]
+
+    def epoch(self) -> int:
+        """The last epoch of `gang_apps.count` that has a checkpoint."""
+        file = self.folder / "epoch"
+        return int(file.read_text() or 0) if file.exists() else 0
+
+    def finish(self) -> TrainReport:
+        """Let a training that waits for it finish, and read its report."""
+        (self.folder / "finish").touch()
+        return self.report()
+
+    def report(self) -> TrainReport:
+        """The report, once the application has ended."""
+        self.until(lambda: self.process.poll() is not None, "the application ends", _END_S)
+        file = self.folder / "report.json"
+        assert file.exists(), f"no report\n{self.log}"
+        report = reports.loads(file.read_text())
+        assert isinstance(report, TrainReport)
+        return report
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def application(
+    cluster: StandaloneCluster,
+    folder: Path,
+    entrypoint: str,
+    *,
+    np: int = 2,
+    train: str | None = None,
+    conf: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Iterator[Application]:
+    """Submit a training of `tests.integration.gang_apps`.
+
+    Args:
+        entrypoint: name of the function; it gets `folder` and `kwargs`.
+        train: Parquet of the dataset "train".
+        conf: Spark settings.
+        options: of the gang.
+    """
+    folder.mkdir(exist_ok=True)
+    job = TrainJob(
+        entrypoint=Entrypoint.parse(f"tests.integration.gang_apps:{entrypoint}"),
+        entrypoint_kwargs={"folder": str(folder), **kwargs},
+        np=np,
+        datasets={"train": Source.parquet(train)} if train else {},
+        model_uri=str(folder / "model"),
+        report_uri=str(folder / "report.json"),
+        gang=GangOptions(**{"start_timeout_s": 60.0, "max_restarts": 2, **(options or {})}),
+    )
+    (folder / "job.json").write_text(jobs.dumps(job))
+    (folder / "main.py").write_text("from airflow_hydrogen.runtime.__main__ import main\n\nmain()\n")
+    settings = {
+        **cluster.driver_settings(),
+        "spark.executorEnv.PYTHONPATH": str(ROOT),
+        "spark.executor.cores": "1",
+        "spark.executor.memory": "512m",
+        "spark.driver.memory": "512m",
+        "spark.ui.enabled": "false",
+        "spark.network.timeout": "20s",
+        "spark.network.timeoutInterval": "5s",
+        "spark.executor.heartbeatInterval": "3s",
+        **(conf or {}),
+    }
+    command = [str(spark_home() / "bin" / "spark-submit"), "--master", cluster.master_url]
+    for name, value in settings.items():
+        command += ["--conf", f"{name}={value}"]
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYSPARK_PYTHON": sys.executable,
+        "PYTHONUNBUFFERED": "1",
+    }
+    with (folder / "application.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, str(folder / "main.py"), str(folder / "job.json")],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    running = Application(folder, process)
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+def executor_of(rank: dict[str, Any]) -> psutil.Process:
+    """The executor's JVM above a rank."""
+    for parent in psutil.Process(rank["pid"]).parents():
+        if any("CoarseGrainedExecutorBackend" in argument for argument in parent.cmdline()):
+            return parent
+    raise AssertionError(f"rank {rank['rank']} has no executor above it")

@@ -1,0 +1,121 @@
+"""Secrets of a training on a real cluster: looked for wherever others could see them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from airflow_hydrogen.operators.train import HorovodTrainOperator
+from airflow_hydrogen.testing import TaskRun, run_task
+from tests.integration.cluster import StandaloneCluster, standalone_cluster
+from tests.integration.daemons import free_port
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = "correct-horse-battery-staple"
+# As the gang's token looks, and nothing else on a page or a command line.
+TOKEN = re.compile(r"\b[0-9a-f]{64}\b")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[StandaloneCluster]:
+    with standalone_cluster(workers=1, cores=2, memory="1g", gpus=0) as started:
+        yield started
+
+
+def test_no_secret_is_seen_by_others(
+    cluster: StandaloneCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    eventually: Callable[..., None],
+) -> None:
+    connection = {**json.loads(cluster.connection()), "login": "somebody", "password": PASSWORD}
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", json.dumps(connection))
+    monkeypatch.syspath_prepend(ROOT)
+    port = free_port("127.0.0.1")
+    operator = HorovodTrainOperator(
+        task_id="train",
+        entrypoint="tests.integration.gang_apps:count",
+        entrypoint_kwargs={"folder": str(tmp_path)},
+        np=2,
+        model_uri=str(tmp_path / "model"),
+        conf={
+            **cluster.driver_settings(),
+            "spark.ui.port": str(port),
+            "spark.executorEnv.PYTHONPATH": str(ROOT),
+            "spark.executor.memory": "512m",
+        },
+    )
+    ran: list[TaskRun | BaseException] = []
+
+    def run() -> None:
+        try:
+            ran.append(run_task(operator))
+        except BaseException as error:
+            ran.append(error)
+
+    task = threading.Thread(target=run)
+    task.start()
+    try:
+        eventually(lambda: ran or (tmp_path / "rank-1.0.json").exists(), "both ranks run", 180)
+        assert not ran, ran
+        rank = json.loads((tmp_path / "rank-1.0.json").read_text())
+        seen = {"command lines": _command_lines(), **_pages(cluster, port)}
+    finally:
+        (tmp_path / "finish").touch()
+        task.join(180)
+    assert isinstance(ran[0], TaskRun), ran
+    seen["XComs"] = json.dumps([ran[0].xcoms, ran[0].return_value], default=str)
+    seen["report and model"] = json.dumps(ran[0].xcoms["report"])
+    seen["rank's environment"] = json.dumps(rank["environment"] | {"AIRFLOW_CONN_SPARK_DEFAULT": ""})
+    seen["log"] = "".join(capfd.readouterr())
+    # What is looked through holds what it should: a search in nothing would find nothing.
+    assert "airflow_hydrogen.runtime.worker" in seen["command lines"]
+    assert "spark.executorEnv.PYTHONPATH" in seen["/environment/"]
+    assert "[gang] epoch=" in seen["log"]
+    for place, text in seen.items():
+        assert PASSWORD not in text, place
+        if place != "log":  # the model's fingerprints are hashes of that length
+            assert not TOKEN.search(text), (place, TOKEN.findall(text))
+
+
+def _command_lines() -> str:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid():
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:  # it ended meanwhile, or is not ours to see
+            continue
+    return "\n".join(found)
+
+
+def _pages(cluster: StandaloneCluster, port: int) -> dict[str, str]:
+    """Spark's pages: the driver's, the master's, the worker's."""
+    driver = f"http://127.0.0.1:{port}"
+    (application,) = json.loads(_get(f"{driver}/api/v1/applications"))
+    api = f"/api/v1/applications/{application['id']}"
+    paths = ["/jobs/", "/stages/", "/environment/", "/executors/"]
+    paths += [f"{api}/{name}" for name in ("environment", "jobs", "stages", "executors")]
+    found = {path: _get(driver + path) for path in paths}
+    found["master"] = _get(cluster.web_url + "/") + _get(cluster.web_url + "/json/")
+    found["worker"] = "".join(_get(worker["webuiaddress"] + "/") for worker in cluster.alive_workers())
+    return found
+
+
+def _get(url: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=30) as answer:
+        text: Any = answer.read().decode()
+        return str(text)
