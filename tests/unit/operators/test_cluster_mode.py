@@ -114,7 +114,7 @@ def test_driver_and_all_that_it_needs_are_one_bundle(tmp_path: Path) -> None:
     assert "--supervise" in command
     assert not {"--files", "--py-files", "--archives"} & set(command)
     assert not any("s3cret" in part for part in command)
-    assert submission.conf == {"spark.ui.enabled": "false"}
+    assert submission.conf == {"spark.ui.enabled": "false", "spark.dynamicAllocation.enabled": "false"}
     assert submission.environment == {"REGION": "eu"}
     settings = json.loads(submission.files["bundle.json"])
     assert settings["job_url"] == "http://airflow/the-token/job"
