@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -85,11 +87,14 @@ class RankStage:
                     **rendezvous.thread_environment(self.threads),
                     **self._accelerators(barrier, placement, channel),
                 }
-                return _run_rank(self.task, placement, environment, here, channel)
+                return RankProcess(self.task, placement, environment, here, channel).wait(channel.stopped)
         except RankFailed as failed:
             channel.failed(failed.failure)
             raise
-        except HydrogenError as error:
+        except RankCancelled:
+            raise RuntimeError(f"rank {placement.rank} was stopped because the gang ended") from None
+        except Exception as error:
+            # Before the rank's process: an interface that is not there, a package that the executors lack.
             channel.failed(_task_failure(placement, error))
             raise
 
@@ -133,26 +138,15 @@ def _require_reachable(
             )
 
 
-def _task_failure(placement: Placement, error: HydrogenError) -> RankFailure:
+def _task_failure(placement: Placement, error: Exception) -> RankFailure:
     kind = type(error)
+    where = f" (in {sys.executable} on {placement.host})" if isinstance(error, ImportError) else ""
+    ours = isinstance(error, HydrogenError)
     return RankFailure(
         placement.rank,
         placement.host,
         "main",
-        f"{kind.__name__}: {error}",
+        f"{kind.__name__}: {error}{where}",
         error_type=f"{kind.__module__}.{kind.__qualname__}",
+        remote_traceback=None if ours else "".join(traceback.format_exception(error)),
     )
-
-
-def _run_rank(
-    task: RankTask,
-    placement: Placement,
-    environment: Mapping[str, str],
-    here: GangAddress,
-    channel: TaskChannel,
-) -> bytes:
-    process = RankProcess(task, placement, environment, here, channel)
-    try:
-        return process.wait(channel.stopped)
-    except RankCancelled:
-        raise RuntimeError(f"rank {placement.rank} was stopped because the gang ended") from None

@@ -46,7 +46,7 @@ from tests.integration import daemons
 from tests.integration.namespaces import HostNetwork, host_network, why_unavailable
 
 LOOPBACK = "127.0.0.1"
-START_TIMEOUT_S = 60.0  # on an idle machine it is about four
+START_TIMEOUT_S = 120.0  # on an idle machine it is five to ten
 # A proxy of this machine must not be asked for addresses that only this machine has.
 _web = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
