@@ -1,0 +1,157 @@
+"""docker-compose.yaml and the Dockerfiles, without a Docker; tests/e2e runs the services."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests import compose_file
+from tests.compose_file import COMPOSE_FILE, ENV_EXAMPLE, ROOT
+
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+SERVICES = compose_file.services()
+# From variables that docker-compose.yaml hands on as they are, without a default.
+HANDED_ON = {"PIP_INDEX_URL"}
+
+
+def test_the_file_is_what_the_compose_specification_says() -> None:
+    tool = Path(sys.executable).with_name("check-jsonschema")
+    done = subprocess.run(
+        [tool, "--builtin-schema", "vendor.compose-spec", COMPOSE_FILE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path: Path) -> None:
+    tool = shutil.which("hadolint", path=Path(sys.executable).parent)
+    if tool is None:
+        pytest.skip("no hadolint for this platform on PyPI")
+    done = subprocess.run(
+        [tool, "--config", ROOT / "docker/hadolint.yaml", path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_variable_stands_in_the_example_with_its_default() -> None:
+    shown = dict(re.findall(r"^#(\w+)=(.*)$", ENV_EXAMPLE.read_text(), re.MULTILINE))
+    assert all(len(values) == 1 for values in compose_file.defaults().values()), "one variable, two defaults"
+    used = {name: value for name, (value,) in compose_file.defaults().items()}
+    assert shown == {**used, **dict.fromkeys(HANDED_ON, "")}
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
+def test_what_stays_has_a_health_check_and_what_does_not_has_none(service: compose_file.Service) -> None:
+    assert (service.health_check is not None) == service.runs_on
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
+def test_nobody_waits_for_what_cannot_come(service: compose_file.Service) -> None:
+    for name, condition in service.dependencies.items():
+        wanted = "service_healthy" if SERVICES[name].runs_on else "service_completed_successfully"
+        assert condition == wanted, name
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
+def test_ports_are_open_on_this_machine_alone(service: compose_file.Service) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in service.document.get("ports", []))
+
+
+def test_images_are_built_here_or_have_a_version() -> None:
+    built = {service.document["image"] for service in SERVICES.values() if "build" in service.document}
+    fetched = {service.document["image"] for service in SERVICES.values()} - built
+    assert fetched, "PostgreSQL and the object store"
+    assert all(re.search(r":v?\d", image) for image in fetched), fetched
+
+
+def test_secrets_are_the_same_wherever_they_are_needed() -> None:
+    environ = {
+        name: f"set-{name}" for name in compose_file.defaults() if re.search("SECRET|PASSWORD|KEY", name)
+    }
+    services = compose_file.services(environ)
+    airflow = [service for name, service in services.items() if name.startswith("airflow-")]
+    for name in ("AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"):
+        assert len({service.environment[name] for service in airflow}) == 1
+    password = services["postgres"].environment["POSTGRES_PASSWORD"]
+    assert f":{password}@postgres/" in airflow[0].environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+    store = services["object-store"].environment
+    for name in ("spark-worker", "spark-worker-gpu", "airflow-scheduler", "object-store-init"):
+        client = services[name].environment
+        assert client["AWS_ACCESS_KEY_ID"] == store["ROOT_ACCESS_KEY_ID"]
+        assert client["AWS_SECRET_ACCESS_KEY"] == store["ROOT_SECRET_ACCESS_KEY"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_copy_what_is_there_and_not_ignored(path: Path) -> None:
+    allowed = [
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    ]
+    copied = re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", path.read_text(), re.MULTILINE)
+    sources = [source for line in copied for source in line.split()]
+    assert sources
+    for source in sources:
+        assert list(ROOT.glob(source.rstrip("/"))), source
+        assert any(source.rstrip("/") == entry or source.startswith(f"{entry}/") for entry in allowed), source
+
+
+def test_what_the_services_run_of_ours_is_in_the_image() -> None:
+    dockerfile = (ROOT / "docker/spark.Dockerfile").read_text()
+    used = set(re.findall(r"/opt/hydrogen/([\w.]+)", COMPOSE_FILE.read_text()))
+    assert used
+    for name in used:
+        assert (ROOT / "docker" / name).stat().st_mode & 0o100, f"{name} is not executable"
+        assert f"docker/{name} " in dockerfile
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"scheduler": {"status": "healthy"}}')
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_health_check_tells_right_from_wrong_and_from_nobody() -> None:
+    def check(condition: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, ROOT / "docker/health.py", f"http://127.0.0.1:{port}/", condition]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert check("scheduler.status=healthy").returncode == 0
+        assert "is 'healthy', expected 'ALIVE'" in check("scheduler.status=ALIVE").stderr
+        assert "is None, expected" in check("triggerer.status=healthy").stderr
+        server.shutdown()
+    assert "refused" in check("scheduler.status=healthy").stderr
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 3])
+def test_gpus_are_nvidias_where_there_are_some_and_made_up_elsewhere(gpus: int, tmp_path: Path) -> None:
+    def addresses(**environ: str) -> object:
+        done = subprocess.run(
+            [ROOT / "docker/gpus.sh"], env=environ, capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    expected = {"name": "gpu", "addresses": [str(gpu) for gpu in range(gpus)]}
+    for tool in ("seq", "sed", "paste"):  # and nothing else: this machine may have GPUs
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    assert addresses(PATH=str(tmp_path), STUB_GPUS=str(gpus)) == expected
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(f"#!/bin/sh\nseq 0 {gpus - 1}\n")
+    driver.chmod(0o755)
+    assert addresses(PATH=str(tmp_path)) == expected

@@ -1,0 +1,152 @@
+"""docker-compose.yaml at work: every service by its own command and health check, and a DAG on them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import compose_file
+from tests.e2e.composition import (
+    Composition,
+    host_names,
+    postgres_command,
+    postgres_programs,
+)
+from tests.integration.cluster import skip_without_namespaces
+from tests.integration.namespaces import host_network
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2000)]
+
+START_S = 240.0
+RUN_S = 600.0
+STUB_GPUS = 3
+_web = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Not pytest's: PostgreSQL's user has to be let in."""
+    made = Path(tempfile.mkdtemp(prefix="composition-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def composition(folder: Path) -> Iterator[Composition]:
+    skip_without_namespaces()
+    services = compose_file.services({"STUB_GPUS": str(STUB_GPUS)})
+    services = {name: found for name, found in services.items() if "profiles" not in found.document}
+    hosts = [host for service in services.values() for host in host_names(service)]
+    with host_network(hosts) as network:
+        started = Composition(network, services, folder)
+        for volume in ("data", "airflow-logs", "object-store"):
+            started.volume(volume).mkdir(parents=True)
+        yield started
+        started.stop()
+
+
+def test_every_role_starts_is_healthy_and_runs_an_example(composition: Composition) -> None:
+    start_database(composition)
+    composition.start("spark-master")
+    store = start_object_store(composition)
+    composition.run("airflow-init", START_S)
+    composition.wait_until_healthy("spark-master", timeout_s=START_S)
+    composition.start("spark-worker")
+    composition.start("airflow-api-server")
+    composition.wait_until_healthy("airflow-api-server", *store, timeout_s=START_S)
+    others = ["airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"]
+    for name in others:
+        composition.start(name)
+    composition.wait_until_healthy("spark-worker", *others, timeout_s=START_S)
+    workers_are_two_hosts_with_gpus(composition)
+    an_example_trains_on_both_workers(composition)
+
+
+def start_database(composition: Composition) -> None:
+    """PostgreSQL where this machine has it, SQLite elsewhere."""
+    programs = postgres_programs()
+    if programs is None:
+        file = composition.volume("data") / "airflow.db"
+        composition.overrides = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{file}"}
+        return
+    data = composition.volume("postgres")
+    environ = composition.services["postgres"].environment
+    composition.start("postgres", postgres_command(programs, data, environ))
+    composition.wait_until_healthy("postgres", timeout_s=START_S)
+
+
+def start_object_store(composition: Composition) -> list[str]:
+    """The store and its bucket, where this machine has the program of the store's image."""
+    program = shutil.which("versitygw")
+    if program is None:
+        return []
+    composition.start("object-store", [program, *composition.services["object-store"].command])
+    composition.wait_until_healthy("object-store", timeout_s=START_S)
+    composition.run("object-store-init", START_S)
+    return ["object-store"]
+
+
+def workers_are_two_hosts_with_gpus(composition: Composition) -> None:
+    with _web.open(f"http://{composition.address('spark-master')}:8080/json/", timeout=10) as answer:
+        workers = json.load(answer)["workers"]
+    assert {worker["host"] for worker in workers} == {
+        composition.address(host) for host in ("spark-worker-1", "spark-worker-2")
+    }
+    for worker in workers:
+        assert worker["resources"]["gpu"]["addresses"] == [str(gpu) for gpu in range(STUB_GPUS)]
+
+
+def an_example_trains_on_both_workers(composition: Composition) -> None:
+    """As a user would: log in, unpause the DAG, trigger it, read its result."""
+    passwords = composition.folder / "homes/airflow-api-server/simple_auth_manager_passwords.json.generated"
+    password = json.loads(passwords.read_text())["admin"]
+    token = ask(composition, "POST", "/auth/token", {"username": "admin", "password": password})
+    key = token["access_token"]
+    dag = "/api/v2/dags/horovod_quickstart"
+
+    def parsed() -> str:
+        found = ask(composition, "GET", "/api/v2/dags", key=key)
+        return "" if "horovod_quickstart" in {d["dag_id"] for d in found["dags"]} else "the DAG is not parsed"
+
+    composition.wait_until_silent(parsed, START_S)
+    ask(composition, "PATCH", dag, {"is_paused": False}, key)
+    run = ask(composition, "POST", f"{dag}/dagRuns", {"logical_date": None}, key)
+
+    def running() -> str:
+        state = ask(composition, "GET", f"{dag}/dagRuns/{run['dag_run_id']}", key=key)["state"]
+        assert state != "failed", task_logs(composition) + composition.tails()
+        return "" if state == "success" else f"the run is {state}"
+
+    composition.wait_until_silent(running, RUN_S)
+    path = f"{dag}/dagRuns/{run['dag_run_id']}/taskInstances/fit/xcomEntries/return_value?deserialize=true"
+    result = ask(composition, "GET", path, key=key)["value"]
+    assert result["processes"] == 2
+    assert result["slope"] == pytest.approx(3, abs=0.3)
+    for worker in ("spark-worker-1", "spark-worker-2"):
+        assert list(composition.scratch(worker).glob("app-*/*")), f"no executor on {worker}"
+
+
+def ask(composition: Composition, method: str, path: str, body: Any = None, key: str | None = None) -> Any:
+    """Ask Airflow's API."""
+    request = urllib.request.Request(
+        f"http://{composition.address('airflow-api-server')}:8080{path}",
+        json.dumps(body).encode() if body is not None else None,
+        {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+        method=method,
+    )
+    with _web.open(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def task_logs(composition: Composition) -> str:
+    """Everything that tasks logged."""
+    files = sorted(composition.volume("airflow-logs").rglob("*.log"))
+    return "\n".join(file.read_text(errors="replace") for file in files)
