@@ -38,12 +38,14 @@ class Beat:
         marks: how many marks it has left; more means progress.
         activity: the last one, such as "epoch 2, step 31" or "allreduce".
         idle_s: seconds since then.
+        waiting: it is in a call of Horovod, which waits for the other ranks.
         stack: where the main thread stands, innermost last; empty while it makes progress.
     """
 
     marks: int = 0
     activity: str = "start"
     idle_s: float = 0.0
+    waiting: bool = False
     stack: tuple[str, ...] = ()
 
 
@@ -54,6 +56,7 @@ class Progress:
         self._clock = clock
         self._marks = 0
         self._activity = "start"
+        self._waiting = 0
         self._marked_at = clock()
         self._main = threading.main_thread().ident
 
@@ -69,13 +72,15 @@ class Progress:
         self._marked_at = self._clock()
 
     @contextmanager
-    def inside(self, activity: str) -> Iterator[None]:
-        """Progress was made; until the block ends this is being done."""
+    def waiting_in(self, activity: str) -> Iterator[None]:
+        """Progress was made; until the block ends the other ranks are waited for."""
         before = self._activity
+        self._waiting += 1
         self.mark(activity)
         try:
             yield
         finally:
+            self._waiting -= 1
             self.mark(before)
 
     def beat(self, stack_after_s: float) -> Beat:
@@ -86,7 +91,7 @@ class Progress:
         """
         idle_s = self._clock() - self._marked_at
         stack = self._stack() if idle_s >= stack_after_s else ()
-        return Beat(self._marks, self._activity, round(idle_s, 3), stack)
+        return Beat(self._marks, self._activity, round(idle_s, 3), self._waiting > 0, stack)
 
     def _stack(self) -> tuple[str, ...]:
         frame = sys._current_frames().get(self._main or 0)
@@ -147,7 +152,7 @@ def _watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def watched(*args: Any, **kwargs: Any) -> Any:
         tensor = kwargs.get("name")
-        with _progress.inside(f"{name} {tensor!r}" if isinstance(tensor, str) else name):
+        with _progress.waiting_in(f"{name} {tensor!r}" if isinstance(tensor, str) else name):
             return function(*args, **kwargs)
 
     return watched

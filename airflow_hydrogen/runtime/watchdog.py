@@ -25,6 +25,11 @@ class RankState:
     heard_at: float
     moved_at: float
 
+    @property
+    def stopped_at(self) -> float:
+        """When it left its last mark, on the driver's clock."""
+        return self.heard_at - self.beat.idle_s
+
     def after(self, beat: Beat, now: float) -> RankState:
         """The state once another beat has come."""
         moved_at = now if beat.marks > self.beat.marks else self.moved_at
@@ -72,7 +77,7 @@ def find_stall(ranks: Mapping[int, RankState], now: float, timeout_s: float) -> 
     still_s = now - max(state.moved_at for state in ranks.values())
     if still_s < timeout_s:
         return None
-    rank = odd_one_out({rank: state.beat for rank, state in ranks.items()})
+    rank = odd_one_out(ranks)
     state = ranks[rank]
     others = {other.beat.activity for number, other in ranks.items() if number != rank}
     waiting = f", the others at {', '.join(map(repr, sorted(others)))}" if others else ""
@@ -85,14 +90,19 @@ def find_stall(ranks: Mapping[int, RankState], now: float, timeout_s: float) -> 
     )
 
 
-def odd_one_out(beats: Mapping[int, Beat]) -> int:
+def odd_one_out(ranks: Mapping[int, RankState]) -> int:
     """The rank that most likely holds up the others.
 
-    Those that wait for it stand at the same activity, and came there after it stopped: of the ranks at the
-    rarest activity it is the one that has not moved for longest.
+    Those that wait in a call of Horovod wait for it. Inside a graph nobody knows who waits: there the others
+    stand at the same step, and came to it after the one stopped.
 
     Args:
-        beats: the last beat of each rank, at least one.
+        ranks: at least one.
     """
-    common = Counter(beat.activity for beat in beats.values())
-    return min(beats, key=lambda rank: (common[beats[rank].activity], -beats[rank].idle_s, rank))
+    common = Counter(state.beat.activity for state in ranks.values())
+
+    def likely(rank: int) -> tuple[bool, int, float, int]:
+        beat = ranks[rank].beat
+        return beat.waiting, common[beat.activity], ranks[rank].stopped_at, rank
+
+    return min(ranks, key=likely)

@@ -126,7 +126,7 @@ def test_a_kill_ends_jvm_driver_and_ranks(tmp_path: Path) -> None:
         _wait(lambda: outcome or len(list(tmp_path.glob("rank-*"))) == 2, "both ranks run", 120)
         assert not outcome, outcome
         started = [child for child in psutil.Process().children(recursive=True) if child not in others]
-        commands = {process.pid: " ".join(process.cmdline()) for process in started}
+        commands = {process.pid: _command(process) for process in started}
         ranks = {int(file.read_text()) for file in tmp_path.glob("rank-*")}
         assert ranks <= set(commands)
         assert any("org.apache.spark.deploy.SparkSubmit" in command for command in commands.values())
@@ -140,6 +140,13 @@ def test_a_kill_ends_jvm_driver_and_ranks(tmp_path: Path) -> None:
     assert not task.is_alive()
     assert isinstance(outcome[0], AirflowException)
     assert not (tmp_path / "model" / "manifest.json").exists()
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return ""
 
 
 def _wait(condition: Callable[[], object], what: str, timeout_s: float) -> None:

@@ -28,12 +28,28 @@ _START_S = 240.0
 _END_S = 300.0
 
 
+# Runs one job after the other: a driver takes longer to start than most of the trainings.
+_MAIN = """
+import sys
+from pathlib import Path
+from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.runtime import filesystems
+from airflow_hydrogen.runtime.__main__ import run
+
+while True:
+    with open(sys.argv[1]) as queue:
+        for line in queue:
+            job = jobs.loads(Path(line.strip()).read_text())
+            filesystems.write_bytes(job.report_uri, reports.dumps(run(job)).encode())
+"""
+
+
 @dataclass
-class Application:
-    """A training that runs.
+class Driver:
+    """A Spark application on a cluster that carries out jobs, one after the other.
 
     Attributes:
-        folder: where its ranks say where they are (`gang_apps.arrive`), its model, its log and its report.
+        folder: its log, and the pipe through which it gets its jobs.
     """
 
     folder: Path
@@ -42,81 +58,33 @@ class Application:
     @property
     def log(self) -> str:
         """What spark-submit and the driver have written."""
-        return (self.folder / "application.log").read_text(errors="replace")
+        return (self.folder / "driver.log").read_text(errors="replace")
 
-    def until(self, condition: Callable[[], object], what: str, timeout_s: float = _START_S) -> None:
-        """Wait for a condition, and fail with the log when it does not come or the application ends."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            ended = self.process.poll() is not None and not condition()
-            assert not ended, f"{what}: the application ended\n{self.log}"
-            assert time.monotonic() < deadline, f"{what}: not after {timeout_s} s\n{self.log}"
-            time.sleep(0.05)
+    def submit(self, job: Path) -> None:
+        """Hand over a job file."""
+        with (self.folder / "queue").open("w") as queue:
+            queue.write(f"{job}\n")
 
-    def ranks(self, size: int, attempt: int = 0) -> list[dict[str, Any]]:
-        """What the ranks of an attempt say of themselves, once all have arrived."""
-        files = [self.folder / f"rank-{rank}.{attempt}.json" for rank in range(size)]
-        self.until(lambda: all(file.exists() for file in files), f"{size} ranks of attempt {attempt}")
-        return [json.loads(file.read_text()) for file in files]
-
-    def epoch(self) -> int:
-        """The last epoch of `gang_apps.count` that has a checkpoint."""
-        file = self.folder / "epoch"
-        return int(file.read_text() or 0) if file.exists() else 0
-
-    def finish(self) -> TrainReport:
-        """Let a training that waits for it finish, and read its report."""
-        (self.folder / "finish").touch()
-        return self.report()
-
-    def report(self) -> TrainReport:
-        """The report, once the application has ended."""
-        self.until(lambda: self.process.poll() is not None, "the application ends", _END_S)
-        file = self.folder / "report.json"
-        assert file.exists(), f"no report\n{self.log}"
-        report = reports.loads(file.read_text())
-        assert isinstance(report, TrainReport)
-        return report
+    def is_alive(self) -> bool:
+        """Whether spark-submit still runs."""
+        return self.process.poll() is None
 
     def kill(self) -> None:
         """End it, whatever it does."""
-        if self.process.poll() is None:
+        if self.is_alive():
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 
-@contextmanager
-def application(
-    cluster: StandaloneCluster,
-    folder: Path,
-    entrypoint: str,
-    *,
-    np: int = 2,
-    train: str | None = None,
-    conf: dict[str, str] | None = None,
-    options: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> Iterator[Application]:
-    """Submit a training of `tests.integration.gang_apps`.
+def start_driver(cluster: StandaloneCluster, folder: Path, conf: dict[str, str] | None = None) -> Driver:
+    """Start an application with spark-submit, as the operators do.
 
     Args:
-        entrypoint: name of the function; it gets `folder` and `kwargs`.
-        train: Parquet of the dataset "train".
         conf: Spark settings.
-        options: of the gang.
     """
     folder.mkdir(exist_ok=True)
-    job = TrainJob(
-        entrypoint=Entrypoint.parse(f"tests.integration.gang_apps:{entrypoint}"),
-        entrypoint_kwargs={"folder": str(folder), **kwargs},
-        np=np,
-        datasets={"train": Source.parquet(train)} if train else {},
-        model_uri=str(folder / "model"),
-        report_uri=str(folder / "report.json"),
-        gang=GangOptions(**{"start_timeout_s": 60.0, "max_restarts": 2, **(options or {})}),
-    )
-    (folder / "job.json").write_text(jobs.dumps(job))
-    (folder / "main.py").write_text("from airflow_hydrogen.runtime.__main__ import main\n\nmain()\n")
+    (folder / "main.py").write_text(_MAIN)
+    os.mkfifo(folder / "queue")
     settings = {
         **cluster.driver_settings(),
         "spark.executorEnv.PYTHONPATH": str(ROOT),
@@ -138,20 +106,133 @@ def application(
         "PYSPARK_PYTHON": sys.executable,
         "PYTHONUNBUFFERED": "1",
     }
-    with (folder / "application.log").open("wb") as log:
+    with (folder / "driver.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, str(folder / "main.py"), str(folder / "job.json")],
+            [*command, str(folder / "main.py"), str(folder / "queue")],
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    running = Application(folder, process)
+    return Driver(folder, process)
+
+
+@contextmanager
+def shared_driver(
+    cluster: StandaloneCluster, folder: Path, conf: dict[str, str] | None = None
+) -> Iterator[Callable[[], Driver]]:
+    """A driver for the tests of a module; the function starts another where the last one is gone."""
+    drivers: list[Driver] = []
+
+    def current() -> Driver:
+        if not drivers or not drivers[-1].is_alive():
+            drivers.append(start_driver(cluster, folder / f"driver-{len(drivers)}", conf))
+        return drivers[-1]
+
+    folder.mkdir(exist_ok=True)
+    try:
+        yield current
+    finally:
+        for driver in drivers:
+            driver.kill()
+
+
+@dataclass
+class Application:
+    """A training that runs.
+
+    Attributes:
+        folder: where its ranks say where they are (`gang_apps.arrive`), its model and its report.
+        driver: who runs it.
+        log_from: where its part of the driver's log begins.
+    """
+
+    folder: Path
+    driver: Driver
+    log_from: int
+
+    @property
+    def log(self) -> str:
+        """What the driver has written since it got the job."""
+        return self.driver.log[self.log_from :]
+
+    def ended(self) -> bool:
+        """Whether there is a report, or nobody who could write one."""
+        return (self.folder / "report.json").exists() or not self.driver.is_alive()
+
+    def until(self, condition: Callable[[], object], what: str, timeout_s: float = _START_S) -> None:
+        """Wait for a condition, and fail with the log when it does not come or the training ends."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            ended = self.ended() and not condition()
+            assert not ended, f"{what}: the training ended\n{self.log}"
+            assert time.monotonic() < deadline, f"{what}: not after {timeout_s} s\n{self.log}"
+            time.sleep(0.05)
+
+    def ranks(self, size: int, attempt: int = 0) -> list[dict[str, Any]]:
+        """What the ranks of an attempt say of themselves, once all have arrived."""
+        files = [self.folder / f"rank-{rank}.{attempt}.json" for rank in range(size)]
+        self.until(lambda: all(file.exists() for file in files), f"{size} ranks of attempt {attempt}")
+        return [json.loads(file.read_text()) for file in files]
+
+    def epoch(self) -> int:
+        """The last epoch of `gang_apps.count` that has a checkpoint."""
+        file = self.folder / "epoch"
+        return int(file.read_text() or 0) if file.exists() else 0
+
+    def finish(self) -> TrainReport:
+        """Let a training that waits for it finish, and read its report."""
+        (self.folder / "finish").touch()
+        return self.report()
+
+    def report(self) -> TrainReport:
+        """The report, once the training has ended."""
+        self.until(self.ended, "the training ends", _END_S)
+        file = self.folder / "report.json"
+        assert file.exists(), f"no report\n{self.log}"
+        report = reports.loads(file.read_text())
+        assert isinstance(report, TrainReport)
+        return report
+
+
+@contextmanager
+def application(
+    driver: Driver,
+    folder: Path,
+    entrypoint: str,
+    *,
+    np: int = 2,
+    train: str | None = None,
+    options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Iterator[Application]:
+    """Run a training of `tests.integration.gang_apps`.
+
+    Args:
+        entrypoint: name of the function; it gets `folder` and `kwargs`.
+        train: Parquet of the dataset "train".
+        options: of the gang.
+    """
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").unlink(missing_ok=True)
+    job = TrainJob(
+        entrypoint=Entrypoint.parse(f"tests.integration.gang_apps:{entrypoint}"),
+        entrypoint_kwargs={"folder": str(folder), **kwargs},
+        np=np,
+        datasets={"train": Source.parquet(train)} if train else {},
+        model_uri=str(folder / "model"),
+        report_uri=str(folder / "report.json"),
+        gang=GangOptions(**{"start_timeout_s": 60.0, "max_restarts": 2, **(options or {})}),
+    )
+    (folder / "job.json").write_text(jobs.dumps(job))
+    running = Application(folder, driver, len(driver.log))
+    driver.submit(folder / "job.json")
     try:
         yield running
     finally:
-        running.kill()
+        if not running.ended():
+            driver.kill()  # nobody else knows how to end what the test has left running
 
 
 def executor_of(rank: dict[str, Any]) -> psutil.Process:

@@ -14,7 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.applications import Application, application, executor_of
+from tests.integration.applications import (
+    Application,
+    Driver,
+    application,
+    executor_of,
+    shared_driver,
+    start_driver,
+)
 from tests.integration.cluster import StandaloneCluster, skip_without_namespaces, standalone_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -35,9 +42,25 @@ def cluster() -> Iterator[StandaloneCluster]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def drivers(
+    cluster: StandaloneCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], Driver]]:
+    with shared_driver(cluster, tmp_path_factory.mktemp("drivers"), SPREAD) as current:
+        yield current
+
+
 @pytest.fixture
-def both_hosts(cluster: StandaloneCluster) -> StandaloneCluster:
+def driver(both_hosts: StandaloneCluster, drivers: Callable[[], Driver]) -> Driver:
+    """The tests' common driver, on a cluster that has all of its workers."""
+    return drivers()
+
+
+@pytest.fixture
+def both_hosts(cluster: StandaloneCluster, eventually: Eventually) -> StandaloneCluster:
     """The cluster with all of its workers, whatever the test before has done to them."""
+    running = len(cluster.worker_processes)
+    eventually(lambda: len(cluster.alive_workers()) == running, "the master misses what is gone", 90)
     missing = [index for index in (0, 1) if index not in cluster.worker_processes]
     if missing:
         cluster.start_workers(missing)
@@ -70,10 +93,10 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: StandaloneCluster, line: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def undisturbed(drivers: Callable[[], Driver], line: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The metrics of a training that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with application(cluster, folder, "fit", train=line, conf=SPREAD, epochs=4) as running:
+    with application(drivers(), folder, "fit", train=line, epochs=4) as running:
         report = running.report()
     assert report.failure is None, running.log
     assert report.restarts == ()
@@ -81,11 +104,9 @@ def undisturbed(cluster: StandaloneCluster, line: str, tmp_path_factory: pytest.
 
 
 def test_a_killed_rank_costs_less_than_a_checkpoint_interval_and_changes_no_result(
-    both_hosts: StandaloneCluster, line: str, undisturbed: Any, tmp_path: Path, rank_processes: RankProcesses
+    driver: Driver, line: str, undisturbed: Any, tmp_path: Path, rank_processes: RankProcesses
 ) -> None:
-    with application(
-        both_hosts, tmp_path / "a", "fit", train=line, conf=SPREAD, epochs=4, die_in_epoch=2
-    ) as running:
+    with application(driver, tmp_path / "a", "fit", train=line, epochs=4, die_in_epoch=2) as running:
         report = running.report()
     assert report.failure is None, running.log
     assert len(report.restarts) == 1
@@ -99,13 +120,13 @@ def test_a_killed_rank_costs_less_than_a_checkpoint_interval_and_changes_no_resu
 
 @pytest.mark.parametrize("victim", ["rank", "python worker", "executor"])
 def test_whatever_dies_the_gang_resumes_from_its_last_checkpoint(
-    both_hosts: StandaloneCluster,
+    driver: Driver,
     tmp_path: Path,
     rank_processes: RankProcesses,
     eventually: Eventually,
     victim: str,
 ) -> None:
-    with application(both_hosts, tmp_path / "a", "count", conf=SPREAD) as running:
+    with application(driver, tmp_path / "a", "count") as running:
         ranks = running.ranks(2)
         epoch = wait_for_checkpoints(running)
         doomed = {"rank": ranks[1]["pid"], "python worker": ranks[1]["parent"]}
@@ -124,9 +145,9 @@ def test_whatever_dies_the_gang_resumes_from_its_last_checkpoint(
 
 
 def test_a_host_that_is_gone_is_done_without_where_min_np_allows(
-    both_hosts: StandaloneCluster, tmp_path: Path
+    both_hosts: StandaloneCluster, driver: Driver, tmp_path: Path
 ) -> None:
-    with application(both_hosts, tmp_path / "a", "count", conf=SPREAD, options={"min_np": 1}) as running:
+    with application(driver, tmp_path / "a", "count", options={"min_np": 1}) as running:
         running.ranks(2)
         epoch = wait_for_checkpoints(running)
         both_hosts.kill_host(1)
@@ -138,8 +159,8 @@ def test_a_host_that_is_gone_is_done_without_where_min_np_allows(
     assert "with np=1, fewer than the 2 it began with" in running.log
 
 
-def test_else_its_slots_are_waited_for(both_hosts: StandaloneCluster, tmp_path: Path) -> None:
-    with application(both_hosts, tmp_path / "a", "count", conf=SPREAD) as running:
+def test_else_its_slots_are_waited_for(both_hosts: StandaloneCluster, driver: Driver, tmp_path: Path) -> None:
+    with application(driver, tmp_path / "a", "count") as running:
         running.ranks(2)
         wait_for_checkpoints(running)
         both_hosts.kill_host(1)
@@ -152,11 +173,9 @@ def test_else_its_slots_are_waited_for(both_hosts: StandaloneCluster, tmp_path: 
 
 
 def test_and_slots_that_do_not_come_are_a_clear_failure(
-    both_hosts: StandaloneCluster, tmp_path: Path
+    both_hosts: StandaloneCluster, driver: Driver, tmp_path: Path
 ) -> None:
-    with application(
-        both_hosts, tmp_path / "a", "count", conf=SPREAD, options={"start_timeout_s": 25.0}
-    ) as running:
+    with application(driver, tmp_path / "a", "count", options={"start_timeout_s": 25.0}) as running:
         running.ranks(2)
         both_hosts.kill_host(1)
         report = running.report()
@@ -166,10 +185,10 @@ def test_and_slots_that_do_not_come_are_a_clear_failure(
 
 
 def test_a_cable_that_is_pulled_is_noticed_by_the_watchdog(
-    both_hosts: StandaloneCluster, tmp_path: Path, rank_processes: RankProcesses
+    both_hosts: StandaloneCluster, driver: Driver, tmp_path: Path, rank_processes: RankProcesses
 ) -> None:
     with application(
-        both_hosts, tmp_path / "a", "count", conf=SPREAD, options={"min_np": 1, "stall_timeout_s": 5.0}
+        driver, tmp_path / "a", "count", options={"min_np": 1, "stall_timeout_s": 5.0}
     ) as running:
         ranks = running.ranks(2)
         lost = next(rank for rank in ranks if rank["host"] == both_hosts.worker_host(1))
@@ -192,12 +211,8 @@ def test_a_cable_that_is_pulled_is_noticed_by_the_watchdog(
 # --- a rank hangs --------------------------------------------------------------------------------------
 
 
-def test_a_frozen_rank_is_named_and_the_gang_starts_again(
-    both_hosts: StandaloneCluster, tmp_path: Path
-) -> None:
-    with application(
-        both_hosts, tmp_path / "a", "count", conf=SPREAD, options={"stall_timeout_s": 4.0}
-    ) as running:
+def test_a_frozen_rank_is_named_and_the_gang_starts_again(driver: Driver, tmp_path: Path) -> None:
+    with application(driver, tmp_path / "a", "count", options={"stall_timeout_s": 4.0}) as running:
         ranks = running.ranks(2)
         wait_for_checkpoints(running)
         os.kill(ranks[1]["pid"], signal.SIGSTOP)
@@ -211,12 +226,10 @@ def test_a_frozen_rank_is_named_and_the_gang_starts_again(
 
 
 def test_a_rank_that_skips_a_collective_is_named_with_the_line_where_it_stands(
-    both_hosts: StandaloneCluster, tmp_path: Path
+    driver: Driver, tmp_path: Path
 ) -> None:
     options = {"stall_timeout_s": 5.0, "max_restarts": 0}
-    with application(
-        both_hosts, tmp_path / "a", "skip_a_collective", conf=SPREAD, options=options, rank=1
-    ) as running:
+    with application(driver, tmp_path / "a", "skip_a_collective", options=options, rank=1) as running:
         report = running.report()
     assert report.failure is not None
     assert report.failure.error_type == "StallError"
@@ -228,13 +241,12 @@ def test_a_rank_that_skips_a_collective_is_named_with_the_line_where_it_stands(
 
 
 def test_a_peer_that_never_comes_to_init_is_named_with_host_and_interface(
-    both_hosts: StandaloneCluster, tmp_path: Path
+    driver: Driver, tmp_path: Path
 ) -> None:
     with application(
-        both_hosts,
+        driver,
         tmp_path / "a",
         "never_come_to_init",
-        conf=SPREAD,
         options={"max_restarts": 0},
         rank=1,
     ) as running:
@@ -252,8 +264,8 @@ def test_a_peer_that_never_comes_to_init_is_named_with_host_and_interface(
 # --- errors that no restart helps ----------------------------------------------------------------------
 
 
-def test_an_error_of_the_program_is_not_tried_again(both_hosts: StandaloneCluster, tmp_path: Path) -> None:
-    with application(both_hosts, tmp_path / "a", "fail_on_rank", conf=SPREAD, rank=1) as running:
+def test_an_error_of_the_program_is_not_tried_again(driver: Driver, tmp_path: Path) -> None:
+    with application(driver, tmp_path / "a", "fail_on_rank", rank=1) as running:
         report = running.report()
     assert report.failure is not None
     assert "ValueError: the same every time" in report.failure.message
@@ -265,34 +277,10 @@ def test_an_error_of_the_program_is_not_tried_again(both_hosts: StandaloneCluste
 # --- the driver, the master ----------------------------------------------------------------------------
 
 
-def test_a_killed_driver_frees_the_cluster_and_the_next_try_resumes(
-    both_hosts: StandaloneCluster, tmp_path: Path, rank_processes: RankProcesses, eventually: Eventually
-) -> None:
-    folder = tmp_path / "a"
-    with application(both_hosts, folder, "count", conf=SPREAD) as running:
-        running.ranks(2)
-        epoch = wait_for_checkpoints(running)
-        driver = [
-            child
-            for child in psutil.Process(running.process.pid).children(recursive=True)
-            if any(argument.endswith("main.py") for argument in child.cmdline())
-        ]
-        kill(driver[0])
-        eventually(lambda: not rank_processes(), "no rank is left", 5)
-        eventually(lambda: _free_cores(both_hosts) == 2, "the cores are free", 15)
-    for file in folder.glob("rank-*.json"):
-        file.unlink()
-    with application(both_hosts, folder, "count", conf=SPREAD) as running:
-        running.ranks(2)
-        report = running.finish()
-    assert report.failure is None, running.log
-    assert report.result["begin"] >= epoch
-
-
 def test_a_master_that_restarts_does_not_disturb_the_gang(
-    both_hosts: StandaloneCluster, tmp_path: Path, eventually: Eventually
+    both_hosts: StandaloneCluster, driver: Driver, tmp_path: Path, eventually: Eventually
 ) -> None:
-    with application(both_hosts, tmp_path / "a", "count", conf=SPREAD) as running:
+    with application(driver, tmp_path / "a", "count") as running:
         running.ranks(2)
         epoch = wait_for_checkpoints(running)
         both_hosts.kill_master()
@@ -302,6 +290,39 @@ def test_a_master_that_restarts_does_not_disturb_the_gang(
     assert report.failure is None, running.log
     assert report.restarts == ()
     eventually(lambda: len(both_hosts.alive_workers()) == 2, "the workers are back", 90)
+
+
+def test_a_killed_driver_frees_the_cluster_and_the_next_try_resumes(
+    both_hosts: StandaloneCluster,
+    drivers: Callable[[], Driver],
+    tmp_path: Path,
+    rank_processes: RankProcesses,
+    eventually: Eventually,
+) -> None:
+    """Last in the file: the tests' common driver has to leave its cores to others."""
+    drivers().kill()
+    folder = tmp_path / "a"
+    doomed = start_driver(both_hosts, tmp_path / "doomed", SPREAD)
+    with application(doomed, folder, "count") as running:
+        running.ranks(2)
+        epoch = wait_for_checkpoints(running)
+        (python,) = [
+            child
+            for child in psutil.Process(doomed.process.pid).children(recursive=True)
+            if any(argument.endswith("main.py") for argument in child.cmdline())
+        ]
+        kill(python)
+        eventually(lambda: not rank_processes(), "no rank is left", 5)
+        eventually(lambda: _free_cores(both_hosts) == 2, "the cores are free", 15)
+    for file in folder.glob("rank-*.json"):
+        file.unlink()
+    following = start_driver(both_hosts, tmp_path / "following", SPREAD)
+    with application(following, folder, "count") as running:
+        running.ranks(2)
+        report = running.finish()
+    following.kill()
+    assert report.failure is None, running.log
+    assert report.result["begin"] >= epoch
 
 
 def _free_cores(cluster: StandaloneCluster) -> int:

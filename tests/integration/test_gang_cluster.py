@@ -5,14 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_hydrogen.operators.gang_conf import gang_conf
-from tests.integration.applications import Application, application
+from tests.integration.applications import Application, Driver, application, shared_driver, start_driver
 from tests.integration.cluster import StandaloneCluster, skip_without_namespaces, standalone_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -34,6 +34,34 @@ def conf(cluster: StandaloneCluster, np: int = 2, gpus: int = 0) -> dict[str, st
     return {"spark.executor.cores": "1", "spark.cores.max": str(np), **found}
 
 
+@pytest.fixture(scope="module")
+def drivers(
+    cluster: StandaloneCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], Driver]]:
+    """Drivers of gangs of two, after the tests that need the whole cluster."""
+    with shared_driver(cluster, tmp_path_factory.mktemp("drivers"), conf(cluster)) as current:
+        yield current
+
+
+@pytest.fixture
+def driver(drivers: Callable[[], Driver]) -> Driver:
+    return drivers()
+
+
+@pytest.fixture
+def four(cluster: StandaloneCluster, tmp_path: Path) -> Iterator[Callable[[int], Driver]]:
+    """Starts a driver for a gang of four with so many GPUs a rank."""
+    started: list[Driver] = []
+
+    def start(gpus: int) -> Driver:
+        started.append(start_driver(cluster, tmp_path / "driver", conf(cluster, 4, gpus)))
+        return started[-1]
+
+    yield start
+    for driver in started:
+        driver.kill()
+
+
 def finished(running: Application, size: int) -> tuple[list[dict[str, Any]], Any]:
     """What the ranks say, and the report."""
     ranks = running.ranks(size)
@@ -42,10 +70,8 @@ def finished(running: Application, size: int) -> tuple[list[dict[str, Any]], Any
     return ranks, report
 
 
-def test_each_rank_sees_its_own_gpus_and_no_others(cluster: StandaloneCluster, tmp_path: Path) -> None:
-    with application(
-        cluster, tmp_path / "a", "count", np=4, conf=conf(cluster, 4, 2), options={"gpus_per_process": 2}
-    ) as running:
+def test_each_rank_sees_its_own_gpus_and_no_others(four: Callable[[int], Driver], tmp_path: Path) -> None:
+    with application(four(2), tmp_path / "a", "count", np=4, options={"gpus_per_process": 2}) as running:
         ranks, _ = finished(running, 4)
     by_host: dict[str, list[str]] = {}
     for rank in ranks:
@@ -57,11 +83,9 @@ def test_each_rank_sees_its_own_gpus_and_no_others(cluster: StandaloneCluster, t
 
 
 def test_without_spark_scheduling_gpus_they_go_by_local_rank_and_the_log_says_so(
-    cluster: StandaloneCluster, tmp_path: Path
+    four: Callable[[int], Driver], tmp_path: Path
 ) -> None:
-    with application(
-        cluster, tmp_path / "a", "count", np=4, conf=conf(cluster, 4), options={"gpus_per_process": 2}
-    ) as running:
+    with application(four(0), tmp_path / "a", "count", np=4, options={"gpus_per_process": 2}) as running:
         ranks, _ = finished(running, 4)
     for rank in ranks:
         expected = ["0,1", "2,3"][rank["local_rank"]]
@@ -70,12 +94,10 @@ def test_without_spark_scheduling_gpus_they_go_by_local_rank_and_the_log_says_so
 
 
 def test_a_gang_speaks_over_the_interface_between_the_hosts_within_its_ports(
-    cluster: StandaloneCluster, tmp_path: Path
+    cluster: StandaloneCluster, driver: Driver, tmp_path: Path
 ) -> None:
     ports = range(41000, 41100)
-    with application(
-        cluster, tmp_path / "a", "add_up", conf=conf(cluster), options={"port_range": "41000-41099"}
-    ) as running:
+    with application(driver, tmp_path / "a", "add_up", options={"port_range": "41000-41099"}) as running:
         ranks = running.ranks(2)
         listening = {rank["rank"]: listeners(rank["pid"]) + listeners(rank["parent"]) for rank in ranks}
         report = running.finish()
@@ -93,12 +115,8 @@ def test_a_gang_speaks_over_the_interface_between_the_hosts_within_its_ports(
     assert len(listening[0]) >= 2
 
 
-def test_an_interface_that_is_not_there_is_named_with_those_that_are(
-    cluster: StandaloneCluster, tmp_path: Path
-) -> None:
-    with application(
-        cluster, tmp_path / "a", "count", conf=conf(cluster), options={"network_interface": "ib0"}
-    ) as running:
+def test_an_interface_that_is_not_there_is_named_with_those_that_are(driver: Driver, tmp_path: Path) -> None:
+    with application(driver, tmp_path / "a", "count", options={"network_interface": "ib0"}) as running:
         report = running.report()
     assert report.failure is not None
     assert re.search(
@@ -109,7 +127,7 @@ def test_an_interface_that_is_not_there_is_named_with_those_that_are(
 
 
 def test_hosts_that_do_not_reach_each_other_are_both_named_before_horovod_starts(
-    cluster: StandaloneCluster, tmp_path: Path
+    cluster: StandaloneCluster, driver: Driver, tmp_path: Path
 ) -> None:
     assert cluster.network is not None
     for index, host in enumerate(cluster.network.hosts):
@@ -121,10 +139,9 @@ def test_hosts_that_do_not_reach_each_other_are_both_named_before_horovod_starts
         ):
             subprocess.run(["ip", "-n", host.namespace, *command], check=True)
     with application(
-        cluster,
+        driver,
         tmp_path / "a",
         "count",
-        conf=conf(cluster),
         options={"network_interface": "island", "max_restarts": 0},
     ) as running:
         report = running.report()
@@ -139,10 +156,10 @@ def test_hosts_that_do_not_reach_each_other_are_both_named_before_horovod_starts
 
 
 def test_a_rank_that_prints_a_million_lines_neither_waits_nor_fills_the_log(
-    cluster: StandaloneCluster, tmp_path: Path
+    driver: Driver, tmp_path: Path
 ) -> None:
     lines = 1_000_000
-    with application(cluster, tmp_path / "a", "shout", conf=conf(cluster), lines=lines) as running:
+    with application(driver, tmp_path / "a", "shout", lines=lines) as running:
         report = running.report()
     assert report.failure is None, running.log
     shown = [line for line in running.log.splitlines() if line.startswith("[1] ")]
@@ -156,14 +173,13 @@ def test_a_rank_that_prints_a_million_lines_neither_waits_nor_fills_the_log(
 
 
 def test_slots_that_others_hold_are_waited_for_with_what_is_free_and_then_named(
-    cluster: StandaloneCluster, tmp_path: Path
+    driver: Driver, tmp_path: Path
 ) -> None:
     with application(
-        cluster,
+        driver,
         tmp_path / "a",
         "count",
         np=3,
-        conf={**conf(cluster), "spark.cores.max": "2"},
         options={"start_timeout_s": 5.0},
     ) as running:
         report = running.report()

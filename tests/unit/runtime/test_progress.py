@@ -12,11 +12,11 @@ def test_marks_count_and_name_what_is_done():
     now = [0.0]
     found = Progress(lambda: now[0])
     assert found.beat(60).marks == 0
-    with found.inside("allreduce 'x'"):
+    with found.waiting_in("allreduce 'x'"):
         now[0] = 5.0
         beat = found.beat(60)
-        assert (beat.marks, beat.activity, beat.idle_s, beat.stack) == (1, "allreduce 'x'", 5.0, ())
-    assert found.beat(60).activity == "start"
+        assert (beat.marks, beat.activity, beat.idle_s, beat.waiting) == (1, "allreduce 'x'", 5.0, True)
+    assert (found.beat(60).activity, found.beat(60).waiting) == ("start", False)
     found.tick()
     assert (found.beat(60).marks, found.beat(60).activity) == (3, "start")
 

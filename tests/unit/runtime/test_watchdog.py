@@ -5,9 +5,16 @@ from airflow_hydrogen.runtime.watchdog import RankState, find_stall, odd_one_out
 
 
 def state(
-    activity="epoch 0, step 1", marks=5, heard_at=100.0, moved_at=100.0, idle_s=0.0, host="a", stack=()
+    activity="epoch 0, step 1",
+    marks=5,
+    heard_at=100.0,
+    moved_at=100.0,
+    idle_s=0.0,
+    host="a",
+    waiting=False,
+    stack=(),
 ):
-    return RankState(host, Beat(marks, activity, idle_s, stack), heard_at, moved_at)
+    return RankState(host, Beat(marks, activity, idle_s, waiting, stack), heard_at, moved_at)
 
 
 def test_a_gang_that_moves_is_left_alone():
@@ -23,9 +30,9 @@ def test_a_rank_that_does_not_answer_is_named_with_its_host():
 
 def test_the_rank_that_skipped_a_collective_is_named():
     ranks = {
-        0: state("allreduce 'x'", moved_at=80.0, idle_s=20.0),
+        0: state("allreduce 'x'", moved_at=80.0, idle_s=20.0, waiting=True),
         1: state("main", moved_at=79.0, idle_s=21.0, stack=("train.py:7 in main",)),
-        2: state("allreduce 'x'", moved_at=80.0, idle_s=20.0),
+        2: state("allreduce 'x'", moved_at=80.0, idle_s=20.0, waiting=True),
     }
     stall = find_stall(ranks, 100.0, 10.0)
     assert stall.rank == 1
@@ -35,8 +42,16 @@ def test_the_rank_that_skipped_a_collective_is_named():
     )
 
 
-def test_of_two_ranks_the_one_that_stopped_first_holds_up_the_other():
-    ranks = {0: Beat(9, "epoch 1, step 4", 20.0), 1: Beat(8, "epoch 1, step 3", 21.0)}
+def test_of_two_ranks_the_one_that_does_not_wait_holds_up_the_other():
+    ranks = {0: state("allreduce", idle_s=20.4, waiting=True), 1: state("start", idle_s=20.0)}
+    assert odd_one_out(ranks) == 1
+
+
+def test_of_two_ranks_at_steps_it_is_the_one_that_stopped_first_whenever_it_was_heard():
+    ranks = {
+        0: state("epoch 1, step 4", idle_s=20.4, heard_at=100.5),
+        1: state("epoch 1, step 3", idle_s=20.0, heard_at=100.0),
+    }
     assert odd_one_out(ranks) == 1
 
 
