@@ -147,7 +147,7 @@ class GangMonitor:
             ready = len(self._ranks) == self._size and self._failed_at is None
         if timeout_s is None or not ready or not watched:
             return
-        if stall := find_stall(watched, self._clock(), timeout_s):
+        if stall := find_stall(watched, self._clock(), timeout_s, self._options.start_timeout_s):
             self.failed(RankFailure(stall.rank, stall.host, "stall", stall.summary))
 
     def _is_overdue(self) -> bool:

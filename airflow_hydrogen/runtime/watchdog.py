@@ -18,12 +18,14 @@ class RankState:
         beat: the last that was received.
         heard_at: when, on the driver's clock, in seconds.
         moved_at: when a beat had more marks than the one before, on the driver's clock.
+        speaks: its process has sent a beat. Before that it is only starting.
     """
 
     host: str
     beat: Beat
     heard_at: float
     moved_at: float
+    speaks: bool = False
 
     @property
     def stopped_at(self) -> float:
@@ -33,7 +35,7 @@ class RankState:
     def after(self, beat: Beat, now: float) -> RankState:
         """The state once another beat has come."""
         moved_at = now if beat.marks > self.beat.marks else self.moved_at
-        return RankState(self.host, beat, now, moved_at)
+        return RankState(self.host, beat, now, moved_at, speaks=True)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Stall:
     summary: str
 
 
-def find_stall(ranks: Mapping[int, RankState], now: float, timeout_s: float) -> Stall | None:
+def find_stall(
+    ranks: Mapping[int, RankState], now: float, timeout_s: float, start_timeout_s: float
+) -> Stall | None:
     """Look for a rank that does not answer, then for a gang in which nothing moves.
 
     A process that is frozen sends no beats. A rank that skipped a collective does, but it stands elsewhere
@@ -62,10 +66,11 @@ def find_stall(ranks: Mapping[int, RankState], now: float, timeout_s: float) -> 
         ranks: those that have been heard, by rank.
         now: on the clock of the states, in seconds.
         timeout_s: how long a rank may not answer, and the gang not move, in seconds.
+        start_timeout_s: how long a rank may take to its first answer, where that is more.
     """
     for rank, state in sorted(ranks.items()):
         silent_s = now - state.heard_at
-        if silent_s >= timeout_s:
+        if silent_s >= (timeout_s if state.speaks else max(timeout_s, start_timeout_s)):
             return Stall(
                 rank,
                 state.host,

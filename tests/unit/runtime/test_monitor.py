@@ -56,6 +56,7 @@ def test_a_frozen_rank_fails_the_gang_and_is_named(calls):
     with monitor(calls, stall_timeout_s=0.3) as found:
         found.started(0, "a")
         found.started(1, "b")
+        found.beat(1, Beat(marks=1))
         while not calls.failure.wait(0.05):
             found.beat(0, Beat(marks=1))
     cause = found.cause()

@@ -12,20 +12,27 @@ def state(
     idle_s=0.0,
     host="a",
     waiting=False,
+    speaks=True,
     stack=(),
 ):
-    return RankState(host, Beat(marks, activity, idle_s, waiting, stack), heard_at, moved_at)
+    return RankState(host, Beat(marks, activity, idle_s, waiting, stack), heard_at, moved_at, speaks)
 
 
 def test_a_gang_that_moves_is_left_alone():
-    assert find_stall({0: state(), 1: state(moved_at=40.0)}, 105.0, 10.0) is None
+    assert find_stall({0: state(), 1: state(moved_at=40.0)}, 105.0, 10.0, 60.0) is None
 
 
 def test_a_rank_that_does_not_answer_is_named_with_its_host():
-    stall = find_stall({0: state(), 1: state(heard_at=80.0, host="b")}, 100.0, 10.0)
+    stall = find_stall({0: state(), 1: state(heard_at=80.0, host="b")}, 100.0, 10.0, 60.0)
     assert (stall.rank, stall.host) == (1, "b")
     assert "has not answered for 20 s (stall_timeout_s=10)" in stall.summary
     assert "epoch 0, step 1" in stall.summary
+
+
+def test_a_rank_that_is_only_starting_has_more_time():
+    starting = {0: state(), 1: state(marks=0, heard_at=80.0, speaks=False)}
+    assert find_stall(starting, 100.0, 10.0, 60.0) is None
+    assert find_stall({1: starting[1]}, 140.0, 10.0, 60.0).rank == 1
 
 
 def test_the_rank_that_skipped_a_collective_is_named():
@@ -34,7 +41,7 @@ def test_the_rank_that_skipped_a_collective_is_named():
         1: state("main", moved_at=79.0, idle_s=21.0, stack=("train.py:7 in main",)),
         2: state("allreduce 'x'", moved_at=80.0, idle_s=20.0, waiting=True),
     }
-    stall = find_stall(ranks, 100.0, 10.0)
+    stall = find_stall(ranks, 100.0, 10.0, 60.0)
     assert stall.rank == 1
     assert "no progress for 20 s" in stall.summary
     assert (
@@ -56,7 +63,7 @@ def test_of_two_ranks_at_steps_it_is_the_one_that_stopped_first_whenever_it_was_
 
 
 def test_a_main_that_has_left_no_mark_yet_may_take_its_time():
-    assert find_stall({0: state(marks=0, moved_at=0.0)}, 100.0, 10.0) is None
+    assert find_stall({0: state(marks=0, moved_at=0.0)}, 100.0, 10.0, 60.0) is None
 
 
 def test_progress_is_what_adds_marks():
