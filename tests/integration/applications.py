@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -68,6 +69,14 @@ class Driver:
     def is_alive(self) -> bool:
         """Whether spark-submit still runs."""
         return self.process.poll() is None
+
+    def python(self) -> psutil.Process:
+        """The driver's own process, below spark-submit's Java."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                if any(argument.endswith("main.py") for argument in child.cmdline()):
+                    return child
+        raise AssertionError(f"spark-submit has started no driver\n{self.log}")
 
     def kill(self) -> None:
         """End it, whatever it does."""

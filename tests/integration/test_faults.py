@@ -306,12 +306,7 @@ def test_a_killed_driver_frees_the_cluster_and_the_next_try_resumes(
     with application(doomed, folder, "count") as running:
         running.ranks(2)
         epoch = wait_for_checkpoints(running)
-        (python,) = [
-            child
-            for child in psutil.Process(doomed.process.pid).children(recursive=True)
-            if any(argument.endswith("main.py") for argument in child.cmdline())
-        ]
-        kill(python)
+        kill(doomed.python())
         eventually(lambda: not rank_processes(), "no rank is left", 5)
         eventually(lambda: _free_cores(both_hosts) == 2, "the cores are free", 15)
     for file in folder.glob("rank-*.json"):
