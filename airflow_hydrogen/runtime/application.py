@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract import errors
+from airflow_hydrogen.contract.jobs import Job, TrainJob
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -23,17 +23,17 @@ _LOCAL_DEFAULTS = {
 _ERROR_LINE = re.compile(r"airflow_hydrogen\.contract\.errors\.(\w+): (.+)")
 
 
-def spark_session(settings: Mapping[str, str] | None = None) -> SparkSession:
+def spark_session(job: Job) -> SparkSession:
     """The application's session. The operator reads the line that names its UI.
 
     Args:
-        settings: of Spark, where the user's own configuration says nothing.
+        job: what it is for. Spark's settings for it hold where the user's own configuration says nothing.
     """
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
     given = SparkConf()
-    defaults = {**_DEFAULTS, **(settings or {})}
+    defaults = {**_DEFAULTS, **(_gang_settings(job) if isinstance(job, TrainJob) else {})}
     if given.get("spark.master", "local").startswith("local"):
         defaults.update(_LOCAL_DEFAULTS)
     builder = SparkSession.builder
@@ -44,6 +44,16 @@ def spark_session(settings: Mapping[str, str] | None = None) -> SparkSession:
     if spark.sparkContext.uiWebUrl:
         print(f"{SPARK_UI_PREFIX}{spark.sparkContext.uiWebUrl}", flush=True)
     return spark
+
+
+def _gang_settings(job: TrainJob) -> dict[str, str]:
+    """Limits in place of Spark's own blind waits: ten minutes for slots, a year for a barrier."""
+    return {
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "2s",
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "5",
+        "spark.barrier.sync.timeout": f"{max(60, round(job.gang.start_timeout_s))}s",
+        "spark.dynamicAllocation.enabled": "false",
+    }
 
 
 def original_error(error: Exception) -> Exception:

@@ -39,18 +39,18 @@ def run_bundle(folder: Path, settings: Mapping[str, Any]) -> None:
     else:
         if starts > 1:
             print(f"airflow-hydrogen: start {starts} of this driver", flush=True)
-        report = run(job, prepare=lambda: ship(folder, settings))
+        report = run(job, prepare=lambda: ship(job, folder, settings))
     filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
     if report.failure is not None and not settings["supervise"]:
         raise SystemExit(1)
 
 
-def ship(folder: Path, settings: Mapping[str, Any]) -> None:
+def ship(job: jobs.Job, folder: Path, settings: Mapping[str, Any]) -> None:
     """Start Spark and give its executors the code and files of the bundle: all but the job."""
     from airflow_hydrogen.runtime.application import spark_session
 
     _forget_bundle(settings["bundle"])
-    context = spark_session().sparkContext
+    context = spark_session(job).sparkContext
     for name in (*settings["archives"], *settings["py_files"]):
         context.addPyFile(_local(folder, name))
     for name in settings["files"]:

@@ -51,7 +51,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     predictor = job.predictor or manifest.predictor
     if predictor:
         resolve_import_path(predictor)
-    spark = spark_session()
+    spark = spark_session(job)
     frame = sources.read_prepared(spark, job.source, prepare, job.prepare_kwargs)
     scored = score(spark, frame, manifest, job)
     print(

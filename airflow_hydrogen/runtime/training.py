@@ -47,7 +47,7 @@ def run_training(job: TrainJob) -> TrainReport:
         return TrainReport(
             model_uri=uri, metrics=existing.metrics, np=existing.np, reused=True, versions=existing.versions
         )
-    spark = spark_session(_gang_settings(job))
+    spark = spark_session(job)
     size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang.start_timeout_s)
     try:
         staged = {
@@ -95,16 +95,6 @@ def run_training(job: TrainJob) -> TrainReport:
         restarts=tuple(gang.restarts),
         versions=versions.installed(),
     )
-
-
-def _gang_settings(job: TrainJob) -> dict[str, str]:
-    """Limits in place of Spark's own blind waits: ten minutes for slots, a year for a barrier."""
-    return {
-        "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "2s",
-        "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "5",
-        "spark.barrier.sync.timeout": f"{max(60, round(job.gang.start_timeout_s))}s",
-        "spark.dynamicAllocation.enabled": "false",
-    }
 
 
 def _check_entrypoint(job: TrainJob) -> str | None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
-from airflow_hydrogen.clusters.managers import endpoint_of
 from airflow_hydrogen.clusters.requirement import Requirement, fits
 from airflow_hydrogen.clusters.snapshot import ClusterSnapshot
 from airflow_hydrogen.contract.errors import HydrogenError, NeverEnoughError
+from airflow_hydrogen.triggers.endpoints import endpoint_of_connection
 from airflow_hydrogen.triggers.polls import DEFAULT_MAX_WAIT_S, shared_poll
 
 
@@ -66,7 +64,7 @@ class GPUClusterTrigger(BaseTrigger):
 
     async def _wait(self) -> ClusterSnapshot:
         requirement = Requirement.from_dict(self.requirement)
-        endpoint = await self._endpoint()
+        endpoint = await endpoint_of_connection(self.conn_id)
         said = ""
         async with shared_poll(endpoint, self.poke_interval_s, self.max_wait_s) as waiter:
             while True:
@@ -84,10 +82,3 @@ class GPUClusterTrigger(BaseTrigger):
                 if news != said:  # else the same line every minute, for hours
                     self.log.info("%s", news)
                     said = news
-
-    async def _endpoint(self) -> ClusterEndpoint:
-        try:
-            connection = await BaseHook.aget_connection(self.conn_id)
-        except AirflowNotFoundException:
-            connection = None
-        return endpoint_of(self.conn_id, connection)

@@ -7,14 +7,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_hydrogen.clusters.drivers import Driver, StandaloneDrivers, end_driver, find_driver
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
-from airflow_hydrogen.clusters.managers import endpoint_of
 from airflow_hydrogen.clusters.session import Session
 from airflow_hydrogen.contract.errors import HydrogenError
+from airflow_hydrogen.triggers.endpoints import endpoint_of_connection
 from airflow_hydrogen.triggers.polls import DEFAULT_MAX_WAIT_S, Waiter, shared_answers
 
 Drivers = dict[str, Driver]
@@ -86,7 +85,7 @@ class SparkDriverTrigger(BaseTrigger):
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
 
     async def _wait(self) -> Driver:
-        endpoint = await self._endpoint()
+        endpoint = await endpoint_of_connection(self.conn_id)
         async with shared_answers(endpoint, ask_drivers, self.poll_interval_s, self.max_wait_s) as waiter:
             return await follow(waiter, self.driver_id, until=lambda driver: not driver.active, say=self._say)
 
@@ -100,16 +99,9 @@ class SparkDriverTrigger(BaseTrigger):
         """End the driver: somebody marked or cleared the task while it waited here."""
         self.log.info("Ending driver %s", self.driver_id)
         try:
-            await end_driver(await self._endpoint(), self.driver_id)
+            await end_driver(await endpoint_of_connection(self.conn_id), self.driver_id)
         except HydrogenError as error:
             self.log.error("Driver %s was not ended: %s", self.driver_id, error)
-
-    async def _endpoint(self) -> ClusterEndpoint:
-        try:
-            connection = await BaseHook.aget_connection(self.conn_id)
-        except AirflowNotFoundException:
-            connection = None
-        return endpoint_of(self.conn_id, connection)
 
 
 def ask_drivers(endpoint: ClusterEndpoint) -> Callable[[Session], Awaitable[Drivers]]:
