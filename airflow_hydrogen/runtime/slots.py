@@ -56,7 +56,7 @@ def task_slots(spark: SparkSession) -> Slots:
 
 
 def require_slots(spark: SparkSession, np: int, timeout_s: float, say: Callable[[str], None] = print) -> int:
-    """Find the size of the gang, waiting for free slots where the master is not local.
+    """Find the size of the gang, waiting for slots that are busy or not registered yet.
 
     Args:
         spark: the session.
@@ -69,22 +69,26 @@ def require_slots(spark: SparkSession, np: int, timeout_s: float, say: Callable[
 
     Raises:
         InvalidJobError: dynamic allocation is on, with which barrier stages do not work.
-        NotEnoughSlotsError: at once on a local master, which never gets more; else after the time-out.
+        NotEnoughSlotsError: after the time-out; at once where a local master has fewer, busy ones counted in,
+            because it never gets more.
     """
     _refuse_dynamic_allocation(spark)
     started = time.monotonic()
-    timeout_s = 0 if is_local(spark) else timeout_s
     said_at = float("-inf")
-    while (slots := task_slots(spark)).free < max(np, 1):
+    master = f"master {spark.sparkContext.master}"
+    # With np=0 the busy ones are waited for too: those of a stage that was cancelled are free within seconds.
+    while (slots := task_slots(spark)).free < (wanted := np or max(1, slots.total)):
+        if is_local(spark) and slots.total < wanted:
+            raise NotEnoughSlotsError(np, slots.total, master)
         waited_s = time.monotonic() - started
         if waited_s >= timeout_s:
-            waited = f", after waiting {timeout_s:g} s (start_timeout_s); {slots}" if timeout_s else ""
-            raise NotEnoughSlotsError(np, slots.free, f"master {spark.sparkContext.master}{waited}")
+            waited = f"after waiting {timeout_s:g} s (start_timeout_s)"
+            raise NotEnoughSlotsError(np, slots.free, f"{master}, {waited}; {slots}")
         if waited_s - said_at >= _SAY_EVERY_S:
             said_at = waited_s
-            say(f"waiting for {max(np, 1)} task slots, up to {timeout_s - waited_s:.0f} s more: {slots}")
+            say(f"waiting for {wanted} task slots, up to {timeout_s - waited_s:.0f} s more: {slots}")
         time.sleep(_POLL_S)
-    return np or slots.free
+    return wanted
 
 
 def threads_per_task(spark: SparkSession, tasks: int) -> int:

@@ -42,9 +42,11 @@ def test_executors_that_are_still_registering_are_waited_for_and_said_so(found):
     assert said == ["waiting for 2 task slots, up to 60 s more: 0 of 0 task slots are free, on 0 executors"]
 
 
-def test_slots_that_a_cancelled_stage_still_holds_do_not_count(found):
+@pytest.mark.parametrize("np", [2, 0])
+@pytest.mark.parametrize("master", ["spark://m:7077", "local[2]"])
+def test_slots_that_a_cancelled_stage_still_holds_are_waited_for(found, master, np):
     found.extend([Slots(2, 2, 2), Slots(2, 1, 2), Slots(2, 0, 2)])
-    assert slots.require_slots(session("spark://m:7077"), 2, 60, lambda text: None) == 2
+    assert slots.require_slots(session(master), np, 60, lambda text: None) == 2
     assert len(found) == 1
 
 
