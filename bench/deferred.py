@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
-import os
-import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench import waiters
 from bench.masters import PageMaster
-from bench.measure import ROOT, Result, Target, alternate, compare
+from bench.measure import Result, Target, alternate, compare
 
 TRAININGS = 50
 _INTERVAL_S = 1.0  # the default of status_poll_interval
 _PROCESSES = 4
-_MARK = "bench: "
 
 
 def measure(folder: Path, quick: bool) -> list[Result]:
@@ -120,17 +116,14 @@ def _driver_id(number: int) -> str:
 
 def _cpu_per_minute(mode: str, seconds: float, rates: dict[str, float], memory: dict[str, float]) -> float:
     running = True
-    with PageMaster(lambda: _page(running)) as master, _waiting(mode, master, seconds) as process:
-        assert process.stdin is not None
-        assert _answer(process) == "waiting"
-        before = master.requests
-        process.stdin.write("measure\n")
-        process.stdin.flush()
-        found = _answer(process)
-        rates[mode] = round((master.requests - before) / seconds, 2)
+    with (
+        PageMaster(lambda: _page(running)) as master,
+        waiters.start("bench.deferred", mode, master, seconds) as process,
+    ):
+        found, rates[mode] = waiters.measured(process, master, seconds)
         memory[mode] = round(found["mb"], 2)
-        master.running = False
-        assert _answer(process) == TRAININGS
+        running = False
+        assert waiters.answer(process) == TRAININGS
         process.wait(30)
     return float(found["cpu_s"]) * 60 / seconds
 
@@ -139,38 +132,16 @@ def _task_mb() -> float:
     """Memory that a waiting task has to itself."""
     running = True
     with PageMaster(lambda: _page(running)) as master, ExitStack() as stack:
-        processes = [stack.enter_context(_waiting("task", master, 0)) for _ in range(_PROCESSES)]
+        processes = [
+            stack.enter_context(waiters.start("bench.deferred", "task", master, 0)) for _ in range(_PROCESSES)
+        ]
         for process in processes:
-            assert _answer(process) == "waiting"
+            assert waiters.answer(process) == "waiting"
         found = [psutil.Process(process.pid).memory_full_info().uss / 2**20 for process in processes]
         running = False
         for process in processes:
             process.wait(30)
     return sum(found) / len(found)
-
-
-def _waiting(mode: str, master: PageMaster, seconds: float) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench.deferred", mode, str(seconds)],
-        env={**os.environ, "AIRFLOW_CONN_SPARK_DEFAULT": master.connection},
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _answer(process: subprocess.Popen[str]) -> Any:
-    """What a process says to us; Airflow's log is on the same stream."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(_MARK):
-            return json.loads(line.removeprefix(_MARK))
-    raise RuntimeError(f"the process ended with {process.wait()}")
-
-
-def _say(answer: Any) -> None:
-    print(_MARK + json.dumps(answer), flush=True)
 
 
 async def _wait_for_all(mode: str, seconds: float) -> None:
@@ -201,14 +172,10 @@ async def _wait_for_all(mode: str, seconds: float) -> None:
     start = trigger if mode == "shared" else alone
     tasks = [asyncio.ensure_future(start(number)) for number in range(TRAININGS)]
     await asyncio.sleep(3 * _INTERVAL_S)
-    _say("waiting")
-    await asyncio.to_thread(sys.stdin.readline)
-    before = time.process_time()
-    await asyncio.sleep(seconds)
-    used = time.process_time() - before
+    used = await waiters.cpu_seconds(seconds)
     mb = (process.memory_info().rss - first) / 2**20
-    _say({"cpu_s": used, "mb": mb})
-    _say(sum(await asyncio.gather(*tasks)))
+    waiters.say({"cpu_s": used, "mb": mb})
+    waiters.say(sum(await asyncio.gather(*tasks)))
 
 
 def _wait_as_a_task() -> None:
@@ -220,7 +187,7 @@ def _wait_as_a_task() -> None:
     assert HorovodTrainOperator.__name__
     hook = HydrogenSparkSubmitHook(status_poll_interval=1)
     cluster_drivers.wait_here(
-        hook, _driver_id(0), lambda driver: not driver.active, lambda news: _say("waiting")
+        hook, _driver_id(0), lambda driver: not driver.active, lambda news: waiters.say("waiting")
     )
 
 

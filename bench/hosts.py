@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from tests.integration.cluster import StandaloneCluster
 
 _SSH = """#!/bin/sh
-# Stands in for ssh: options, a host, a command.
-while [ "${{1#-}}" != "$1" ]; do
-    case "$1" in -o|-p|-i) shift 2 ;; *) shift ;; esac
+# Stands in for ssh: options, a host, more options, a command.
+host=
+while :; do
+    case "$1" in
+    -o|-p|-i) shift 2 ;;
+    *) [ -z "$host" ] || break
+       host=$1; shift ;;
+    esac
 done
-host=$1; shift
 case "$host" in
 {cases}
 *) echo "no host $host" >&2; exit 255 ;;

@@ -53,6 +53,7 @@ def to_markdown(document: dict[str, Any]) -> str:
             "",
             *table(document["results"]),
             "",
+            *plots(document["results"]),
             f"On {system['cores']} cores ({system['cpu']}), {system['memory_gb']} GB, {system['system']}; "
             f"load average before: {system['load_before']}.",
             f"With {', '.join(f'{name} {packages[name]}' for name in used if name in packages)}.",
@@ -71,6 +72,30 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
             f"| {_number(result['baseline_value'])} {unit} | {result['ratio']:.4g} "
             f"| {result['target']} | {_verdict(result)} |"
         )
+    return lines
+
+
+def plots(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Charts (Mermaid, which GitHub draws) of the results that have seconds by number of ranks."""
+    lines = []
+    for result in results:
+        if seconds := result["details"].get("seconds_by_np"):
+            numbers = [f"{value:g}" for value in seconds.values()]
+            lines += [
+                "Seconds from asking for a gang whose `main` does nothing to its end, against its ranks:",
+                "",
+                f"| np | {' | '.join(seconds)} |",
+                "|---|" + "---|" * len(seconds),
+                f"| seconds | {' | '.join(numbers)} |",
+                "",
+                "```mermaid",
+                "xychart-beta",
+                f'    x-axis "np" [{", ".join(seconds)}]',
+                '    y-axis "seconds" 0 --> ' + f"{max(seconds.values()) * 1.1:.0f}",
+                f"    line [{', '.join(numbers)}]",
+                "```",
+                "",
+            ]
     return lines
 
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from bench import waiters
 from bench.masters import PageMaster
-from bench.measure import ROOT, Result, Target, alternate, compare
+from bench.measure import Result, Target, alternate, compare
 
 SENSORS = 200
 _INTERVAL_S = 5.0
@@ -68,24 +66,9 @@ def page() -> dict[str, Any]:
 
 
 def _cpu_per_minute(mode: str, seconds: float, rates: dict[str, float]) -> float:
-    with PageMaster(page) as master:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.sensors", mode, str(seconds)],
-            env={**os.environ, "AIRFLOW_CONN_SPARK_DEFAULT": master.connection},
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with process:
-            assert process.stdout is not None and process.stdin is not None
-            assert process.stdout.readline() == "waiting\n"
-            before = master.requests
-            process.stdin.write("measure\n")
-            process.stdin.flush()
-            used = float(process.stdout.readline())
-            rates[mode] = round((master.requests - before) / seconds, 2)
-    return used * 60 / seconds
+    with PageMaster(page) as master, waiters.start("bench.sensors", mode, master, seconds) as process:
+        used, rates[mode] = waiters.measured(process, master, seconds)
+    return float(used) * 60 / seconds
 
 
 async def _wait(mode: str, seconds: float) -> None:
@@ -109,18 +92,11 @@ async def _wait(mode: str, seconds: float) -> None:
 
     tasks = [asyncio.ensure_future(run(number)) for number in range(SENSORS)]
     await asyncio.sleep(_INTERVAL_S)
-    print("waiting", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
-    before = time.process_time()
-    await asyncio.sleep(seconds)
-    print(time.process_time() - before, flush=True)
+    waiters.say(await waiters.cpu_seconds(seconds))
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":
-    import logging
-
-    logging.disable(logging.INFO)
     asyncio.run(_wait(sys.argv[1], float(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""The Spark that the benchmarks share: two task slots on this machine."""
+"""The Spark that the benchmarks share: some task slots on this machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def local_spark() -> Iterator[SparkSession]:
+def local_spark(slots: int = RANKS) -> Iterator[SparkSession]:
     """A session with Spark's own defaults, but for what a log and a laptop do not need."""
     from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     session = (
-        SparkSession.builder.master(f"local[{RANKS}]")
+        SparkSession.builder.master(f"local[{slots}]")
         .appName("bench")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
