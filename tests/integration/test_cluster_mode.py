@@ -1,4 +1,5 @@
 """Drivers on workers of a real standalone cluster: submitted, followed, found again, started again and ended.
+And, at the end, what a task leaves whose driver runs beside it.
 
 The trainings here use no framework: what they do between two epochs is to wait for a file of the test.
 """
@@ -244,24 +245,25 @@ run_task(train(dag, folder), task_state_store=Store(folder / "store.json"))
 """
 
 
-def test_a_retry_finds_the_driver_of_a_try_that_was_killed(
-    cluster: StandaloneCluster, project: DAG, tmp_path: Path, eventually: Callable[..., None]
-) -> None:
-    before = set(drivers(cluster))
+def kill_submitter_at(tmp_path: Path, file: str, eventually: Callable[..., None]) -> None:
+    """Run the task in a process of its own, and kill that once the training has written a file."""
     with (tmp_path / "submitter.log").open("wb") as log:
         submitter = subprocess.Popen(
             [sys.executable, "-c", SUBMITTER, str(tmp_path)], stdout=log, stderr=log, cwd=os.getcwd()
         )
     try:
-        eventually(
-            lambda: (tmp_path / "in-epoch-0-rank-1").exists() or submitter.poll() is not None,
-            "the training has begun",
-            START_TIMEOUT_S,
-        )
+        eventually(lambda: (tmp_path / file).exists() or submitter.poll() is not None, file, START_TIMEOUT_S)
         assert submitter.poll() is None, (tmp_path / "submitter.log").read_text()
     finally:
         submitter.send_signal(signal.SIGKILL)
         submitter.wait(10)
+
+
+def test_a_retry_finds_the_driver_of_a_try_that_was_killed(
+    cluster: StandaloneCluster, project: DAG, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    before = set(drivers(cluster))
+    kill_submitter_at(tmp_path, "in-epoch-0-rank-1", eventually)
     for epoch in range(3):
         (tmp_path / f"after-epoch-{epoch}").touch()
     ran = run_task(train(project, tmp_path), task_state_store=Store(tmp_path / "store.json"))
@@ -360,6 +362,35 @@ def test_ending_a_task_ends_driver_executors_and_ranks(
     if not deferrable:
         running.join(30)
         assert "ended while the application ran" in str(errors[0])
+
+
+def test_a_killed_task_takes_its_driver_along_and_the_retry_resumes(
+    cluster: StandaloneCluster,
+    project: DAG,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., None],
+    rank_processes: Callable[[], list[psutil.Process]],
+) -> None:
+    """Client mode: spark-submit, the driver, the executors and the ranks have lost who would collect them."""
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", cluster.connection())
+    (tmp_path / "after-epoch-0").touch()
+    kill_submitter_at(tmp_path, "in-epoch-1-rank-0", eventually)
+    eventually(
+        lambda: not (processes_below(cluster.folder) or rank_processes()),
+        "executors and ranks are gone",
+        END_TIMEOUT_S,
+    )
+    eventually(
+        lambda: all(worker["coresused"] == 0 for worker in cluster.alive_workers()),
+        "the cores are free",
+        END_TIMEOUT_S,
+    )
+    for epoch in (1, 2):
+        (tmp_path / f"after-epoch-{epoch}").touch()
+    ran = run_task(train(project, tmp_path))
+    assert ran.return_value == str(tmp_path / "model")
+    assert ran.xcoms["report"]["resumed_from_epoch"] == 1
 
 
 def defer(task: HorovodTrainOperator) -> TaskDeferred:
