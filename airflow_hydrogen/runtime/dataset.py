@@ -184,8 +184,8 @@ class DatasetShard:
         dataset = dataset.rebatch(batch_size).apply(
             tf.data.experimental.assert_cardinality(self.steps(batch_size))
         )
-        # There is nothing to tune here, and TensorFlow's tuner costs seconds: an iterator that goes away, at the
-        # end of every epoch, joins its thread, which now and then misses the news and sleeps on.
+        # There is nothing to tune here, and TensorFlow's tuner costs seconds: an iterator that goes away, at
+        # the end of every epoch, joins its thread, which now and then misses the news and sleeps on.
         options = tf.data.Options()
         options.autotune.enabled = False
         return dataset.prefetch(2).with_options(options)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Pipe
 from typing import IO, Any, Protocol
@@ -18,6 +18,7 @@ from typing import IO, Any, Protocol
 from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.runtime.failures import RankFailure
 from airflow_hydrogen.runtime.network import GangAddress
+from airflow_hydrogen.runtime.output import lines_of, read_at_intervals
 from airflow_hydrogen.runtime.progress import Beat
 from airflow_hydrogen.runtime.topology import Placement
 
@@ -213,9 +214,9 @@ class RankProcess:
             self._process.wait(_POLL_S)
         return self._process.poll() is not None
 
-    def _read_output(self, stream: IO[bytes]) -> None:
-        with stream:
-            for line in _lines(stream):
+    def _read_output(self, output: IO[bytes]) -> None:
+        with output:
+            for line in lines_of(read_at_intervals(output)):
                 self._tail.append(line)
                 self._listener.line(line)
 
@@ -232,12 +233,3 @@ class RankProcess:
 
     def _with_tail(self, failure: RankFailure) -> RankFailure:
         return replace(failure, log_tail=tuple(self._tail))
-
-
-def _lines(stream: IO[bytes]) -> Iterable[str]:
-    """Lines of a stream as they come, progress bars (carriage returns, backspaces) made into lines."""
-    for raw in stream:
-        for part in raw.decode("utf-8", errors="replace").replace("\b", "").split("\r"):
-            text = part.rstrip("\n")
-            if text.strip():
-                yield text

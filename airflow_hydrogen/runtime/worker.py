@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Run one rank; the exit code is 0 when `main` returned and its value was sent."""
     _die_with_parent(int(os.environ.pop(PARENT_VARIABLE)))
+    _write_whole_lines()
     pipe = Pipe(Connection(int(os.environ.pop(PIPE_VARIABLE))))
     task, placement = pipe.receive()
     progress.start_beating(lambda beat: pipe.send("beat", beat), task.beat_s)
@@ -46,6 +48,13 @@ def main() -> int:
         return 1
     pipe.send("result", answer)
     return 0
+
+
+def _write_whole_lines() -> None:
+    """With PYTHONUNBUFFERED, which is there for the processes that `main` starts, a line takes two writes."""
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, TextIOWrapper)
+        stream.reconfigure(line_buffering=True, write_through=False)
 
 
 class Pipe:
