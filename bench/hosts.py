@@ -2,12 +2,14 @@
 
 The hosts are network namespaces of this machine, as in the tests: addresses and links of their own, the same
 two cores. Ours: from asking for the barrier stage in a fresh Spark application on a standalone cluster.
-Theirs: from launching `horovodrun -H w0:1,w1:1`, whose ssh enters the namespaces. Both import TensorFlow.
+Theirs: from launching `horovodrun -H w0:1,w1:1` on the first host, whose ssh enters the other. Both import
+TensorFlow.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -33,7 +35,6 @@ case "$host" in
 {cases}
 *) echo "no host $host" >&2; exit 255 ;;
 esac
-exec ip netns exec "$namespace" sh -c "$*"
 """
 
 
@@ -64,7 +65,10 @@ def measure(folder: Path, quick: bool) -> list[Result]:
 def _path_with_ssh(cluster: StandaloneCluster, folder: Path) -> str:
     """A PATH with an `ssh` that enters the hosts."""
     assert cluster.network is not None
-    cases = "\n".join(f"{host.address}) namespace={host.namespace} ;;" for host in cluster.network.hosts)
+    cases = "\n".join(
+        f'{host.address}) exec {shlex.join(cluster.network.command(index, ["sh", "-c"]))} "$*" ;;'
+        for index, host in enumerate(cluster.network.hosts)
+    )
     shim = folder / "bin" / "ssh"
     shim.parent.mkdir()
     shim.write_text(_SSH.format(cases=cases))
@@ -85,6 +89,7 @@ def _by_horovodrun(cluster: StandaloneCluster, folder: Path, path: str) -> float
         *(str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "-H", hosts, "--gloo"),
         *(sys.executable, "-m", "bench.startup", "rank", str(answer)),
     ]
+    command = cluster.network.command(0, command)
     environment = {**os.environ, **THREADS, "PATH": path}
     began = time.monotonic()
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
