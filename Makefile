@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 setup: ## Build .venv; WITH=torch adds PyTorch, PYTHON=... chooses the interpreter.
 	@scripts/setup.sh
 
-demo: setup ## Train on two processes and score three days, in Airflow.
+demo: setup ## Train on two processes and score two days, in Airflow.
 	@$(BIN)/python scripts/demo.py
 
 check: setup ## Format, lint, types, import rules and unit tests: under a minute.

@@ -95,7 +95,7 @@ def _demo(options: argparse.Namespace, home: Path, log: Path) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--days", type=int, default=3, help="days to score, from 2013-08-05 on (default: 3)")
+    parser.add_argument("--days", type=int, default=2, help="days to score, from 2013-08-05 on (default: 2)")
     parser.add_argument("--np", type=int, default=2, help="training processes (default: 2)")
     parser.add_argument("--epochs", type=int, default=4, help="passes over the training data (default: 4)")
     parser.add_argument("--home", type=Path, default=ROOT / ".demo", help="where everything is kept")
