@@ -1,4 +1,4 @@
-"""The smallest training: `@task.horovod` fits a line to points that another task wrote."""
+"""The smallest training: `@task.horovod` fits a line to the points of another task, once there is room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from airflow.sdk import DAG, Param, task
 from flights import settings
 
 from airflow_hydrogen.contract.jobs import Source
+from airflow_hydrogen.sensors.gpu_cluster import GPUClusterSensor
 
+PROCESSES = 2
 POINTS = f"{settings.HOME}/quickstart/points"
 
 with DAG(
@@ -21,6 +23,10 @@ with DAG(
     params={"epochs": Param(20, type="integer", minimum=1)},
     doc_md=__doc__,
 ):
+    # With GPUs it would ask for gpus_per_process too. It waits on the triggerer and holds no worker.
+    room = GPUClusterSensor(
+        task_id="wait_for_room", np=PROCESSES, cpus_per_process=1, poke_interval=5, deferrable=True
+    )
 
     @task
     def write_points() -> list[float]:
@@ -37,7 +43,7 @@ with DAG(
         return [3.0, 1.0]
 
     @task.horovod(
-        np=2,
+        np=PROCESSES,
         train_data=Source.parquet(POINTS),
         model_uri=f"{settings.MODELS}/quickstart-{{{{ run_id | replace(':', '') | replace('+', '-') }}}}",
         multiple_outputs=False,
@@ -57,4 +63,4 @@ with DAG(
         slope, offset = (float(weight.numpy().squeeze()) for weight in model.weights)
         return {"slope": slope, "offset": offset, "wanted": line, "processes": context.size}
 
-    fit(write_points(), "{{ params.epochs }}")
+    room >> fit(write_points(), "{{ params.epochs }}")

@@ -65,19 +65,25 @@ class Service:
 
 def services(environ: Mapping[str, str] | None = None) -> dict[str, Service]:
     """All services by name, with the file's defaults for what `environ` does not have."""
-    document = yaml.safe_load(interpolate(COMPOSE_FILE.read_text(), environ or {}))
+    document = interpolate(yaml.safe_load(COMPOSE_FILE.read_text()), environ or {})
     return {name: Service(name, service) for name, service in document["services"].items()}
 
 
-def interpolate(text: str, environ: Mapping[str, str]) -> str:
-    """Put variables in, as Compose does."""
+def interpolate(node: Any, environ: Mapping[str, str]) -> Any:
+    """Put variables in as Compose does: after parsing, so that an empty one is an empty text and not null."""
+    if isinstance(node, dict):
+        return {key: interpolate(value, environ) for key, value in node.items()}
+    if isinstance(node, list):
+        return [interpolate(value, environ) for value in node]
+    if not isinstance(node, str):
+        return node
 
     def value(found: re.Match[str]) -> str:
         if found["dollar"]:
             return "$"
         return environ.get(found["name"]) or found["default"] or ""
 
-    return _VARIABLE.sub(value, text)
+    return _VARIABLE.sub(value, node)
 
 
 def defaults() -> dict[str, set[str]]:

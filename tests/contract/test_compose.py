@@ -92,6 +92,11 @@ def test_secrets_are_the_same_wherever_they_are_needed() -> None:
         assert client["AWS_SECRET_ACCESS_KEY"] == store["ROOT_SECRET_ACCESS_KEY"]
 
 
+def test_what_is_not_set_is_empty() -> None:
+    """A Fernet key that is "None" starts every part of Airflow, and then fails each task that defers."""
+    assert SERVICES["airflow-triggerer"].environment["AIRFLOW__CORE__FERNET_KEY"] == ""
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerfiles_copy_what_is_there_and_not_ignored(path: Path) -> None:
     allowed = [

@@ -118,6 +118,8 @@ class Composition:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "SPARK_CONF_DIR": str(ROOT / "docker"),
             "AIRFLOW_HOME": self._translate(host, [AIRFLOW_HOME])[0],
+            # A volume inside the home there, and so not found below the home here.
+            "AIRFLOW__LOGGING__BASE_LOG_FOLDER": self._translate(host, [f"{AIRFLOW_HOME}/logs"])[0],
             **dict(zip(variables, values, strict=True)),
         }
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,17 @@ def test_every_role_starts_is_healthy_and_runs_an_example(composition: Compositi
     store = start_object_store(composition)
     composition.run("airflow-init", START_S)
     composition.wait_until_healthy("spark-master", timeout_s=START_S)
-    composition.start("spark-worker")
     composition.start("airflow-api-server")
     composition.wait_until_healthy("airflow-api-server", *store, timeout_s=START_S)
     others = ["airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"]
     for name in others:
         composition.start(name)
-    composition.wait_until_healthy("spark-worker", *others, timeout_s=START_S)
+    composition.wait_until_healthy(*others, timeout_s=START_S)
+    run = an_example_waits_on_the_triggerer_for_workers(composition)
+    composition.start("spark-worker")
+    composition.wait_until_healthy("spark-worker", timeout_s=START_S)
     workers_are_two_hosts_with_gpus(composition)
-    an_example_trains_on_both_workers(composition)
+    it_goes_on_and_trains_on_both_workers(composition, run)
 
 
 def start_database(composition: Composition) -> None:
@@ -104,8 +107,21 @@ def workers_are_two_hosts_with_gpus(composition: Composition) -> None:
         assert worker["resources"]["gpu"]["addresses"] == [str(gpu) for gpu in range(STUB_GPUS)]
 
 
-def an_example_trains_on_both_workers(composition: Composition) -> None:
-    """As a user would: log in, unpause the DAG, trigger it, read its result."""
+@dataclass(frozen=True)
+class Run:
+    """A run of the example, and the key to Airflow's API."""
+
+    key: str
+    path: str
+
+    def state(self, composition: Composition, task: str = "") -> str:
+        """Of the run, or of one of its tasks."""
+        path = f"{self.path}/taskInstances/{task}" if task else self.path
+        return str(ask(composition, "GET", path, key=self.key)["state"])
+
+
+def an_example_waits_on_the_triggerer_for_workers(composition: Composition) -> Run:
+    """As a user would: log in, unpause the DAG, trigger it, look at its state."""
     passwords = composition.folder / "homes/airflow-api-server/simple_auth_manager_passwords.json.generated"
     password = json.loads(passwords.read_text())["admin"]
     token = ask(composition, "POST", "/auth/token", {"username": "admin", "password": password})
@@ -118,16 +134,30 @@ def an_example_trains_on_both_workers(composition: Composition) -> None:
 
     composition.wait_until_silent(parsed, START_S)
     ask(composition, "PATCH", dag, {"is_paused": False}, key)
-    run = ask(composition, "POST", f"{dag}/dagRuns", {"logical_date": None}, key)
+    started = ask(composition, "POST", f"{dag}/dagRuns", {"logical_date": None}, key)
+    run = Run(key, f"{dag}/dagRuns/{started['dag_run_id']}")
+
+    def waiting() -> str:
+        state = run.state(composition, "wait_for_room")
+        assert state not in ("success", "failed"), task_logs(composition)
+        return "" if state == "deferred" else f"the sensor is {state}"
+
+    composition.wait_until_silent(waiting, RUN_S)
+    return run
+
+
+def it_goes_on_and_trains_on_both_workers(composition: Composition, run: Run) -> None:
+    """The triggerer saw the workers; the rest follows."""
 
     def running() -> str:
-        state = ask(composition, "GET", f"{dag}/dagRuns/{run['dag_run_id']}", key=key)["state"]
+        state = run.state(composition)
         assert state != "failed", task_logs(composition) + composition.tails()
         return "" if state == "success" else f"the run is {state}"
 
     composition.wait_until_silent(running, RUN_S)
-    path = f"{dag}/dagRuns/{run['dag_run_id']}/taskInstances/fit/xcomEntries/return_value?deserialize=true"
-    result = ask(composition, "GET", path, key=key)["value"]
+    assert "The cluster has a gang of 2 processes" in task_logs(composition)
+    path = f"{run.path}/taskInstances/fit/xcomEntries/return_value?deserialize=true"
+    result = ask(composition, "GET", path, key=run.key)["value"]
     assert result["processes"] == 2
     assert result["slope"] == pytest.approx(3, abs=0.3)
     for worker in ("spark-worker-1", "spark-worker-2"):
