@@ -67,6 +67,12 @@ def home(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
     return _copy_home(migrated, tmp_path_factory.mktemp("airflow"), tmp_path_factory.mktemp("flights"))
 
 
+@pytest.fixture(scope="module")
+def modules_home(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home for the tests of one module, in which nothing has run yet."""
+    return _copy_home(migrated, tmp_path_factory.mktemp("airflow"), tmp_path_factory.mktemp("flights"))
+
+
 @pytest.fixture
 def empty_home(migrated: Path, tmp_path: Path) -> Home:
     """A home in which nothing has run yet."""

@@ -103,7 +103,7 @@ def test_a_cleared_task_trains_again_from_the_start(training: Training, resumed:
     assert training.created != before
 
 
-def test_a_kill_ends_jvm_driver_and_ranks(tmp_path: Path) -> None:
+def test_a_kill_ends_jvm_driver_and_ranks(tmp_path: Path, eventually: Callable[..., None]) -> None:
     operator = HorovodTrainOperator(
         task_id="train",
         entrypoint="tests.e2e.trainings:wait_for_ever",
@@ -123,7 +123,7 @@ def test_a_kill_ends_jvm_driver_and_ranks(tmp_path: Path) -> None:
     task = threading.Thread(target=execute)
     task.start()
     try:
-        _wait(lambda: outcome or len(list(tmp_path.glob("rank-*"))) == 2, "both ranks run", 120)
+        eventually(lambda: outcome or len(list(tmp_path.glob("rank-*"))) == 2, "both ranks run", 120)
         assert not outcome, outcome
         started = [child for child in psutil.Process().children(recursive=True) if child not in others]
         commands = {process.pid: _command(process) for process in started}
@@ -147,10 +147,3 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:  # it has ended meanwhile
         return ""
-
-
-def _wait(condition: Callable[[], object], what: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not after {timeout_s} s"
-        time.sleep(0.1)

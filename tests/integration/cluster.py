@@ -322,6 +322,18 @@ def standalone_cluster(
         yield cluster
 
 
+def processes_below(folder: Path) -> list[psutil.Process]:
+    """Living processes that work in a folder or below it: Spark's daemons work elsewhere."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:  # it ended meanwhile, or is not ours
+            continue
+    return found
+
+
 def skip_without_namespaces() -> None:
     """Skip the test, with the reason, where the system lets nobody make hosts."""
     if reason := why_unavailable():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.operators.train import HorovodTrainOperator
 from airflow_hydrogen.testing import run_task
 from airflow_hydrogen.triggers.spark_driver import SparkDriverTrigger
-from tests.integration.cluster import StandaloneCluster, standalone_cluster
+from tests.integration.cluster import StandaloneCluster, processes_below, standalone_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -38,58 +39,7 @@ END_TIMEOUT_S = 10.0
 DRIVER_MEMORY = "512m"
 
 # Code beside the DAG. It reaches driver, executors and ranks in the bundle alone.
-PROJECT = '''
-import json, os, sys, time
-from pathlib import Path
-
-import airflow_hydrogen.runtime as hydrogen
-from airflow_hydrogen.runtime.checkpoints import CheckpointStore
-from airflow_hydrogen.runtime.columns import ColumnSpec
-from airflow_hydrogen.runtime.models import InputSpec, OutputSpec, Signature
-
-
-def prepare(spark, frame, look, token):
-    """On the driver: say where it is and what it sees."""
-    conf = spark.sparkContext.getConf()
-    Path(look).write_text(json.dumps({
-        "cwd": os.getcwd(),
-        "mode": oct(Path("..").stat().st_mode & 0o777),
-        "job": oct(Path("../job.json").stat().st_mode & 0o777),
-        "environment": dict(os.environ),
-        "conf": dict(conf.getAll()),
-        "python": sys.executable,
-        "file": Path("note.txt").read_text(),
-    }))
-    return frame
-
-
-def train(folder, epochs=1, waits=False):
-    """Train nothing: one checkpoint an epoch, each epoch once the test says so."""
-    context = hydrogen.get_context()
-    store = CheckpointStore(context.checkpoints_uri, context.fingerprint)
-    latest = store.latest(context.fingerprint)
-    first = latest.step if latest else 0
-    context.resumed_from_epoch = first or None
-    for epoch in range(first, epochs):
-        Path(folder, f"in-epoch-{epoch}-rank-{context.rank}").touch()
-        while waits and not Path(folder, f"after-epoch-{epoch}").exists():
-            time.sleep(0.05)
-        hydrogen.report({"epoch": epoch})
-        if context.rank == 0:
-            store.save(epoch + 1, lambda target: (target / "weights").write_text("w"), {})
-    model = Path(os.environ.get("TMPDIR", "/tmp"), f"doubler-{os.getpid()}")
-    model.write_text("2")
-    x = ColumnSpec("x", "float32")
-    return hydrogen.ExportedModel(
-        path=str(model), framework="doubler", predictor="clusterproject:load",
-        signature=Signature((InputSpec("x", (x,), "float32", (1,)),), (OutputSpec("y", "float32", (1,)),)),
-    )
-
-
-def load(path):
-    factor = float(Path(path).read_text())
-    return lambda arrays: {"y": arrays["x"] * factor}
-'''
+PROJECT = Path(__file__).with_name("clusterproject.py")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +58,7 @@ def project(tmp_path: Path) -> DAG:
     """A DAG with code beside it."""
     folder = tmp_path / "dags"
     folder.mkdir()
-    (folder / "clusterproject.py").write_text(PROJECT)
+    shutil.copy(PROJECT, folder)
     dag = DAG("cluster_mode")
     dag.fileloc = str(folder / "dag.py")
     return dag
@@ -150,18 +100,6 @@ def drivers(cluster: StandaloneCluster) -> dict[str, str]:
     """State by id of all drivers that the master has seen."""
     page = cluster.state()
     return {entry["id"]: entry["state"] for entry in [*page["activedrivers"], *page["completeddrivers"]]}
-
-
-def processes_below(folder: Path) -> list[psutil.Process]:
-    """Living processes that work in a folder or below it: Spark's daemons work elsewhere."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:  # it ended meanwhile, or is not ours
-            continue
-    return found
 
 
 def driver_processes(cluster: StandaloneCluster, driver_id: str, name: str = "") -> list[psutil.Process]:
