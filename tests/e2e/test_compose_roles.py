@@ -22,6 +22,7 @@ from tests.e2e.composition import (
 )
 from tests.integration.cluster import skip_without_namespaces
 from tests.integration.namespaces import host_network
+from tests.integration.object_store import store_program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2000)]
 
@@ -87,9 +88,10 @@ def start_database(composition: Composition) -> None:
 
 
 def start_object_store(composition: Composition) -> list[str]:
-    """The store and its bucket, where this machine has the program of the store's image."""
-    program = shutil.which("versitygw")
-    if program is None:
+    """The store and its bucket, where this machine has the program of the store's image or can build it."""
+    try:
+        program = str(store_program())
+    except LookupError:
         return []
     composition.start("object-store", [program, *composition.services["object-store"].command])
     composition.wait_until_healthy("object-store", timeout_s=START_S)

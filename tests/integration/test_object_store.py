@@ -1,0 +1,146 @@
+"""Models and checkpoints on a real object store, which goes away in the middle of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import airflow_hydrogen.runtime as hydrogen
+from airflow_hydrogen.contract.errors import RankFailedError
+from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
+from airflow_hydrogen.contract.pickling import dumps_by_value
+from airflow_hydrogen.runtime import filesystems
+from airflow_hydrogen.runtime.checkpoints import CheckpointStore
+from airflow_hydrogen.runtime.models import open_model
+from airflow_hydrogen.runtime.training import run_training
+from tests.integration.object_store import BUCKET, ObjectStore, object_store
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500), pytest.mark.usefixtures("spark")]
+
+CHECKPOINTS = f"s3://{BUCKET}/checkpoints"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    with object_store(folder) as started:
+        for name, value in started.environment.items():
+            monkeypatch.setenv(name, value)
+        yield started
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
+    numbers = np.random.default_rng(0).normal(size=(400, 2)).astype("float32")
+    table = pa.table({"a": numbers[:, 0], "b": numbers[:, 1], "y": 2 * numbers[:, 0] - numbers[:, 1]})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=100)
+
+    def make(main: Callable[..., object], *, np: int, model_uri: str, **arguments: object) -> TrainJob:
+        return TrainJob(
+            entrypoint=Entrypoint.pickled(dumps_by_value(main), main.__qualname__),
+            entrypoint_kwargs=arguments,
+            np=np,
+            datasets={"train": Source.parquet(str(tmp_path / "rows.parquet"))},
+            model_uri=model_uri,
+            report_uri=str(tmp_path / "report.json"),
+            run=Run(dag_id="d", task_id="t", run_id="r"),
+        )
+
+    return make
+
+
+def fit(epochs: int = 2) -> keras.Model:
+    import keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.1)), "mse")
+    rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y", features=["b", "a"])
+    model.fit(rows, epochs=epochs, callbacks=hydrogen.keras.callbacks(tensorboard=False), verbose=0)
+    return model
+
+
+def test_a_model_is_published_to_the_store_and_replaced(
+    store: ObjectStore, make_job: Callable[..., TrainJob]
+) -> None:
+    uri = f"s3://{BUCKET}/models/line"
+    job = make_job(fit, np=-2, model_uri=uri)
+    assert run_training(job).model_uri == uri
+    first, folder = open_model(uri)
+    assert (folder / first.entry).exists()
+    assert run_training(job).reused, "the same try again"
+    assert open_model(uri)[0] == first
+    cleared = dataclasses.replace(job, run=dataclasses.replace(job.run, clear_number=1))
+    assert not run_training(cleared).reused
+    assert open_model(uri)[0].run["clear_number"] == 1
+    left = {name.rpartition("/")[0] for name, _size in filesystems.list_files(f"s3://{BUCKET}")}
+    assert left == {"models/line"}, "nothing staged, no checkpoints"
+
+
+def fit_while_the_store_goes(folder: str, checkpoints: str, on_error: str) -> keras.Model:
+    """The second epoch begins once the store is gone."""
+    import pathlib
+    import time
+
+    import keras
+
+    class Wait(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            if epoch == 1:
+                pathlib.Path(folder, "second").touch()
+                while not pathlib.Path(folder, "gone").exists():
+                    time.sleep(0.05)
+
+    hydrogen.get_context().checkpoints_uri = checkpoints
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.1)), "mse")
+    rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y", features=["b", "a"])
+    ours = hydrogen.keras.callbacks(on_checkpoint_error=on_error, tensorboard=False)
+    model.fit(rows, epochs=3, callbacks=[*ours, Wait()], verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("on_error", ["continue", "raise"])
+def test_a_store_that_goes_away_at_a_checkpoint(
+    store: ObjectStore,
+    make_job: Callable[..., TrainJob],
+    tmp_path: Path,
+    eventually: Callable[..., None],
+    on_error: str,
+) -> None:
+    job = make_job(
+        fit_while_the_store_goes,
+        np=-1,
+        model_uri=str(tmp_path / "model"),
+        folder=str(tmp_path),
+        checkpoints=CHECKPOINTS,
+        on_error=on_error,
+    )
+
+    def go() -> None:
+        eventually((tmp_path / "second").exists, "the second epoch", 240)
+        store.kill()
+        (tmp_path / "gone").touch()
+
+    going = threading.Thread(target=go)
+    going.start()
+    if on_error == "continue":
+        assert run_training(job).epochs == 3
+    else:
+        with pytest.raises(RankFailedError, match=r"CheckpointError: checkpoint .* could not be written"):
+            run_training(job)
+    going.join()
+    store.start()
+    checkpoints = CheckpointStore(f"{CHECKPOINTS}/fit-0", job.fingerprint())
+    assert checkpoints.steps() and len(checkpoints.steps()) == 1
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.state["epoch"] == 1, "the one before, whole"
