@@ -9,6 +9,8 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from tests.processes import living
+
 # Timings on a shared machine say nothing about the code.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -36,13 +38,6 @@ def rank_processes() -> Callable[[], list[psutil.Process]]:
     """The processes of ranks that this run of the tests started and that are alive."""
 
     def is_ours(process: psutil.Process) -> bool:
-        try:
-            return (
-                "airflow_hydrogen.runtime.worker" in process.cmdline()
-                and process.environ().get(_MARK) == _RUN
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
-        except psutil.Error:  # it ended meanwhile
-            return False
+        return "airflow_hydrogen.runtime.worker" in process.cmdline() and process.environ().get(_MARK) == _RUN
 
-    return lambda: [process for process in psutil.process_iter() if is_ours(process)]
+    return lambda: living(is_ours)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.e2e import airflow_api
+from tests.integration.daemons import free_port
 
 
 class AirflowProcesses:
@@ -35,7 +36,7 @@ class AirflowProcesses:
         self.folder = folder
         self._triggerer = triggerer
         self._database = folder / "airflow.db"
-        port = _free_port()
+        port = free_port("127.0.0.1")
         self.address = f"http://127.0.0.1:{port}"
         self.environment = {
             **environment,
@@ -48,8 +49,8 @@ class AirflowProcesses:
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
-            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port("127.0.0.1")),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port("127.0.0.1")),
         }
         self._key = ""
         self._processes: list[psutil.Popen] = []
@@ -168,18 +169,11 @@ class AirflowProcesses:
         """
         if not self._key and not path.startswith("/auth/"):
             self._key = self.ask("GET", "/auth/token")["access_token"]
-        request = urllib.request.Request(
-            f"{self.address}{path}",
-            json.dumps(body).encode() if body is not None else None,
-            {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
-            method=method,
-        )
         answers: list[Any] = []
 
         def answered() -> bool:
             try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    answers.append(json.load(answer))
+                answers.append(airflow_api.ask(self.address, method, path, body, self._key))
             except urllib.error.HTTPError as error:
                 if error.code != 500:  # SQLite has one writer at a time, and this was the second
                     raise
@@ -194,9 +188,3 @@ class AirflowProcesses:
                 return bool(response.status == 200)
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return False
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

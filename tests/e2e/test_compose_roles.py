@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests import compose_file
+from tests.e2e import airflow_api
 from tests.e2e.composition import (
     Composition,
     host_names,
@@ -166,16 +167,10 @@ def it_goes_on_and_trains_on_both_workers(composition: Composition, run: Run) ->
         assert list(composition.scratch(worker).glob("app-*/*")), f"no executor on {worker}"
 
 
-def ask(composition: Composition, method: str, path: str, body: Any = None, key: str | None = None) -> Any:
+def ask(composition: Composition, method: str, path: str, body: Any = None, key: str = "") -> Any:
     """Ask Airflow's API."""
-    request = urllib.request.Request(
-        f"http://{composition.address('airflow-api-server')}:8080{path}",
-        json.dumps(body).encode() if body is not None else None,
-        {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
-        method=method,
-    )
-    with _web.open(request, timeout=60) as answer:
-        return json.load(answer)
+    address = f"http://{composition.address('airflow-api-server')}:8080"
+    return airflow_api.ask(address, method, path, body, key)
 
 
 def task_logs(composition: Composition) -> str:

@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.airflow_processes import AirflowProcesses
 from tests.e2e.conftest import Home
 from tests.integration.cluster import StandaloneCluster, processes_below, standalone_cluster
+from tests.processes import living
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -74,7 +75,7 @@ class Run:
 
     def __init__(self, airflow: AirflowProcesses, dag: str, folder: Path) -> None:
         self._airflow = airflow
-        self.folder = folder
+        self._folder = folder
         airflow.wait(lambda: self._is_known(dag), "the DAG is parsed", START_TIMEOUT_S)
         asked = {"logical_date": None, "conf": {"folder": str(folder)}}
         run = airflow.ask("POST", f"/api/v2/dags/{dag}/dagRuns", asked)
@@ -92,7 +93,7 @@ class Run:
 
     def _trains(self) -> bool:
         assert self.task_state != "failed", f"the training failed; see {self._airflow.folder}/logs"
-        return all((self.folder / f"in-epoch-0-rank-{rank}").exists() for rank in (0, 1))
+        return all((self._folder / f"in-epoch-0-rank-{rank}").exists() for rank in (0, 1))
 
     @property
     def task_state(self) -> str:
@@ -153,14 +154,11 @@ def test_a_training_that_a_user_marks_failed_is_gone_within_seconds(
 
 def submissions(airflow: AirflowProcesses) -> list[psutil.Process]:
     """spark-submit and a driver beside it, which inherit the environment of this Airflow."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = " ".join(process.cmdline())
-            if ("SparkSubmit" in words or "airflow_hydrogen_job.py" in words) and (
-                process.environ().get("AIRFLOW_HOME") == str(airflow.folder)
-            ):
-                found.append(process)
-        except psutil.Error:  # it ended meanwhile, or is not ours
-            continue
-    return found
+
+    def is_one(process: psutil.Process) -> bool:
+        words = " ".join(process.cmdline())
+        return ("SparkSubmit" in words or "airflow_hydrogen_job.py" in words) and (
+            process.environ().get("AIRFLOW_HOME") == str(airflow.folder)
+        )
+
+    return living(is_one)

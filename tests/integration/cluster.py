@@ -44,6 +44,7 @@ import pytest
 
 from tests.integration import daemons
 from tests.integration.namespaces import HostNetwork, host_network, why_unavailable
+from tests.processes import living
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 120.0  # on an idle machine it is five to ten
@@ -324,14 +325,7 @@ def standalone_cluster(
 
 def processes_below(folder: Path) -> list[psutil.Process]:
     """Living processes that work in a folder or below it: Spark's daemons work elsewhere."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:  # it ended meanwhile, or is not ours
-            continue
-    return found
+    return living(lambda process: Path(process.cwd()).is_relative_to(folder))
 
 
 def skip_without_namespaces() -> None:

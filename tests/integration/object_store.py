@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.build_horovod import cache_folder
 from tests import compose_file
 from tests.integration import daemons
 
@@ -42,8 +43,7 @@ def store_program() -> Path:
         return Path(found)
     image = compose_file.services()["object-store"].document["image"]
     version = image.rpartition(":")[2]
-    cache = Path(os.environ.get("AIRFLOW_HYDROGEN_CACHE") or Path.home() / ".cache" / "airflow-hydrogen")
-    program = cache / "bin" / f"versitygw-{version}"
+    program = cache_folder() / "bin" / f"versitygw-{version}"
     if program.exists():
         return program
     go = shutil.which("go")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -58,13 +58,16 @@ def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
     return make
 
 
-def fit(epochs: int = 2) -> keras.Model:
+def fit(
+    epochs: int = 2, on_error: str = "raise", more: Sequence[keras.callbacks.Callback] = ()
+) -> keras.Model:
     import keras
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.1)), "mse")
     rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y", features=["b", "a"])
-    model.fit(rows, epochs=epochs, callbacks=hydrogen.keras.callbacks(tensorboard=False), verbose=0)
+    ours = hydrogen.keras.callbacks(on_checkpoint_error=on_error, tensorboard=False)
+    model.fit(rows, epochs=epochs, callbacks=[*ours, *more], verbose=0)
     return model
 
 
@@ -100,12 +103,7 @@ def fit_while_the_store_goes(folder: str, checkpoints: str, on_error: str) -> ke
                     time.sleep(0.05)
 
     hydrogen.get_context().checkpoints_uri = checkpoints
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.1)), "mse")
-    rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y", features=["b", "a"])
-    ours = hydrogen.keras.callbacks(on_checkpoint_error=on_error, tensorboard=False)
-    model.fit(rows, epochs=3, callbacks=[*ours, Wait()], verbose=0)
-    return model
+    return fit(epochs=3, on_error=on_error, more=[Wait()])
 
 
 @pytest.mark.parametrize("on_error", ["continue", "raise"])
@@ -140,7 +138,7 @@ def test_a_store_that_goes_away_at_a_checkpoint(
     going.join()
     store.start()
     checkpoints = CheckpointStore(f"{CHECKPOINTS}/fit-0", job.fingerprint())
-    assert checkpoints.steps() and len(checkpoints.steps()) == 1
+    assert len(checkpoints.steps()) == 1
     latest = checkpoints.latest()
     assert latest is not None
     assert latest.state["epoch"] == 1, "the one before, whole"
