@@ -57,7 +57,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": _INTEGRATION,
                 "python-modules": [
-                    "airflow_hydrogen.hooks.cluster_driver",
+                    "airflow_hydrogen.drivers.hook",
                     "airflow_hydrogen.hooks.spark_submit",
                 ],
             }

@@ -40,9 +40,10 @@ from airflow_hydrogen.clusters.drivers import Driver, StandaloneDrivers
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.jobs import Job, TrainJob
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, Report, TrainReport
-from airflow_hydrogen.hooks.cluster_driver import ClusterDriverHook
+from airflow_hydrogen.drivers import cluster_mode
+from airflow_hydrogen.drivers.hook import ClusterDriverHook
+from airflow_hydrogen.hooks import report_files
 from airflow_hydrogen.hooks.spark_submit import SPARK_UI_LINE, HydrogenSparkSubmitHook
-from airflow_hydrogen.operators import cluster_mode, report_files
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Connection

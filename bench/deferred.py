@@ -180,13 +180,13 @@ async def _wait_for_all(mode: str, seconds: float) -> None:
 
 def _wait_as_a_task() -> None:
     """What a task that is not deferred does while its driver runs."""
+    from airflow_hydrogen.drivers import tries
     from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
-    from airflow_hydrogen.operators import cluster_drivers
     from airflow_hydrogen.operators.train import HorovodTrainOperator
 
     assert HorovodTrainOperator.__name__
     hook = HydrogenSparkSubmitHook(status_poll_interval=1)
-    cluster_drivers.wait_here(
+    tries.wait_here(
         hook, _driver_id(0), lambda driver: not driver.active, lambda news: waiters.say("waiting")
     )
 

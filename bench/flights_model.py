@@ -56,7 +56,7 @@ def prepare_flights(spark: SparkSession, folder: Path, where: str) -> tuple[str,
     from flights.features import prepare
 
     from airflow_hydrogen.contract.jobs import Source
-    from airflow_hydrogen.runtime import sources
+    from airflow_hydrogen.runtime.data import sources
 
     lake = str(folder / "lake")
     load(lake)
@@ -78,7 +78,7 @@ def gang(data: str, notes: Path, *, checkpoints: bool = False, lines: str = "") 
     def run(folder: str) -> None:
         from airflow_hydrogen.contract.jobs import Entrypoint
         from airflow_hydrogen.runtime import HorovodRunner
-        from airflow_hydrogen.runtime.process import RankTask
+        from airflow_hydrogen.runtime.rank.task import RankTask
 
         task = RankTask(
             Entrypoint.parse("bench.flights_model:train"),

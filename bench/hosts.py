@@ -103,7 +103,7 @@ def _main(master: str, *settings: str) -> None:
     from pyspark.sql import SparkSession
 
     from airflow_hydrogen.runtime import HorovodRunner
-    from airflow_hydrogen.runtime.slots import require_slots
+    from airflow_hydrogen.runtime.gang.slots import require_slots
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.master(master).config("spark.executorEnv.PYTHONPATH", str(ROOT))

@@ -78,7 +78,7 @@ def read(reader: str, uri: str, rows: int) -> dict[str, Any]:
     """On the rank: read one epoch and say how far memory rose."""
     import tensorflow as tf
 
-    from airflow_hydrogen.runtime.dataset import DatasetShard
+    from airflow_hydrogen.runtime.data.dataset import DatasetShard
 
     shard = DatasetShard(uri)
     tf.reduce_sum(tf.ones((8, 8))).numpy()  # TensorFlow's thread pools

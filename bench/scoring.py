@@ -19,12 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
-from airflow_hydrogen.runtime import models, publishing, sinks, sources
-from airflow_hydrogen.runtime.columns import ColumnSpec
-from airflow_hydrogen.runtime.context import TrainContext
-from airflow_hydrogen.runtime.dataset import DatasetShard
-from airflow_hydrogen.runtime.predictors import load_predictor
-from airflow_hydrogen.runtime.scoring import score
+from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.runtime.data.dataset import DatasetShard
+from airflow_hydrogen.runtime.models import directory
+from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.models.predictors import load_predictor
+from airflow_hydrogen.runtime.rank import publishing
+from airflow_hydrogen.runtime.rank.context import TrainContext
+from airflow_hydrogen.runtime.scoring import sinks
+from airflow_hydrogen.runtime.scoring.application import score
 from bench.measure import Result, Target, alternate, compare
 from bench.spark import local_spark
 
@@ -127,13 +131,13 @@ def _publish_model(folder: Path, rows: str) -> str:
         "matrix", tuple(ColumnSpec(name, "float32") for name in FEATURES)
     )
     uri = str(folder / "model")
-    staged = models.staging_uri(uri)
+    staged = directory.staging_uri(uri)
     made = publishing.save(model, staged, context)
     assert made is not None
-    manifest = models.Manifest(
+    manifest = Manifest(
         framework=made.framework, entry=made.entry, signature=made.signature, files=made.files
     )
-    models.publish(staged, uri, manifest, keep_checkpoints=False)
+    directory.publish(staged, uri, manifest, keep_checkpoints=False)
     return uri
 
 
@@ -149,7 +153,7 @@ def _ours(
         keep_columns=[KEY],
     )
     started = time.perf_counter()
-    manifest, _ = models.open_model(model)
+    manifest, _ = directory.open_model(model)
     frame = sources.read_prepared(spark, job.source, None, {})
     written = sinks.replace_partition(score(spark, frame, manifest, job), job.sink, None)
     seconds = time.perf_counter() - started

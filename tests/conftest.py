@@ -38,6 +38,9 @@ def rank_processes() -> Callable[[], list[psutil.Process]]:
     """The processes of ranks that this run of the tests started and that are alive."""
 
     def is_ours(process: psutil.Process) -> bool:
-        return "airflow_hydrogen.runtime.worker" in process.cmdline() and process.environ().get(_MARK) == _RUN
+        return (
+            "airflow_hydrogen.runtime.rank.worker" in process.cmdline()
+            and process.environ().get(_MARK) == _RUN
+        )
 
     return lambda: living(is_ours)

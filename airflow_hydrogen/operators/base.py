@@ -17,13 +17,13 @@ from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError
 from airflow_hydrogen.contract.jobs import Job, Run
 from airflow_hydrogen.contract.reports import Report
-from airflow_hydrogen.hooks.cluster_driver import ClusterDriverHook
+from airflow_hydrogen.drivers.cluster_mode import ClusterModeOperator
+from airflow_hydrogen.drivers.hook import ClusterDriverHook
+from airflow_hydrogen.drivers.tries import require_mode
+from airflow_hydrogen.hooks import report_files
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.links.locations import SparkUILink
-from airflow_hydrogen.operators import report_files
 from airflow_hydrogen.operators.arguments import finite
-from airflow_hydrogen.operators.cluster_drivers import require_mode
-from airflow_hydrogen.operators.cluster_mode import ClusterModeOperator
 from airflow_hydrogen.operators.code import JobCode
 from airflow_hydrogen.operators.describe import describe_job, describe_report
 from airflow_hydrogen.operators.hook_options import HOOK_OPTIONS

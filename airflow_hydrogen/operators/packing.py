@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import airflow_hydrogen
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.drivers.zips import write_zip
 from airflow_hydrogen.operators.modules import find_module, imported_top_levels
 
 MAX_DATA_FILE_BYTES = 1_000_000
@@ -97,15 +97,3 @@ def _package_files(root: Path, name: str) -> Iterator[tuple[Path, Path]]:
             continue
         if file.suffix == ".py" or file.stat().st_size <= MAX_DATA_FILE_BYTES:
             yield inside, file
-
-
-def write_zip(target: Path, files: Iterable[tuple[Path, Path]]) -> Path:
-    """Zip files under other names: (name, file)."""
-    with zipfile.ZipFile(target, "w") as archive:
-        for inside, file in sorted(files):
-            # A fixed date and mode: the same files give the same bytes.
-            entry = zipfile.ZipInfo(inside.as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
-            entry.external_attr = 0o644 << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, file.read_bytes())
-    return target

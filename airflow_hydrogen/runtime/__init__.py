@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_hydrogen.runtime.context import TrainContext, get_context, get_dataset_shard, report
-from airflow_hydrogen.runtime.exports import ExportedModel
+from airflow_hydrogen.runtime.models.exports import ExportedModel
+from airflow_hydrogen.runtime.rank.context import TrainContext, get_context, get_dataset_shard, report
 from airflow_hydrogen.runtime.runner import HorovodRunner
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.jobs import TrainJob
-from airflow_hydrogen.runtime import filesystems
+from airflow_hydrogen.runtime.storage import filesystems
 
 _PR_SET_PDEATHSIG = 1
 
@@ -49,7 +49,7 @@ def run(job: jobs.Job, prepare: Callable[[], None] | None = None) -> reports.Rep
             from airflow_hydrogen.runtime.training import run_training
 
             return run_training(job)
-        from airflow_hydrogen.runtime.scoring import run_inference
+        from airflow_hydrogen.runtime.scoring.application import run_inference
 
         return run_inference(job)
     except Exception as error:

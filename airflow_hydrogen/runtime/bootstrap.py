@@ -49,7 +49,7 @@ def main() -> None:
     sys.path[:1] = [str(folder / name) for name in settings["archives"]]
     from airflow_hydrogen.runtime.bundle import run_bundle
 
-    run_bundle(folder, settings)
+    run_bundle(folder, folder / JOB, settings)
 
 
 def unpack(bundle: Path, folder: Path) -> dict[str, Any]:

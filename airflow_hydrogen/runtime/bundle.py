@@ -8,9 +8,8 @@ from typing import Any
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.errors import ApplicationError
-from airflow_hydrogen.runtime import filesystems
 from airflow_hydrogen.runtime.__main__ import failed, run
-from airflow_hydrogen.runtime.bootstrap import JOB
+from airflow_hydrogen.runtime.storage import filesystems
 
 MAX_STARTS = 10
 """A supervised driver that dies every time is given up after so many starts; Spark itself never does."""
@@ -18,7 +17,7 @@ MAX_STARTS = 10
 _JARS = "spark.jars"
 
 
-def run_bundle(folder: Path, settings: Mapping[str, Any]) -> None:
+def run_bundle(folder: Path, job_file: Path, settings: Mapping[str, Any]) -> None:
     """Run the job and exit: 0 when it succeeded, 1 when its report holds a failure.
 
     A supervised driver exits with 0 whenever it has written a report: Spark would start it again for ever,
@@ -26,9 +25,10 @@ def run_bundle(folder: Path, settings: Mapping[str, Any]) -> None:
 
     Args:
         folder: where the bundle was unpacked.
+        job_file: the job that was fetched.
         settings: the bundle's: `archives`, `py_files`, `files`, `spark_archives`, `supervise`.
     """
-    job = jobs.loads((folder / JOB).read_text())
+    job = jobs.loads(job_file.read_text())
     starts = _count_start(folder / "starts")
     if starts > MAX_STARTS:
         error = ApplicationError(
@@ -47,7 +47,7 @@ def run_bundle(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def ship(job: jobs.Job, folder: Path, settings: Mapping[str, Any]) -> None:
     """Start Spark and give its executors the code and files of the bundle: all but the job."""
-    from airflow_hydrogen.runtime.application import spark_session
+    from airflow_hydrogen.runtime.session import spark_session
 
     _forget_bundle(settings["bundle"])
     context = spark_session(job).sparkContext

@@ -13,13 +13,13 @@ from airflow_hydrogen.contract.errors import EntrypointError, InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
-from airflow_hydrogen.runtime import gang
-from airflow_hydrogen.runtime.logs import GangLog
-from airflow_hydrogen.runtime.process import RankTask
+from airflow_hydrogen.runtime.gang import attempt
+from airflow_hydrogen.runtime.gang.logs import GangLog
+from airflow_hydrogen.runtime.gang.restarts import RestartPolicy
+from airflow_hydrogen.runtime.gang.slots import require_slots, task_slots
+from airflow_hydrogen.runtime.gang.supervision import GangResult, run_supervised
 from airflow_hydrogen.runtime.progress import beat_interval_s
-from airflow_hydrogen.runtime.restarts import RestartPolicy
-from airflow_hydrogen.runtime.slots import require_slots, task_slots
-from airflow_hydrogen.runtime.supervision import GangResult, run_supervised
+from airflow_hydrogen.runtime.rank.task import RankTask
 
 
 class HorovodRunner:
@@ -72,7 +72,7 @@ class HorovodRunner:
         options = self.options
         if self.np < 0:
             return run_supervised(
-                lambda task, size: gang.run_locally(task, size, options, log),
+                lambda task, size: attempt.run_locally(task, size, options, log),
                 task,
                 self._policy(-self.np),
                 free_slots=lambda: -self.np,
@@ -82,7 +82,7 @@ class HorovodRunner:
 
         spark = SparkSession.builder.getOrCreate()
         return run_supervised(
-            lambda task, size: gang.run_on_spark(spark, task, size, options, log),
+            lambda task, size: attempt.run_on_spark(spark, task, size, options, log),
             task,
             self._policy(require_slots(spark, self.np, options.start_timeout_s, log.event)),
             free_slots=lambda: task_slots(spark).free,

@@ -12,14 +12,18 @@ from datetime import datetime, timezone
 from airflow_hydrogen.contract.errors import HydrogenError, ModelError
 from airflow_hydrogen.contract.jobs import TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
-from airflow_hydrogen.runtime import filesystems, models, sources, versions
-from airflow_hydrogen.runtime.application import spark_session
-from airflow_hydrogen.runtime.process import RankTask
-from airflow_hydrogen.runtime.publishing import Outcome, Published
+from airflow_hydrogen.runtime import versions
+from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
+from airflow_hydrogen.runtime.gang.slots import require_slots
+from airflow_hydrogen.runtime.gang.supervision import GangResult
+from airflow_hydrogen.runtime.models import directory
+from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, MANIFEST, Manifest
+from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
+from airflow_hydrogen.runtime.rank.task import RankTask
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
-from airflow_hydrogen.runtime.slots import require_slots
-from airflow_hydrogen.runtime.supervision import GangResult
-from airflow_hydrogen.runtime.worker import require_same_python, resolve_import_path
+from airflow_hydrogen.runtime.session import spark_session
+from airflow_hydrogen.runtime.storage import filesystems, uris
 
 DATA = "data"
 
@@ -37,7 +41,7 @@ def run_training(job: TrainJob) -> TrainReport:
         HydrogenError: see the tree in `contract.errors`.
     """
     started = time.monotonic()
-    uri = filesystems.canonical(job.model_uri)
+    uri = uris.canonical(job.model_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     script = _check_entrypoint(job)
     filesystems.require_writable("model_uri", uri)
@@ -55,7 +59,7 @@ def run_training(job: TrainJob) -> TrainReport:
                 spark,
                 name,
                 source,
-                filesystems.join(uri, DATA, name),
+                uris.join(uri, DATA, name),
                 ranks=size,
                 prepare=prepare,
                 prepare_kwargs=job.prepare_kwargs,
@@ -70,10 +74,10 @@ def run_training(job: TrainJob) -> TrainReport:
         trained = time.monotonic()
         if outcome.published is not None:
             _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
-        filesystems.remove(filesystems.join(uri, DATA))
+        filesystems.remove(uris.join(uri, DATA))
     except HydrogenError as error:
         if not error.retryable:  # a retry would use what is there again, and there will be none
-            filesystems.remove(filesystems.join(uri, DATA))
+            filesystems.remove(uris.join(uri, DATA))
         raise
     history = outcome.history
     train = staged.get("train")
@@ -108,19 +112,19 @@ def _check_entrypoint(job: TrainJob) -> str | None:
     return None
 
 
-def _finished_model(job: TrainJob, uri: str) -> models.Manifest | None:
+def _finished_model(job: TrainJob, uri: str) -> Manifest | None:
     """The model that an earlier try of the same run has published, if it is still sound."""
     if job.run is None:
         return None
     try:
-        manifest = models.find_manifest(uri)
+        manifest = directory.find_manifest(uri)
         if (
             manifest is None
             or manifest.run != dataclasses.asdict(job.run)
             or manifest.job != job.fingerprint()
         ):
             return None
-        models.open_model(uri)
+        directory.open_model(uri)
     except ModelError:
         return None
     return manifest
@@ -130,18 +134,18 @@ def _train(
     job: TrainJob, uri: str, size: int, staged: Mapping[str, sources.StagedDataset], script: str | None
 ) -> tuple[GangResult, Outcome, str]:
     """Run the gang: what became of it, what rank 0 answers, and the folder with its model."""
-    if filesystems.exists(filesystems.join(uri, models.MANIFEST)):
+    if filesystems.exists(uris.join(uri, MANIFEST)):
         # A finished model is trained again from the start: what it kept is not a place to go on from.
-        filesystems.remove(filesystems.join(uri, models.CHECKPOINTS))
-    staged_uri = models.staging_uri(uri)
+        filesystems.remove(uris.join(uri, CHECKPOINTS))
+    staged_uri = directory.staging_uri(uri)
     task = RankTask(
         entrypoint=job.entrypoint,
         kwargs=job.entrypoint_kwargs,
         args=tuple(job.entrypoint_args),
         script=script,
         datasets={name: dataset.uri for name, dataset in staged.items()},
-        checkpoints_uri=filesystems.join(uri, models.CHECKPOINTS),
-        events_uri=filesystems.join(uri, models.EVENTS),
+        checkpoints_uri=uris.join(uri, CHECKPOINTS),
+        events_uri=uris.join(uri, EVENTS),
         publish_uri=staged_uri,
         fingerprint=job.fingerprint(),
     )
@@ -165,7 +169,7 @@ def _publish(
     published: Published,
     staged_uri: str,
 ) -> None:
-    manifest = models.Manifest(
+    manifest = Manifest(
         framework=published.framework,
         entry=published.entry,
         signature=published.signature,
@@ -180,7 +184,7 @@ def _publish(
         run=dataclasses.asdict(job.run) if job.run else None,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    models.publish(staged_uri, uri, manifest, keep_checkpoints=job.keep_checkpoints)
+    directory.publish(staged_uri, uri, manifest, keep_checkpoints=job.keep_checkpoints)
     print(f"published {published.framework} model {uri}", flush=True)
 
 

@@ -49,8 +49,25 @@ def test_what_airflow_executes_while_it_configures_itself_imports_nothing(module
 def test_a_ranks_process_starts_without_a_framework_or_spark():
     heavy = ("airflow", "pyspark", "tensorflow", "keras", "torch", "pandas", "pyarrow", "numpy")
     code = (
-        "import sys, airflow_hydrogen.runtime.worker;"
+        "import sys, airflow_hydrogen.runtime.rank.worker;"
         f"print(sorted({{m.partition('.')[0] for m in sys.modules}} & set({heavy!r})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_runtimes_public_surface_is_what_it_says_it_is():
+    import airflow_hydrogen.runtime as hydrogen
+
+    assert hydrogen.__all__ == [
+        "ExportedModel",
+        "HorovodRunner",
+        "TrainContext",
+        "get_context",
+        "get_dataset_shard",
+        "keras",
+        "report",
+    ]
+    public = {name for name, value in vars(hydrogen).items() if not name.startswith("_")}
+    rooms = {path.stem for path in (PACKAGE / "runtime").iterdir()}
+    assert public - rooms - {"annotations", "Any", "TYPE_CHECKING"} <= set(hydrogen.__all__)

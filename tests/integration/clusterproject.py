@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import airflow_hydrogen.runtime as hydrogen
-from airflow_hydrogen.runtime.checkpoints import CheckpointStore
-from airflow_hydrogen.runtime.columns import ColumnSpec
-from airflow_hydrogen.runtime.models import InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 
 
 def prepare(spark: Any, frame: Any, look: str, token: str) -> Any:

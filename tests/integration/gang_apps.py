@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import airflow_hydrogen.runtime as hydrogen
-from airflow_hydrogen.runtime.checkpoints import CheckpointStore
+from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 
 
 def arrive(folder: str) -> None:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_hydrogen.runtime.dataset import DatasetShard
+from airflow_hydrogen.runtime.data.dataset import DatasetShard
 
 pytestmark = pytest.mark.integration
 

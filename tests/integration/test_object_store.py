@@ -17,9 +17,9 @@ import airflow_hydrogen.runtime as hydrogen
 from airflow_hydrogen.contract.errors import RankFailedError
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
-from airflow_hydrogen.runtime import filesystems
-from airflow_hydrogen.runtime.checkpoints import CheckpointStore
-from airflow_hydrogen.runtime.models import open_model
+from airflow_hydrogen.runtime.models.directory import open_model
+from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.training import run_training
 from tests.integration.object_store import BUCKET, ObjectStore, object_store
 

@@ -25,13 +25,16 @@ from airflow_hydrogen.contract.errors import (
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
-from airflow_hydrogen.runtime import direct, models, publishing, scoring, sources
-from airflow_hydrogen.runtime.columns import ColumnSpec
-from airflow_hydrogen.runtime.context import TrainContext
-from airflow_hydrogen.runtime.dataset import FeatureLayout
-from airflow_hydrogen.runtime.exports import ExportedModel
-from airflow_hydrogen.runtime.models import InputSpec, OutputSpec, Signature
-from airflow_hydrogen.runtime.scoring import run_inference
+from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.runtime.data.dataset import FeatureLayout
+from airflow_hydrogen.runtime.models import directory
+from airflow_hydrogen.runtime.models.exports import ExportedModel
+from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.rank import publishing
+from airflow_hydrogen.runtime.rank.context import TrainContext
+from airflow_hydrogen.runtime.scoring import application, direct
+from airflow_hydrogen.runtime.scoring.application import run_inference
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
 
@@ -50,16 +53,16 @@ def publish(value, uri, layout=None):
     context = TrainContext(rank=0, size=1)
     if layout is not None:
         context.shards["train"] = _Shard(layout)
-    staged = models.staging_uri(uri)
+    staged = directory.staging_uri(uri)
     made = publishing.save(value, staged, context)
-    manifest = models.Manifest(
+    manifest = Manifest(
         framework=made.framework,
         entry=made.entry,
         signature=made.signature,
         files=made.files,
         predictor=made.predictor,
     )
-    models.publish(staged, uri, manifest, keep_checkpoints=False)
+    directory.publish(staged, uri, manifest, keep_checkpoints=False)
     return uri
 
 
@@ -137,8 +140,10 @@ def test_predictions_stand_beside_untouched_columns(score, linear, lake, tmp_pat
 
 def test_rows_that_workers_read_themselves_are_those_that_spark_reads(score, linear, lake, monkeypatch):
     calls = []
-    read_directly = scoring._score_directly
-    monkeypatch.setattr(scoring, "_score_directly", lambda *given: calls.append(1) or read_directly(*given))
+    read_directly = application._score_directly
+    monkeypatch.setattr(
+        application, "_score_directly", lambda *given: calls.append(1) or read_directly(*given)
+    )
     _, directly = score(linear)
     _, through_spark = score(linear, source=Source.parquet(lake, where="id >= 0"))
     assert calls == [1]

@@ -81,7 +81,7 @@ def test_no_secret_is_seen_by_others(
     seen["report and model"] = json.dumps(ran[0].xcoms["report"])
     seen["log"] = "".join(capfd.readouterr())
     # What is looked through holds what it should: a search in nothing would find nothing.
-    assert "airflow_hydrogen.runtime.worker" in seen["command lines"]
+    assert "airflow_hydrogen.runtime.rank.worker" in seen["command lines"]
     (settings,) = [text for place, text in seen.items() if place.endswith("/environment")]
     assert "spark.executorEnv.PYTHONPATH" in settings
     assert "[gang] epoch=" in seen["log"]

@@ -24,8 +24,8 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
-from airflow_hydrogen.runtime.checkpoints import CheckpointStore
-from airflow_hydrogen.runtime.models import open_model
+from airflow_hydrogen.runtime.models.directory import open_model
+from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.training import run_training
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import keras
 
 from airflow_hydrogen.contract.errors import CheckpointError
-from airflow_hydrogen.runtime import filesystems
-from airflow_hydrogen.runtime.checkpoints import Checkpoint, CheckpointStore
-from airflow_hydrogen.runtime.context import get_context
 from airflow_hydrogen.runtime.keras import collectives, state
+from airflow_hydrogen.runtime.rank.context import get_context
+from airflow_hydrogen.runtime.storage import uris
+from airflow_hydrogen.runtime.storage.checkpoints import Checkpoint, CheckpointStore
 
 OnError = Literal["raise", "continue"]
 
@@ -84,7 +84,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
             return
         number = _trainings[uri]
         _trainings[uri] += 1
-        self._store = CheckpointStore(filesystems.join(uri, f"fit-{number}"), context.fingerprint)
+        self._store = CheckpointStore(uris.join(uri, f"fit-{number}"), context.fingerprint)
         checkpoint = self._store.latest() if context.rank == 0 else None
         where = (
             [checkpoint.step, checkpoint.state["epoch"], checkpoint.state["batch"]] if checkpoint else [0] * 3

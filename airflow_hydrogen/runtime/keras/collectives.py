@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from airflow_hydrogen.contract.errors import OptimizerError
-from airflow_hydrogen.runtime.context import get_context
+from airflow_hydrogen.runtime.rank.context import get_context
 
 
 def size() -> int:

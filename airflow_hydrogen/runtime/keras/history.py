@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from airflow_hydrogen.runtime import filesystems
-from airflow_hydrogen.runtime.context import get_context, report
+from airflow_hydrogen.runtime.rank.context import get_context, report
+from airflow_hydrogen.runtime.storage import uris
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class EventsCallback(keras.callbacks.Callback):  # type: ignore[misc]
         uri = self.uri or context.events_uri
         if uri is None or context.rank != 0:
             return
-        self._folder = filesystems.local_path(uri)
+        self._folder = uris.local_path(uri)
         if self._folder is None:
             log.warning("TensorBoard event files are written to local folders only, not to %r", uri)
 

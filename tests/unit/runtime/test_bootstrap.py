@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_hydrogen.hooks.bundle_server import KEY_VARIABLE, BundleServer
-from airflow_hydrogen.operators.bundles import pack_bundle
+from airflow_hydrogen.drivers.bundle_server import KEY_VARIABLE, BundleServer
+from airflow_hydrogen.drivers.bundles import pack_bundle
 
 DRIVER = "driver-20260101000000-0000"
 
@@ -21,9 +21,9 @@ LOOKING_AROUND = """
 import json, os, sys
 from pathlib import Path
 
-def run_bundle(folder, settings):
+def run_bundle(folder, job_file, settings):
     print(json.dumps({
-        "job": (folder / "job.json").read_text(),
+        "job": job_file.read_text(),
         "modes": [oct(path.stat().st_mode & 0o777) for path in (folder, folder / "job.json")],
         "cwd": os.listdir(),
         "path": [Path(name).name for name in sys.path[:2]],

@@ -37,7 +37,7 @@ def carry_out(
     monkeypatch.setattr(bundle, "run", run)
     settings: dict[str, Any] = {"supervise": supervise}
     try:
-        bundle.run_bundle(tmp_path, settings)
+        bundle.run_bundle(tmp_path, tmp_path / "job.json", settings)
     except SystemExit as ended:
         return int(str(ended.code))
     return 0

@@ -1,0 +1,1 @@
+"""Drivers on standalone clusters: bundle, server, submission and wait."""

@@ -1,0 +1,184 @@
+"""The gang: one barrier stage of Spark, or processes of this machine, with one child process per rank.
+
+One attempt. What happens when it fails is `supervision.py`'s affair.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_hydrogen.contract.errors import GangLostError, HydrogenError
+from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.runtime.gang import accelerators, network, rendezvous
+from airflow_hydrogen.runtime.gang.channel import DriverChannel
+from airflow_hydrogen.runtime.gang.logs import GangLog
+from airflow_hydrogen.runtime.gang.monitor import GangMonitor
+from airflow_hydrogen.runtime.gang.process import RankCancelled, RankFailed, RankProcess
+from airflow_hydrogen.runtime.gang.slots import threads_per_task
+from airflow_hydrogen.runtime.gang.stage import RankStage
+from airflow_hydrogen.runtime.gang.topology import assign_ranks
+from airflow_hydrogen.runtime.progress import Beat
+from airflow_hydrogen.runtime.rank.task import RankTask
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# --- on Spark ------------------------------------------------------------------------------------------
+
+
+def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOptions, log: GangLog) -> bytes:
+    """Run a gang as one barrier stage.
+
+    Args:
+        spark: the session; its executors need this package, or get it from `--py-files`.
+        task: what every rank runs.
+        size: ranks; the slots must be free (`require_slots`).
+        options: of the gang.
+        log: where lines and reports go.
+
+    Returns:
+        The pickled answer of rank 0.
+
+    Raises:
+        RankFailedError: a rank failed; the others were stopped.
+        GangLostError: Spark lost the stage and no rank said why, or the ranks did not all start.
+    """
+    context = spark.sparkContext
+    host = context.getConf().get("spark.driver.host")
+    bind = context.getConf().get("spark.driver.bindAddress", host)
+    assert host is not None and bind is not None
+    tag = f"airflow-hydrogen-gang-{secrets.token_hex(8)}"
+    channel = DriverChannel(host, bind, options.ports())
+    monitor = GangMonitor(
+        size,
+        options,
+        log,
+        on_failure=channel.stop_ranks,
+        # A task whose host is gone does not hear that; Spark itself would wait for it.
+        on_overdue=lambda: context.cancelJobsWithTag(tag),
+    )
+    with ExitStack() as stack:
+        stack.callback(channel.close)
+        stack.enter_context(monitor)
+        channel.open(monitor)
+        context.addJobTag(tag)
+        stack.callback(context.removeJobTag, tag)
+        stage = RankStage(task, channel.address, threads_per_task(spark, size), options)
+        try:
+            # A data-free RDD: Spark refuses barrier stages over unions, coalesced RDDs and the like.
+            answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
+        except Exception as error:
+            raise _why(monitor, error) from error
+        return answers[0]
+
+
+def _why(monitor: GangMonitor, error: Exception) -> HydrogenError:
+    silent = monitor.silent()
+    gone = f"; not heard any more: {silent}" if silent else ""
+    if monitor.missing is not None:
+        return GangLostError(monitor.missing)
+    failure = monitor.cause()
+    if failure is None:
+        return GangLostError(
+            f"Spark lost the barrier stage and no rank said why{gone}; Spark says: {_first_lines(error)}"
+        )
+    if not failure.is_cause:
+        return GangLostError(
+            f"rank {failure.rank} on {failure.host} lost its peers, and none of them said why{gone}: "
+            f"{failure.summary}"
+        )
+    return failure.to_error()
+
+
+# --- on this machine -----------------------------------------------------------------------------------
+
+
+def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -> bytes:
+    """Run a gang as processes of this machine, without Spark.
+
+    Returns:
+        The pickled answer of rank 0.
+
+    Raises:
+        RankFailedError: a rank failed; the others were stopped.
+    """
+    placements = assign_ranks(["localhost"] * size)
+    here = network.gang_address("localhost", [], options.network_interface)
+    ports = options.ports()
+    stop = threading.Event()
+    answers: dict[int, bytes] = {}
+    threads = max(1, len(os.sched_getaffinity(0)) // size)
+    monitor = GangMonitor(size, options, log, on_failure=stop.set, on_overdue=stop.set)
+
+    def follow(rank: int, process: RankProcess) -> None:
+        try:
+            answers[rank] = process.wait(stop.is_set)
+        except RankFailed as failed:
+            monitor.failed(failed.failure)
+        except RankCancelled:
+            return
+
+    with rendezvous.rendezvous_server(placements, here.address, ports) as server, monitor:
+        server.admit([here.address])
+        # Started here and not in the followers: a child dies with the thread that started it.
+        processes = []
+        try:
+            for place in placements:
+                devices = accelerators.visible_devices(
+                    [], options.gpus_per_process, place.local_rank, place.rank
+                )
+                environment = {
+                    **rendezvous.horovod_environment(place, here, (here.address, server.port), ports),
+                    **rendezvous.thread_environment(threads),
+                    **accelerators.environment(devices),
+                }
+                monitor.started(place.rank, place.host)
+                processes.append(
+                    RankProcess(task, place, environment, here, _LocalListener(monitor, place.rank))
+                )
+            followers = [
+                threading.Thread(target=follow, args=(place.rank, process), daemon=True)
+                for place, process in zip(placements, processes, strict=True)
+            ]
+            for follower in followers:
+                follower.start()
+            for follower in followers:
+                follower.join()
+        finally:
+            stop.set()
+            for process in processes:
+                process.kill()
+    failure = monitor.cause() if len(answers) < size else None
+    if failure is not None:
+        raise failure.to_error()
+    return answers[0]
+
+
+@dataclass(frozen=True)
+class _LocalListener:
+    """Passes what a rank says to the monitor, as the channel does on Spark."""
+
+    monitor: GangMonitor
+    rank: int
+
+    def line(self, text: str) -> None:
+        self.monitor.line(self.rank, text)
+
+    def report(self, metrics: Mapping[str, float], seconds_left: float | None) -> None:
+        self.monitor.report(self.rank, metrics, seconds_left)
+
+    def beat(self, beat: Beat) -> None:
+        self.monitor.beat(self.rank, beat)
+
+    def returned(self) -> None:
+        self.monitor.returned(self.rank)
+
+
+def _first_lines(error: BaseException, lines: int = 5) -> str:
+    return "\n".join(str(error).strip().splitlines()[:lines])

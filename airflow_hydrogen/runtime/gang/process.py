@@ -1,0 +1,200 @@
+"""The parent's side of one rank: its child process, its output and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Pipe
+from typing import IO, Any, Protocol
+
+from airflow_hydrogen.runtime.gang.network import GangAddress
+from airflow_hydrogen.runtime.gang.output import lines_of, read_at_intervals
+from airflow_hydrogen.runtime.progress import Beat
+from airflow_hydrogen.runtime.rank.failures import RankFailure
+from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Placement, RankTask
+
+_POLL_S = 0.2
+_TERM_GRACE_S = 2.0
+_OUTPUT_GRACE_S = 0.5  # for the last lines of a process that has ended
+_EXIT_GRACE_S = 30.0  # for a process that has sent its result
+_TAIL_LINES = 30
+
+
+class Listener(Protocol):
+    """Who is told what one rank says."""
+
+    def line(self, text: str) -> None:
+        """A line of its output."""
+
+    def report(self, metrics: Mapping[str, float], seconds_left: float | None) -> None:
+        """A line of its history."""
+
+    def beat(self, beat: Beat) -> None:
+        """A sign of life."""
+
+    def returned(self) -> None:
+        """`main` has returned."""
+
+
+class RankFailed(Exception):
+    """Inside the runtime: a rank ended without a result."""
+
+    def __init__(self, failure: RankFailure) -> None:
+        super().__init__(str(failure.to_error()))
+        self.failure = failure
+
+
+class RankCancelled(Exception):
+    """Inside the runtime: the gang was told to stop."""
+
+
+class RankProcess:
+    """A child process that runs one rank.
+
+    One process a rank, so that a framework's state, GPU memory and environment die with it. The child is
+    killed when its parent dies (`PR_SET_PDEATHSIG`), and its process group is killed at the end, so that
+    what it started itself does not outlive it.
+    """
+
+    def __init__(
+        self,
+        task: RankTask,
+        placement: Placement,
+        environment: Mapping[str, str],
+        here: GangAddress,
+        listener: Listener,
+    ) -> None:
+        """Start the process. Call it from a thread that lives until `wait` returns."""
+        self._placement = placement
+        self._here = here
+        self._listener = listener
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._killed = False
+        self._pipe, child_pipe = Pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "airflow_hydrogen.runtime.rank.worker"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    **environment,
+                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                    "PYTHONUNBUFFERED": "1",
+                    PIPE_VARIABLE: str(child_pipe.fileno()),
+                    PARENT_VARIABLE: str(os.getpid()),
+                },
+                pass_fds=[child_pipe.fileno()],
+                start_new_session=True,
+            )
+        finally:
+            child_pipe.close()
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read_output, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: wait() says why
+            self._pipe.send((task, placement))
+
+    def wait(self, cancelled: Callable[[], bool]) -> bytes:
+        """Wait for the rank's end.
+
+        Args:
+            cancelled: asked several times a second; True ends the process.
+
+        Returns:
+            The pickled return value of `main`.
+
+        Raises:
+            RankFailed: `main` raised, or the process ended without a result.
+            RankCancelled: told to stop.
+        """
+        result: bytes | None = None
+        failure: RankFailure | None = None
+        give_up = float("inf")
+        try:
+            while failure is None and time.monotonic() < give_up:
+                message = self._receive()
+                if message is None:
+                    break
+                kind, content = message
+                if kind == "beat":
+                    self._listener.beat(content)
+                elif kind == "report":
+                    self._listener.report(*content)
+                elif kind == "returned":
+                    self._listener.returned()
+                elif kind == "failed":
+                    # Not waited for: Horovod's own end may hang while its peers are in a collective.
+                    failure = content
+                elif kind == "result":
+                    result, give_up = content, time.monotonic() + _EXIT_GRACE_S
+                # One that has died by itself says so, whatever its peers have caused meanwhile.
+                if failure is None and cancelled() and self._process.poll() is None:
+                    raise RankCancelled
+            while failure is None and not self._has_ended() and time.monotonic() < give_up:
+                if cancelled():
+                    raise RankCancelled
+            self._reader.join(_OUTPUT_GRACE_S)
+            if failure is not None:
+                raise RankFailed(self._with_tail(failure))
+            if result is None or self._process.returncode not in (0, None):
+                raise RankFailed(self._with_tail(self._death()))
+            return result
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process and all that it started: SIGTERM, then SIGKILL. A second call does nothing."""
+        if self._killed:  # its number may be that of another process by now
+            return
+        self._killed = True
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is not None and sent == signal.SIGTERM:
+                continue
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, sent)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TERM_GRACE_S)
+        self._pipe.close()
+
+    def _receive(self) -> tuple[str, Any] | None:
+        """The child's next message, ("idle", None) where there is none yet, None at its end."""
+        try:
+            return self._pipe.recv() if self._pipe.poll(_POLL_S) else ("idle", None)
+        except (EOFError, ConnectionResetError):
+            return None
+
+    def _has_ended(self) -> bool:
+        """Whether the process is gone, after a short wait for it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_POLL_S)
+        return self._process.poll() is not None
+
+    def _read_output(self, output: IO[bytes]) -> None:
+        with output:
+            for line in lines_of(read_at_intervals(output)):
+                self._tail.append(line)
+                self._listener.line(line)
+
+    def _death(self) -> RankFailure:
+        code = self._process.returncode
+        if code == -signal.SIGABRT:
+            # Gloo ends the process where it does not find its peers, and names neither them nor itself.
+            summary = f"its process was aborted (SIGABRT) on {self._here}"
+        elif code < 0:
+            summary = f"its process was killed by signal {-code} ({signal.Signals(-code).name})"
+        else:
+            summary = f"its process ended with exit code {code} before main returned"
+        return RankFailure(self._placement.rank, self._placement.host, "process", summary)
+
+    def _with_tail(self, failure: RankFailure) -> RankFailure:
+        return replace(failure, log_tail=tuple(self._tail))

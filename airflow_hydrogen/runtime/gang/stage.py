@@ -1,0 +1,153 @@
+"""One task of the barrier stage: meet the others, then run a rank in a child process."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_hydrogen.contract.errors import HydrogenError
+from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.runtime.gang import accelerators, network, rendezvous
+from airflow_hydrogen.runtime.gang.channel import ChannelAddress, TaskChannel
+from airflow_hydrogen.runtime.gang.network import GangAddress
+from airflow_hydrogen.runtime.gang.process import RankCancelled, RankFailed, RankProcess
+from airflow_hydrogen.runtime.gang.topology import assign_ranks, host_of
+from airflow_hydrogen.runtime.rank.failures import RankFailure
+from airflow_hydrogen.runtime.rank.task import Placement, RankTask
+
+
+@dataclass(frozen=True)
+class RankStage:
+    """The function that the barrier tasks run; a value, so that it pickles without a closure.
+
+    Attributes:
+        task: what every rank runs.
+        channel: the line to the driver.
+        threads: math threads of a rank.
+        options: of the gang.
+    """
+
+    task: RankTask
+    channel: ChannelAddress
+    threads: int
+    options: GangOptions
+
+    def __call__(self, _partition: Iterable[int]) -> Iterator[bytes]:
+        from pyspark import BarrierTaskContext
+
+        barrier = BarrierTaskContext.get()
+        hosts = [host_of(info.address) for info in barrier.getTaskInfos()]
+        placements = assign_ranks(hosts)
+        placement = placements[barrier.partitionId()]
+        channel = TaskChannel(self.channel, placement.rank, placement.host)
+        try:
+            answer = self._run(barrier, placements, placement, channel)
+            if placement.rank == 0:
+                yield answer
+        finally:
+            channel.close()
+
+    def _run(
+        self, barrier: Any, placements: list[Placement], placement: Placement, channel: TaskChannel
+    ) -> bytes:
+        """Meet the other tasks and run the rank. Every task calls allGather once, or the stage hangs."""
+        ports = self.options.ports()
+        others = [place.host for place in placements if place.host != placement.host]
+        try:
+            here = network.gang_address(
+                placement.host, list(dict.fromkeys(others)), self.options.network_interface
+            )
+            with ExitStack() as stack:
+                offer: dict[str, Any] = {"rank": placement.rank, "address": here.address}
+                if others:
+                    offer["door"] = stack.enter_context(network.open_door(here.address, ports))
+                    offer["sources"] = sorted(
+                        address for found in network.local_interfaces().values() for address in found
+                    )
+                server = None
+                if placement.rank == 0:
+                    server = stack.enter_context(
+                        rendezvous.rendezvous_server(placements, here.address, ports)
+                    )
+                    offer["rendezvous"] = server.port
+                texts = barrier.allGather(json.dumps(offer))
+                offers = {found["rank"]: found for found in map(json.loads, texts)}
+                if server is not None:
+                    sources = [source for found in offers.values() for source in found.get("sources", ())]
+                    server.admit([network.LOOPBACK, *sources])
+                _require_reachable(placements, placement, here, offers)
+                environment = {
+                    **rendezvous.horovod_environment(
+                        placement, here, (offers[0]["address"], offers[0]["rendezvous"]), ports
+                    ),
+                    **rendezvous.thread_environment(self.threads),
+                    **self._accelerators(barrier, placement, channel),
+                }
+                return RankProcess(self.task, placement, environment, here, channel).wait(channel.stopped)
+        except RankFailed as failed:
+            channel.failed(failed.failure)
+            raise
+        except RankCancelled:
+            raise RuntimeError(f"rank {placement.rank} was stopped because the gang ended") from None
+        except Exception as error:
+            # Before the rank's process: an interface that is not there, a package that the executors lack.
+            channel.failed(_task_failure(placement, error))
+            raise
+
+    def _accelerators(self, barrier: Any, placement: Placement, channel: TaskChannel) -> dict[str, str]:
+        gpus = barrier.resources().get("gpu")
+        assigned = list(gpus.addresses) if gpus else []
+        devices = accelerators.visible_devices(
+            assigned, self.options.gpus_per_process, placement.local_rank, placement.rank
+        )
+        if devices and not assigned:
+            channel.line(f"GPU {', '.join(devices)} by local rank: Spark's resource scheduling gave none")
+        return accelerators.environment(devices)
+
+
+def _require_reachable(
+    placements: list[Placement], placement: Placement, here: GangAddress, offers: Mapping[int, Any]
+) -> None:
+    """Find out now what would later end the process without a word: Gloo aborts where it cannot connect.
+
+    Raises:
+        RankFailed: another host is not reached; both ends are named.
+    """
+    first_on_host = {
+        place.host: place.rank for place in sorted(placements, key=lambda place: place.rank, reverse=True)
+    }
+    for host, rank in first_on_host.items():
+        if host == placement.host:
+            continue
+        address, port = offers[rank]["address"], offers[rank]["door"]
+        reason = network.why_unreachable(address, port, here.address)
+        if reason is not None:
+            raise RankFailed(
+                RankFailure(
+                    placement.rank,
+                    placement.host,
+                    "network",
+                    f"{here} on {placement.host} does not reach rank {rank} at {address}:{port} on {host}: "
+                    f"{reason}; name another interface (network_interface), or open the ports between "
+                    "the hosts (port_range)",
+                )
+            )
+
+
+def _task_failure(placement: Placement, error: Exception) -> RankFailure:
+    kind = type(error)
+    where = f" (in {sys.executable} on {placement.host})" if isinstance(error, ImportError) else ""
+    ours = isinstance(error, HydrogenError)
+    return RankFailure(
+        placement.rank,
+        placement.host,
+        "main",
+        f"{kind.__name__}: {error}{where}",
+        error_type=f"{kind.__module__}.{kind.__qualname__}",
+        remote_traceback=None if ours else "".join(traceback.format_exception(error)),
+    )

@@ -1,0 +1,152 @@
+"""What a model directory says of itself: `manifest.json`, and the signature in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_hydrogen.contract.errors import ModelFormatError, NotAModelError
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+
+FORMAT_VERSION = 1
+
+
+MANIFEST = "manifest.json"
+
+
+HISTORY = "history.jsonl"
+
+
+CHECKPOINTS = "checkpoints"
+
+
+EVENTS = "events"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input tensor of the model and the columns that fill it, in order.
+
+    Attributes:
+        name: the input's name in the model.
+        columns: what fills it: several columns side by side in a matrix, or one column.
+        dtype: numpy's name of the element type, or "string".
+        shape: of one row: () for a scalar, (32,) for a vector of 32.
+    """
+
+    name: str
+    columns: tuple[ColumnSpec, ...]
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One output tensor: `shape` is that of one row, () or (1,) for a scalar."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives."""
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+
+    @property
+    def columns(self) -> list[ColumnSpec]:
+        """Every column that the model reads, once, in the order of the inputs."""
+        found = {column.name: column for spec in self.inputs for column in spec.columns}
+        return list(found.values())
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Signature:
+        """Read the JSON form."""
+        return cls(
+            inputs=tuple(
+                InputSpec(
+                    name=spec["name"],
+                    columns=tuple(ColumnSpec(**column) for column in spec["columns"]),
+                    dtype=spec["dtype"],
+                    shape=tuple(spec["shape"]),
+                )
+                for spec in document["inputs"]
+            ),
+            outputs=tuple(
+                OutputSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in document["outputs"]
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the model: path below the model's folder, hash and size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a model directory says of itself.
+
+    Attributes:
+        framework: "keras", "tensorflow" (SavedModel), or a name of the user's, with a predictor.
+        entry: the file or folder that the framework loads, below the model's folder.
+        signature: inputs with their columns, and outputs.
+        files: every file that loading reads.
+        predictor: `package.module:function` that loads the model instead of the framework's own loader.
+        metrics: the last line of history.
+        entrypoint: what trained it.
+        np: ranks that trained it.
+        job: fingerprint of the job.
+        data: for each dataset its rows and a hash of the source files' names and sizes.
+        versions: package -> version.
+        run: the Airflow run, or None.
+        created: UTC time, ISO 8601.
+    """
+
+    framework: str
+    entry: str
+    signature: Signature
+    files: tuple[FileEntry, ...]
+    predictor: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    entrypoint: str = ""
+    np: int = 1
+    job: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    run: Mapping[str, Any] | None = None
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def dumps(self) -> str:
+        """The text of `manifest.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+    @classmethod
+    def loads(cls, uri: str, text: str) -> Manifest:
+        """Read the text of `manifest.json`.
+
+        Raises:
+            NotAModelError: not JSON, or not a manifest.
+            ModelFormatError: another format version.
+        """
+        try:
+            document = json.loads(text)
+            version = document["format_version"]
+            if version != FORMAT_VERSION:
+                raise ModelFormatError(uri, version, FORMAT_VERSION)
+            document["signature"] = Signature.from_dict(document["signature"])
+            document["files"] = tuple(FileEntry(**entry) for entry in document["files"])
+            return cls(**document)
+        except (ValueError, KeyError, TypeError) as error:
+            raise NotAModelError(uri, f"its manifest.json cannot be read ({error!r})") from error

@@ -1,0 +1,105 @@
+"""Model directory -> predict function: one loader per framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airflow_hydrogen.contract.errors import ModelSignatureError
+from airflow_hydrogen.runtime.entrypoints import resolve_import_path
+from airflow_hydrogen.runtime.models.directory import open_model
+from airflow_hydrogen.runtime.models.manifest import Manifest
+
+Arrays = Mapping[str, np.ndarray]
+Predict = Callable[[Arrays], Arrays]
+"""Input name -> array of shape (rows, ...) to output name -> array of shape (rows, ...)."""
+
+
+def load_predictor(uri: str, override: str | None, threads: int) -> tuple[Manifest, Predict]:
+    """Load a model once.
+
+    Args:
+        uri: the model's folder; its hashes are checked first.
+        override: `package.module:function` in place of the manifest's own loader.
+        threads: math threads of this process.
+
+    Raises:
+        ModelError: the model cannot be used.
+        EntrypointError: the predictor does not import.
+    """
+    manifest, folder = open_model(uri)
+    predictor = override or manifest.predictor
+    if predictor is not None:
+        return manifest, resolve_import_path(predictor)(str(folder / manifest.entry))
+    if manifest.framework not in _LOADERS:
+        raise ModelSignatureError(
+            f"model {uri!r} has framework {manifest.framework!r} and no predictor; known frameworks are "
+            f"{', '.join(_LOADERS)}: pass predictor='package.module:function'"
+        )
+    _limit_threads(threads)
+    return manifest, _LOADERS[manifest.framework](folder / manifest.entry, manifest)
+
+
+def _load_keras(path: Path, manifest: Manifest) -> Predict:
+    import keras
+    import tensorflow as tf
+
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    names = [spec.name for spec in manifest.signature.outputs]
+    # A Sequential model, and a functional one of a lone tensor, take the tensor itself.
+    single = isinstance(model, keras.Sequential) or not isinstance(model.input, (Mapping, list, tuple))
+
+    # One trace for every number of rows: the last, short batch must not compile the model again.
+    @tf.function(input_signature=[_tensor_specs(tf, manifest)], jit_compile=False)  # type: ignore[untyped-decorator]
+    def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = model(next(iter(inputs.values())) if single else inputs, training=False)
+        if isinstance(outputs, Mapping):
+            return dict(outputs)
+        return dict(zip(names, outputs if isinstance(outputs, (list, tuple)) else [outputs], strict=True))
+
+    return lambda arrays: {name: value.numpy() for name, value in call(dict(arrays)).items()}
+
+
+def _load_saved_model(path: Path, manifest: Manifest) -> Predict:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    function = loaded.signatures["serving_default"]
+    names = [spec.name for spec in manifest.signature.outputs]
+
+    def predict(arrays: Arrays) -> Arrays:
+        outputs = function(**{name: tf.convert_to_tensor(value) for name, value in arrays.items()})
+        # A single output was renamed when it was published.
+        return dict(zip(names, (value.numpy() for value in outputs.values()), strict=True))
+
+    predict.keep_alive = loaded  # type: ignore[attr-defined]  # TensorFlow frees what nobody holds
+    return predict
+
+
+_LOADERS: dict[str, Callable[[Path, Manifest], Predict]] = {
+    "keras": _load_keras,
+    "tensorflow": _load_saved_model,
+}
+
+
+def _tensor_specs(tf: Any, manifest: Manifest) -> dict[str, Any]:
+    return {
+        spec.name: tf.TensorSpec(
+            (None, *spec.shape), tf.string if spec.dtype == "string" else tf.dtypes.as_dtype(spec.dtype)
+        )
+        for spec in manifest.signature.inputs
+    }
+
+
+def _limit_threads(threads: int) -> None:
+    """Give TensorFlow's pools the task's cores and no more; too late once it has run something."""
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        return  # a second model in this worker: the pools have the first one's size, which is the same

@@ -1,0 +1,210 @@
+"""Rank 0's part of publishing: save what `main` returned and describe it for the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from airflow_hydrogen.contract.errors import ModelSignatureError
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.runtime.data.dataset import FeatureLayout
+from airflow_hydrogen.runtime.models.directory import describe_files
+from airflow_hydrogen.runtime.models.exports import ExportedModel
+from airflow_hydrogen.runtime.models.manifest import HISTORY, FileEntry, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.rank.context import TrainContext, dump_history
+from airflow_hydrogen.runtime.storage import filesystems, uris
+
+KERAS_FILE = "model.keras"
+SAVED_MODEL_FOLDER = "saved_model"
+SINGLE_OUTPUT = "prediction"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What rank 0 saved: the part of the manifest that only it knows."""
+
+    framework: str
+    entry: str
+    signature: Signature
+    files: tuple[FileEntry, ...]
+    predictor: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What rank 0 answers in a job.
+
+    Attributes:
+        published: what it saved, where `main` returned a model.
+        value: what `main` returned, where that was not a model.
+        history: what was reported, one mapping a line.
+        resumed_from_epoch: the checkpoint that training went on from, or None.
+    """
+
+    published: Published | None
+    value: Any
+    history: list[dict[str, float]]
+    resumed_from_epoch: int | None
+
+
+def save(value: Any, staged_uri: str, context: TrainContext) -> Published | None:
+    """Save a returned model to the staging folder.
+
+    Args:
+        value: what `main` returned.
+        staged_uri: the staging folder.
+        context: of this rank; its shards tell the columns.
+
+    Returns:
+        What was saved, or None where the value is not a model.
+
+    Raises:
+        ModelSignatureError: the model's inputs cannot be matched with columns.
+    """
+    if not (isinstance(value, ExportedModel) or _is_keras_model(value)):
+        return None
+    layout = _layout(context)
+    filesystems.remove(staged_uri)  # of a start of the gang that died while it saved
+    local = uris.local_path(staged_uri)
+    folder = local if local is not None else Path(tempfile.mkdtemp(prefix="airflow-hydrogen-publish-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(value, ExportedModel):
+        published = _save_exported(value, folder, layout)
+    else:
+        value.save(folder / KERAS_FILE)
+        published = Published(
+            "keras", KERAS_FILE, keras_signature(value, layout), describe_files(folder, [KERAS_FILE])
+        )
+    (folder / HISTORY).write_text(dump_history(context.history))
+    if local is None:
+        filesystems.upload(folder, staged_uri)
+        shutil.rmtree(folder, ignore_errors=True)
+    return published
+
+
+def keras_signature(model: Any, layout: FeatureLayout | None) -> Signature:
+    """The signature of a Keras model whose inputs are known: Functional, Sequential, or built by them."""
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        raise ModelSignatureError(
+            f"{type(model).__name__} has no symbolic inputs: build it with the functional API, or export it "
+            "and return an ExportedModel with its inputs"
+        )
+    names = [tensor.name for tensor in inputs]
+    specs = {tensor.name: (str(tensor.dtype), _row_shape(tensor.name, tensor.shape)) for tensor in inputs}
+    outputs = list(model.outputs)
+    structure = None if isinstance(model, sys.modules["keras"].Sequential) else model.output
+    if isinstance(structure, Mapping):
+        output_names = list(structure)
+        outputs = list(structure.values())
+    else:
+        output_names = list(model.output_names) if len(outputs) > 1 else [SINGLE_OUTPUT]
+    return Signature(
+        inputs=_match_inputs(names, specs, layout),
+        outputs=tuple(
+            OutputSpec(name, str(tensor.dtype), _row_shape(name, tensor.shape))
+            for name, tensor in zip(output_names, outputs, strict=True)
+        ),
+    )
+
+
+def saved_model_signature(
+    folder: Path, layout: FeatureLayout | None, columns: Mapping[str, Sequence[str]] | None
+) -> Signature:
+    """The signature of a SavedModel's `serving_default`."""
+    import tensorflow as tf
+
+    function = tf.saved_model.load(str(folder)).signatures.get("serving_default")
+    if function is None:
+        raise ModelSignatureError("the SavedModel has no signature 'serving_default'")
+    specs = {
+        name: (tensor.dtype.name, _row_shape(name, tensor.shape))
+        for name, tensor in function.structured_input_signature[1].items()
+    }
+    if columns is not None:
+        layout_of = {
+            name: [ColumnSpec(column, specs[name][0]) for column in names] for name, names in columns.items()
+        }
+        inputs = tuple(InputSpec(name, tuple(layout_of[name]), *specs[name]) for name in specs)
+    else:
+        inputs = _match_inputs(list(specs), specs, layout)
+    outputs = function.structured_outputs
+    single = len(outputs) == 1
+    return Signature(
+        inputs=inputs,
+        outputs=tuple(
+            OutputSpec(SINGLE_OUTPUT if single else name, tensor.dtype.name, _row_shape(name, tensor.shape))
+            for name, tensor in outputs.items()
+        ),
+    )
+
+
+def _match_inputs(
+    names: Sequence[str],
+    specs: Mapping[str, tuple[str, tuple[int, ...]]],
+    layout: FeatureLayout | None,
+) -> tuple[InputSpec, ...]:
+    """Find the columns of each input."""
+    if layout is not None and layout.layout == "matrix":
+        width = sum(column.values for column in layout.features)
+        if len(names) != 1 or specs[names[0]][1] != (width,):
+            raise ModelSignatureError(
+                f"the model has inputs {_show(specs)}, but the dataset gave one matrix of {width} columns; "
+                "use to_tf(..., layout='columns') for named inputs"
+            )
+        return (InputSpec(names[0], layout.features, *specs[names[0]]),)
+    if layout is None:
+        raise ModelSignatureError(
+            f"the columns of inputs {_show(specs)} are not known: read the dataset with "
+            "get_dataset_shard(...).to_tf(...), or return an ExportedModel with its inputs"
+        )
+    columns = {column.name: column for column in layout.features}
+    strangers = [name for name in names if name not in columns]
+    if strangers:
+        raise ModelSignatureError(
+            f"inputs {', '.join(map(repr, strangers))} of the model have no column of that name; the dataset "
+            f"has {', '.join(map(repr, columns))}"
+        )
+    return tuple(InputSpec(name, (columns[name],), *specs[name]) for name in names)
+
+
+def _save_exported(model: ExportedModel, folder: Path, layout: FeatureLayout | None) -> Published:
+    source = Path(model.path)
+    entry = SAVED_MODEL_FOLDER if model.framework == "tensorflow" else source.name
+    if source.is_dir():
+        shutil.copytree(source, folder / entry)
+    else:
+        shutil.copy2(source, folder / entry)
+    signature = model.signature or saved_model_signature(folder / entry, layout, model.inputs)
+    return Published(
+        model.framework, entry, signature, describe_files(folder, [entry]), predictor=model.predictor
+    )
+
+
+def _layout(context: TrainContext) -> FeatureLayout | None:
+    """How the training data was read: that of "train", else of the first dataset that was read."""
+    shards = sorted(context.shards.values(), key=lambda shard: shard.name != "train")
+    return next((shard.layout for shard in shards if shard.layout is not None), None)
+
+
+def _row_shape(name: str, shape: Any) -> tuple[int, ...]:
+    dimensions = tuple(shape)[1:]
+    if any(size is None for size in dimensions):
+        raise ModelSignatureError(
+            f"tensor {name!r} has shape {tuple(shape)}: every dimension but the first must be known"
+        )
+    return tuple(int(size) for size in dimensions)
+
+
+def _show(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name!r} {dtype}{list(shape)}" for name, (dtype, shape) in specs.items())
+
+
+def _is_keras_model(value: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(value, keras.Model)

@@ -1,0 +1,57 @@
+"""What a rank is told: its task and its place, as values that travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from airflow_hydrogen.contract.jobs import Entrypoint
+
+# The pipe's file descriptor and the parent's process id, which `worker` reads.
+PIPE_VARIABLE = "AIRFLOW_HYDROGEN_PIPE"
+
+
+PARENT_VARIABLE = "AIRFLOW_HYDROGEN_PARENT"
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """What every rank of a gang runs.
+
+    Attributes:
+        entrypoint: a callable, an import path or a script.
+        kwargs: keyword arguments of a function.
+        args: the command line of a script.
+        script: the script's text, for hosts that do not see its path.
+        datasets: name -> URI of prepared Parquet files.
+        checkpoints_uri, events_uri: where they go; None keeps none.
+        publish_uri: folder for the model that `main` returns on rank 0; None returns the value itself.
+        fingerprint: the job's.
+        attempt: which start of the gang this is, from 0.
+        beat_s: seconds from one sign of life of a rank to the next.
+    """
+
+    entrypoint: Entrypoint
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    script: str | None = None
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    checkpoints_uri: str | None = None
+    events_uri: str | None = None
+    publish_uri: str | None = None
+    fingerprint: str = ""
+    attempt: int = 0
+    beat_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The place of one barrier task in the gang, in Horovod's terms."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+    host: str

@@ -1,0 +1,188 @@
+"""The child process of a rank: run `main`, answer over the pipe, die with the parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import runpy
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from io import TextIOWrapper
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from airflow_hydrogen.contract.errors import KwargsError
+from airflow_hydrogen.contract.jobs import require_json
+from airflow_hydrogen.runtime import progress
+from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
+from airflow_hydrogen.runtime.rank import context as contexts
+from airflow_hydrogen.runtime.rank import horovod_guard
+from airflow_hydrogen.runtime.rank.failures import RankFailure
+from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Placement, RankTask
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Run one rank; the exit code is 0 when `main` returned and its value was sent."""
+    _die_with_parent(int(os.environ.pop(PARENT_VARIABLE)))
+    _write_whole_lines()
+    pipe = Pipe(Connection(int(os.environ.pop(PIPE_VARIABLE))))
+    task, placement = pipe.receive()
+    progress.start_beating(lambda beat: pipe.send("beat", beat), task.beat_s)
+    horovod_guard.install()
+    contexts.enter(_context(task, placement, pipe))
+    try:
+        value = _call(task)
+        pipe.send("returned", None)
+        answer = _result(task, value) if placement.rank == 0 else pickle.dumps(None)
+    except BaseException as error:
+        traceback.print_exc()
+        pipe.send("failed", _failure(placement, _cause(error)))
+        return 1
+    pipe.send("result", answer)
+    return 0
+
+
+def _write_whole_lines() -> None:
+    """With PYTHONUNBUFFERED, which is there for the processes that `main` starts, a line takes two writes."""
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, TextIOWrapper)
+        stream.reconfigure(line_buffering=True, write_through=False)
+
+
+class Pipe:
+    """The pipe to the parent, for several threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        os.set_inheritable(connection.fileno(), False)
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def receive(self) -> Any:
+        """What the parent sends: once, at the start."""
+        return self._connection.recv()
+
+    def send(self, kind: str, content: Any) -> None:
+        """Send one message."""
+        with self._lock:
+            self._connection.send((kind, content))
+
+
+def _context(task: RankTask, placement: Placement, pipe: Pipe) -> contexts.TrainContext:
+    return contexts.TrainContext(
+        rank=placement.rank,
+        size=placement.size,
+        local_rank=placement.local_rank,
+        local_size=placement.local_size,
+        cross_rank=placement.cross_rank,
+        cross_size=placement.cross_size,
+        hostname=placement.host,
+        datasets=task.datasets,
+        checkpoints_uri=task.checkpoints_uri,
+        events_uri=task.events_uri,
+        fingerprint=task.fingerprint,
+        attempt=task.attempt,
+        on_report=lambda metrics, seconds_left: pipe.send("report", (metrics, seconds_left)),
+    )
+
+
+def _call(task: RankTask) -> Any:
+    entrypoint = task.entrypoint
+    if entrypoint.kind == "script":
+        return _run_script(Path(entrypoint.value), task.script, task.args)
+    if entrypoint.kind == "import":
+        return resolve_import_path(entrypoint.value)(**task.kwargs)
+    require_same_python(entrypoint)
+    return pickle.loads(entrypoint.pickle)(**task.kwargs)
+
+
+def _run_script(path: Path, text: str | None, args: tuple[str, ...]) -> None:
+    """Run a script as `python script.py args` would; a zero SystemExit is a success."""
+    if not path.exists() and text is not None:
+        path = Path(tempfile.mkdtemp(prefix="airflow-hydrogen-")) / path.name
+        path.write_text(text)
+    sys.argv = [str(path), *args]
+    sys.path.insert(0, str(path.parent))
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as exit_:
+        if exit_.code not in (None, 0):
+            raise
+
+
+def _result(task: RankTask, value: Any) -> bytes:
+    """What rank 0 answers: the value itself, or in a job what was published for it."""
+    import cloudpickle
+
+    if task.publish_uri is None:
+        return bytes(cloudpickle.dumps(value))
+    from airflow_hydrogen.runtime.rank import publishing
+
+    current = contexts.get_context()
+    published = publishing.save(value, task.publish_uri, current)
+    if published is None:
+        try:
+            require_json("the return value of main", value)
+        except KwargsError as error:
+            raise KwargsError(
+                "the return value of main", f"{error}; return a Keras model, an ExportedModel or JSON"
+            ) from None
+    return pickle.dumps(
+        publishing.Outcome(
+            published=published,
+            value=value if published is None else None,
+            history=current.history,
+            resumed_from_epoch=current.resumed_from_epoch,
+        )
+    )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of a dataset's reader, where TensorFlow wrapped it in one of its own."""
+    shards = contexts.get_context().shards.values()
+    return next((shard.error for shard in shards if shard.error is not None), error)
+
+
+def _failure(placement: Placement, error: BaseException) -> RankFailure:
+    kind = type(error)
+    text = str(error)
+    # The words of Horovod's and TensorFlow's errors on a rank whose peer is gone.
+    is_consequence = kind.__name__ == "HorovodInternalError" or "Horovod has been shut down" in text
+    lines = text.strip().splitlines() or [""]
+    return RankFailure(
+        rank=placement.rank,
+        host=placement.host,
+        kind="peer" if is_consequence else "main",
+        summary=f"{kind.__name__}: {lines[0]}" if lines[0] else kind.__name__,
+        error_type=f"{kind.__module__}.{kind.__qualname__}",
+        remote_traceback="".join(traceback.format_exception(kind, error, _user_frames(error))),
+    )
+
+
+def _user_frames(error: BaseException) -> TracebackType | None:
+    """The traceback without this module's own frames at its top."""
+    frames = error.__traceback__
+    while (
+        frames is not None and frames.tb_next is not None and frames.tb_frame.f_code.co_filename == __file__
+    ):
+        frames = frames.tb_next
+    return frames
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel for a SIGKILL when the parent ends, so that no rank outlives its Spark task."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The scoring application: columns in, columns out."""

@@ -1,0 +1,230 @@
+"""The scoring application: check, read, predict in Arrow batches, replace a partition."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_hydrogen.contract.errors import (
+    ColumnCollisionError,
+    ColumnTypeError,
+    InvalidJobError,
+    MissingColumnError,
+)
+from airflow_hydrogen.contract.jobs import InferenceJob
+from airflow_hydrogen.contract.reports import InferenceReport
+from airflow_hydrogen.runtime import versions
+from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data.columns import dtype_of
+from airflow_hydrogen.runtime.entrypoints import resolve_import_path
+from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
+from airflow_hydrogen.runtime.models.directory import open_model
+from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.scoring import direct, sinks
+from airflow_hydrogen.runtime.scoring.inference import Scorer
+from airflow_hydrogen.runtime.session import original_error, spark_session
+from airflow_hydrogen.runtime.storage import filesystems, uris
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
+
+_TASKS_PER_SLOT = 4
+_ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
+
+
+def run_inference(job: InferenceJob) -> InferenceReport:
+    """Carry out a scoring job.
+
+    Args:
+        job: what to score; model, columns and places are checked before any row is read.
+
+    Returns:
+        The report of a success.
+
+    Raises:
+        HydrogenError: see the tree in `contract.errors`.
+    """
+    started = time.monotonic()
+    filesystems.require_writable("sink", sinks.partition_uri(job.sink))
+    prepare = resolve_import_path(job.prepare) if job.prepare else None
+    manifest, _ = open_model(job.model_uri)
+    predictor = job.predictor or manifest.predictor
+    if predictor:
+        resolve_import_path(predictor)
+    spark = spark_session(job)
+    frame = sources.read_prepared(spark, job.source, prepare, job.prepare_kwargs)
+    scored = score(spark, frame, manifest, job)
+    print(
+        f"scoring {sources.describe(job.source)} with {manifest.framework} model {job.model_uri}", flush=True
+    )
+    try:
+        rows = sinks.replace_partition(scored, job.sink, job.run)
+    except Exception as error:
+        original = original_error(error)
+        if original is error:
+            raise
+        raise original from None
+    seconds = time.monotonic() - started
+    output_uri = sinks.partition_uri(job.sink)
+    print(f"wrote {rows:,} rows to {output_uri}", flush=True)
+    return InferenceReport(
+        output_uri=output_uri,
+        model_uri=uris.canonical(job.model_uri),
+        rows=rows,
+        seconds={"total": round(seconds, 3)},
+        rows_per_second=rows / seconds,
+        versions=versions.installed(),
+    )
+
+
+def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: InferenceJob) -> DataFrame:
+    """The DataFrame of kept columns and predictions: checked now, computed when it is written.
+
+    Raises:
+        MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model.
+    """
+    check_features(manifest.signature, frame.schema)
+    keep, outputs = plan_columns(frame.columns, manifest.signature, job)
+    slots = task_slots(spark).total
+    constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
+    scorer = Scorer(
+        model_uri=uris.canonical(job.model_uri),
+        model_version=hashlib.sha256(manifest.dumps().encode()).hexdigest(),
+        predictor=job.predictor,
+        keep=tuple(keep),
+        outputs=outputs,
+        constants=constants,
+        batch_rows=job.batch_rows,
+        threads=threads_per_task(spark, slots),
+    )
+    needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
+    schema = output_schema(frame.schema, keep, outputs, manifest.signature)
+    groups = None if job.prepare else direct.readable_row_groups(job.source, frame.schema, needed)
+    if groups:
+        return _score_directly(spark, direct.deal(groups, _TASKS_PER_SLOT * slots), needed, scorer, schema)
+    if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
+        # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
+        frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return scorer(batches)
+
+    return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema)
+
+
+def _score_directly(
+    spark: SparkSession,
+    hands: Sequence[Sequence[direct.RowGroup]],
+    columns: Sequence[str],
+    scorer: Scorer,
+    schema: StructType,
+) -> DataFrame:
+    """Tasks that read their row groups themselves; each gets its number as its only row."""
+
+    def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in numbers:
+            for number in batch.column(0).to_pylist():
+                yield from scorer(direct.read(hands[number], columns, scorer.batch_rows))
+
+    return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema)
+
+
+def check_features(signature: Signature, schema: StructType) -> None:
+    """Hold the columns of a DataFrame against a model's signature.
+
+    Raises:
+        MissingColumnError: the input lacks features of the model.
+        ColumnTypeError: a feature cannot be turned into the model's dtype.
+    """
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    missing = [column.name for column in signature.columns if column.name not in schema.names]
+    if missing:
+        raise MissingColumnError("feature", missing, schema.names)
+    for spec in signature.inputs:
+        for column in spec.columns:
+            type_ = schema[column.name].dataType
+            dtype, tensor = dtype_of(column.name, to_arrow_type(type_))
+            expected = spec.dtype if column.width is None else f"a list of {column.width} {spec.dtype}"
+            if tensor != (column.width is not None) or not _casts(dtype, spec.dtype):
+                raise ColumnTypeError(column.name, expected, type_.simpleString())
+
+
+def plan_columns(
+    columns: Iterable[str], signature: Signature, job: InferenceJob
+) -> tuple[list[str], dict[str, str]]:
+    """The kept columns, and output name -> column name.
+
+    Raises:
+        MissingColumnError: a kept column that is not there.
+        InvalidJobError: output_columns names an output that the model does not have.
+        ColumnCollisionError: two columns of one name would be written.
+    """
+    found = list(columns)
+    names = [spec.name for spec in signature.outputs]
+    unknown = sorted(set(job.output_columns) - set(names))
+    if unknown:
+        raise InvalidJobError(
+            f"output_columns names {', '.join(map(repr, unknown))}, but the model's outputs are "
+            f"{', '.join(map(repr, names))}"
+        )
+    keep = found if job.keep_columns is None else list(job.keep_columns)
+    if missing := set(keep) - set(found):
+        raise MissingColumnError("kept column", missing, found)
+    # The partition's own columns stand in the folder's name.
+    keep = [name for name in keep if name not in job.sink.partition]
+    outputs = {name: job.output_columns.get(name, name) for name in names}
+    written = [*keep, *job.sink.partition, *outputs.values()]
+    if twice := {name for name in written if written.count(name) > 1}:
+        raise ColumnCollisionError(twice)
+    return keep, outputs
+
+
+def output_schema(
+    schema: StructType, keep: Iterable[str], outputs: dict[str, str], signature: Signature
+) -> StructType:
+    """The schema of what is written: kept columns with their types, outputs with the signature's."""
+    from pyspark.sql.types import StructField, StructType
+
+    specs = {spec.name: spec for spec in signature.outputs}
+    return StructType(
+        [
+            *(schema[name] for name in keep),
+            *(StructField(column, _spark_type(specs[name])) for name, column in outputs.items()),
+        ]
+    )
+
+
+def _spark_type(spec: OutputSpec) -> Any:
+    from pyspark.sql import types
+
+    scalars: dict[str, Any] = {
+        "float16": types.FloatType(),
+        "float32": types.FloatType(),
+        "float64": types.DoubleType(),
+        "int8": types.ByteType(),
+        "int16": types.ShortType(),
+        "int32": types.IntegerType(),
+        "int64": types.LongType(),
+        "bool": types.BooleanType(),
+        "string": types.StringType(),
+    }
+    if spec.dtype not in scalars:
+        raise ColumnTypeError(spec.name, f"one of {', '.join(scalars)}", spec.dtype, "cast it in the model")
+    type_ = scalars[spec.dtype]
+    for _size in () if spec.shape in ((), (1,)) else spec.shape:
+        type_ = types.ArrayType(type_)
+    return type_
+
+
+def _casts(found: str, wanted: str) -> bool:
+    """Whether a column's element type goes into an input's dtype without losing its meaning."""
+    if "string" in (found, wanted):
+        return found == wanted
+    if wanted.startswith(("float", "bfloat")):
+        return True
+    return not found.startswith("float")

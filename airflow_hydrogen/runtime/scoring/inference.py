@@ -1,0 +1,158 @@
+"""Arrow batches -> predictions: what runs in Spark's Python workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_hydrogen.contract.errors import ModelSignatureError, PartitionValueError, RaggedTensorError
+from airflow_hydrogen.runtime.data.columns import stack, to_numpy
+from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec
+from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
+
+# One model per Python worker process, kept from task to task while Spark reuses the process.
+_loaded: dict[tuple[str, str, str | None], tuple[Manifest, Predict]] = {}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores the batches of one task; a value, so that it pickles without a closure.
+
+    Attributes:
+        model_uri: the model's folder.
+        model_version: hash of its manifest: a model published anew at the same URI is loaded anew.
+        predictor: loader in place of the manifest's own, or None.
+        keep: columns of the source that pass through untouched.
+        outputs: output name -> column name.
+        constants: columns that must hold one value in every row: the partition that is written.
+        batch_rows: rows of one call of the model.
+        threads: math threads of one worker.
+    """
+
+    model_uri: str
+    model_version: str
+    predictor: str | None
+    keep: tuple[str, ...]
+    outputs: Mapping[str, str]
+    constants: Mapping[str, str]
+    batch_rows: int
+    threads: int
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Score one task's batches; the model is loaded when the first row comes."""
+        for batch in rebatch(batches, self.batch_rows):
+            manifest, predict = self._model()
+            yield self._score(batch, manifest, predict)
+
+    def _model(self) -> tuple[Manifest, Predict]:
+        key = (self.model_uri, self.model_version, self.predictor)
+        if key not in _loaded:
+            _loaded.clear()  # a worker that outlives a model must not hold two
+            _loaded[key] = load_predictor(self.model_uri, self.predictor, self.threads)
+        return _loaded[key]
+
+    def _score(self, batch: pa.RecordBatch, manifest: Manifest, predict: Predict) -> pa.RecordBatch:
+        for column, value in self.constants.items():
+            if column in batch.schema.names:
+                _require_constant(column, batch.column(column), value)
+        outputs = predict(model_inputs(batch, manifest.signature.inputs))
+        arrays = [batch.column(name) for name in self.keep]
+        for spec in manifest.signature.outputs:
+            if spec.name in self.outputs:
+                arrays.append(output_column(spec, outputs, batch.num_rows))
+        return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values()])
+
+
+def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Cut and join batches to `rows` rows each, the last one shorter; whole ones pass without a copy."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        start = 0
+        while batch.num_rows - start >= rows - count:
+            piece = batch.slice(start, rows - count)
+            start += piece.num_rows
+            yield _joined([*waiting, piece])
+            waiting, count = [], 0
+        if start < batch.num_rows:
+            waiting.append(batch.slice(start))
+            count += batch.num_rows - start
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+
+def model_inputs(batch: pa.RecordBatch, inputs: Sequence[InputSpec]) -> dict[str, np.ndarray]:
+    """The arrays of each input: one copy from the columns of a batch.
+
+    Args:
+        batch: holds every column of the signature.
+        inputs: the signature's inputs.
+
+    Returns:
+        Input name -> array of shape (rows, *shape) in the input's dtype; strings as objects.
+
+    Raises:
+        NullValueError, RaggedTensorError, ColumnTypeError: naming the column.
+    """
+    arrays = {}
+    for spec in inputs:
+        columns = [
+            to_numpy(column.name, batch.column(batch.schema.get_field_index(column.name)), column.width)
+            for column in spec.columns
+        ]
+        if spec.dtype == "string":
+            arrays[spec.name] = columns[0].reshape(-1, *spec.shape)
+            continue
+        matrix = columns[0] if len(columns) == 1 and not spec.shape else stack(columns, spec.dtype)
+        if spec.shape and matrix.shape[1] != int(np.prod(spec.shape)):
+            raise RaggedTensorError(spec.columns[0].name, int(np.prod(spec.shape)), [matrix.shape[1]])
+        arrays[spec.name] = np.ascontiguousarray(matrix.reshape(-1, *spec.shape), dtype=spec.dtype)
+    return arrays
+
+
+def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
+    """An output tensor as a column: scalars of shape (rows,) or (rows, 1), vectors and more as lists.
+
+    Raises:
+        ModelSignatureError: the model gave another output or shape than its signature says.
+    """
+    if spec.name not in outputs:
+        raise ModelSignatureError(
+            f"the model gave outputs {', '.join(map(repr, outputs))}, its signature says {spec.name!r}"
+        )
+    values = np.asarray(outputs[spec.name])
+    flattened = spec.shape == (1,) and values.shape == (rows,)
+    if values.shape != (rows, *spec.shape) and not flattened:
+        raise ModelSignatureError(
+            f"output {spec.name!r} has shape {values.shape} for {rows} rows, its signature says "
+            f"{(rows, *spec.shape)}"
+        )
+    if spec.dtype == "string":
+        flat = pa.array(
+            [item.decode() if isinstance(item, bytes) else item for item in values.ravel()], pa.string()
+        )
+    else:
+        # Layers exist that give another type than their symbolic output says; Spark has no float16.
+        dtype = "float32" if spec.dtype == "float16" else spec.dtype
+        flat = pa.array(np.ascontiguousarray(values, dtype=dtype).ravel())
+    dimensions = () if spec.shape in ((), (1,)) else spec.shape
+    for size in reversed(dimensions):
+        offsets = np.arange(0, len(flat) + 1, size, dtype=np.int32)
+        flat = pa.ListArray.from_arrays(pa.array(offsets), flat)
+    return flat
+
+
+def _require_constant(name: str, column: pa.Array, value: str) -> None:
+    found = pc.unique(column.cast(pa.string()))
+    if len(found) > 1 or (len(found) == 1 and found[0].as_py() != value):
+        raise PartitionValueError(name, value, [item.as_py() for item in found][:5])

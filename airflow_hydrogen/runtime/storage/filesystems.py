@@ -1,0 +1,165 @@
+"""URI -> filesystem. Everything that the runtime stores goes through here.
+
+Local paths, `file://`, and whatever `pyarrow.fs.FileSystem.from_uri` knows: `s3://`, `gs://`, `abfs://`,
+`hdfs://`. Spark's own spelling of S3 (`s3a://`) is understood.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_hydrogen.contract.errors import UnwritableUriError
+from airflow_hydrogen.runtime.storage import uris
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+def resolve(uri: str) -> tuple[FileSystem, str]:
+    """The filesystem of a URI and the path on it."""
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
+    path = uris.local_path(uri)
+    if path is not None:
+        return LocalFileSystem(), str(path)
+    if uri.startswith("s3a://"):
+        uri = f"s3://{uri.removeprefix('s3a://')}"
+    filesystem, inner = FileSystem.from_uri(uri)
+    return filesystem, inner
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    from pyarrow.fs import FileType
+
+    filesystem, path = resolve(uri)
+    return bool(filesystem.get_file_info(path).type != FileType.NotFound)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole of a small file.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a small file completely or not at all, and its folders."""
+    path = uris.local_path(uri)
+    if path is None:
+        # An object appears when its upload is complete, and not before.
+        filesystem, inner = resolve(uri)
+        filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(inner) as stream:
+            stream.write(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_files(uri: str) -> list[tuple[str, int]]:
+    """Files below a folder as (path relative to it, bytes), sorted; a single file stands for itself."""
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem, path = resolve(uri)
+    itself = filesystem.get_file_info(path)
+    if itself.type == FileType.File:
+        return [(itself.base_name, itself.size)]
+    infos = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+    prefix = len(path.rstrip("/")) + 1
+    return sorted((info.path[prefix:], info.size) for info in infos if info.type == FileType.File)
+
+
+def remove(uri: str) -> None:
+    """Remove a file or a folder with all that it holds; nothing there is fine."""
+    from pyarrow.fs import FileType
+
+    filesystem, path = resolve(uri)
+    kind = filesystem.get_file_info(path).type
+    if kind == FileType.Directory:
+        filesystem.delete_dir(path)
+    elif kind == FileType.File:
+        filesystem.delete_file(path)
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Copy a local folder to a URI; what was there is replaced file by file."""
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    filesystem, path = resolve(uri)
+    filesystem.create_dir(path, recursive=True)
+    copy_files(str(folder), path, source_filesystem=LocalFileSystem(), destination_filesystem=filesystem)
+
+
+def download(uri: str, folder: Path) -> None:
+    """Copy what lies below a URI to a local folder."""
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    filesystem, path = resolve(uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_files(path, str(folder), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
+
+
+def move(source: str, target: str) -> None:
+    """Rename a folder; on stores without folders its files are copied and removed one by one."""
+    source_path, target_path = uris.local_path(source), uris.local_path(target)
+    if source_path is not None and target_path is not None:
+        target_path.parent.mkdir(parents=True, exist_ok=True)
+        source_path.rename(target_path)
+        return
+    filesystem, inner_source = resolve(source)
+    _, inner_target = resolve(target)
+    for name, _size in list_files(source):
+        filesystem.copy_file(f"{inner_source}/{name}", f"{inner_target}/{name}")
+    remove(source)
+
+
+def require_writable(argument: str, uri: str) -> None:
+    """Write and remove a small file beside `uri`, so that a wrong place is found before any work is done.
+
+    Raises:
+        UnwritableUriError: the probe could not be written.
+    """
+    made = _missing_folders(uri)
+    probe = uris.sibling(uri, f"probe-{secrets.token_hex(4)}")
+    try:
+        path = uris.local_path(uri)
+        if path is not None and path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path} is a file")
+        write_bytes(probe, b"")
+        remove(probe)
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
+        raise UnwritableUriError(argument, uri, str(error) or repr(error)) from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _missing_folders(uri: str) -> list[Path]:
+    """Local parents that do not exist yet, deepest first: the probe must not leave them behind."""
+    path = uris.local_path(uri)
+    return [] if path is None else list(_until_existing(path.parent))
+
+
+def _until_existing(path: Path) -> Iterator[Path]:
+    while not path.exists() and path != path.parent:
+        yield path
+        path = path.parent

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_hydrogen.contract.errors import ModelSignatureError, PartitionValueError
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.scoring import inference
+from airflow_hydrogen.runtime.scoring.inference import Scorer, model_inputs, output_column, rebatch
+
+
+def _batch(**columns):
+    return pa.record_batch(columns)
+
+
+@given(st.lists(st.integers(0, 30), max_size=8), st.integers(1, 25))
+def test_rebatch_keeps_every_row_in_order(sizes, rows):
+    numbers = iter(range(sum(sizes)))
+    batches = [_batch(x=pa.array([next(numbers) for _ in range(size)], pa.int64())) for size in sizes]
+    made = list(rebatch(batches, rows))
+    assert [row for batch in made for row in batch.column("x").to_pylist()] == list(range(sum(sizes)))
+    assert all(batch.num_rows == rows for batch in made[:-1])
+    assert all(0 < batch.num_rows <= rows for batch in made)
+
+
+def test_whole_batches_are_not_copied():
+    batch = _batch(x=pa.array([1, 2, 3]))
+    [made] = rebatch([batch], 3)
+    assert made.column("x").buffers()[1].address == batch.column("x").buffers()[1].address
+
+
+def _columns(*names, width=None, dtype="float32"):
+    return tuple(ColumnSpec(name, dtype, width) for name in names)
+
+
+def test_a_matrix_has_the_columns_in_the_signatures_order():
+    spec = InputSpec("x", _columns("b", "a"), "float32", (2,))
+    made = model_inputs(_batch(a=pa.array([1, 2]), b=pa.array([3.5, 4.5])), [spec])
+    assert made["x"].dtype == np.float32
+    assert made["x"].tolist() == [[3.5, 1.0], [4.5, 2.0]]
+
+
+def test_named_inputs_take_the_shape_of_the_signature():
+    specs = [
+        InputSpec("scalar", _columns("a"), "float32", ()),
+        InputSpec("column", _columns("a"), "int32", (1,)),
+        InputSpec("word", _columns("w", dtype="string"), "string", (1,)),
+        InputSpec("image", _columns("p", width=4), "float32", (2, 2)),
+    ]
+    batch = _batch(a=pa.array([1, 2]), w=pa.array(["x", "y"]), p=pa.array([[1.0, 2.0, 3.0, 4.0]] * 2))
+    made = model_inputs(batch, specs)
+    assert {name: array.shape for name, array in made.items()} == {
+        "scalar": (2,),
+        "column": (2, 1),
+        "word": (2, 1),
+        "image": (2, 2, 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "values", "type_", "expected"),
+    [
+        ((), [1.5, 2.5], pa.float32(), [1.5, 2.5]),
+        ((1,), [[1.5], [2.5]], pa.float32(), [1.5, 2.5]),
+        ((2,), [[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32()), [[1.0, 2.0], [3.0, 4.0]]),
+        (
+            (1, 2),
+            [[[1.0, 2.0]], [[3.0, 4.0]]],
+            pa.list_(pa.list_(pa.float32())),
+            [[[1.0, 2.0]], [[3.0, 4.0]]],
+        ),
+    ],
+)
+def test_outputs_become_columns(shape, values, type_, expected):
+    column = output_column(OutputSpec("p", "float32", shape), {"p": np.array(values, np.float32)}, 2)
+    assert column.type == type_
+    assert column.to_pylist() == expected
+
+
+def test_string_outputs_become_strings():
+    column = output_column(OutputSpec("p", "string", (1,)), {"p": np.array([[b"a"], [b"b"]], object)}, 2)
+    assert column.to_pylist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "outputs", [{"q": np.zeros((2, 1))}, {"p": np.zeros((2, 3))}, {"p": np.zeros((1, 1))}]
+)
+def test_an_output_that_is_not_what_the_signature_says(outputs):
+    with pytest.raises(ModelSignatureError, match="its signature says"):
+        output_column(OutputSpec("p", "float32", (1,)), outputs, 2)
+
+
+@pytest.fixture
+def scorer(monkeypatch):
+    """A scorer of a model that doubles `a`, and the list of its loads."""
+    signature = Signature((InputSpec("a", _columns("a"), "float32", ()),), (OutputSpec("p", "float32", ()),))
+    manifest = Manifest(framework="keras", entry="", signature=signature, files=())
+    loads = []
+
+    def load(uri, predictor, threads):
+        loads.append(uri)
+        return manifest, lambda arrays: {"p": arrays["a"] * 2}
+
+    monkeypatch.setattr(inference, "load_predictor", load)
+    monkeypatch.setattr(inference, "_loaded", {})
+
+    def make(**changes):
+        fields = {
+            "model_uri": "m",
+            "model_version": "1",
+            "predictor": None,
+            "keep": ("k", "a"),
+            "outputs": {"p": "score"},
+            "constants": {},
+            "batch_rows": 2,
+            "threads": 1,
+        }
+        return Scorer(**{**fields, **changes})
+
+    make.loads = loads
+    return make
+
+
+def test_kept_columns_pass_through_and_predictions_follow(scorer):
+    batch = _batch(a=pa.array([1.0, 2.0, 3.0]), k=pa.array(["x", None, "z"]))
+    table = pa.Table.from_batches(scorer()([batch]))
+    assert table.to_pydict() == {"k": ["x", None, "z"], "a": [1.0, 2.0, 3.0], "score": [2.0, 4.0, 6.0]}
+
+
+def test_the_model_is_loaded_once_for_many_tasks_and_anew_when_it_was_published_anew(scorer):
+    batch = _batch(a=pa.array([1.0]), k=pa.array(["x"]))
+    list(scorer()([batch]))
+    list(scorer()([batch]))
+    assert len(scorer.loads) == 1
+    list(scorer(model_version="2")([batch]))
+    assert len(scorer.loads) == 2
+
+
+def test_a_task_without_rows_loads_no_model(scorer):
+    assert list(scorer()([])) == []
+    assert scorer.loads == []
+
+
+def test_rows_of_another_partition_are_refused(scorer):
+    batch = _batch(a=pa.array([1.0, 2.0]), k=pa.array(["x", "y"]), ds=pa.array(["2013-01-01", "2013-01-02"]))
+    with pytest.raises(
+        PartitionValueError, match="the sink's partition is '2013-01-01', the source has rows of"
+    ):
+        list(scorer(constants={"ds": "2013-01-01"})([batch]))
