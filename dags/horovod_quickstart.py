@@ -31,16 +31,9 @@ with DAG(
     @task
     def write_points() -> list[float]:
         """Write a table for the ranks to read, and return what the training is to find."""
-        from pathlib import Path
+        from flights import points
 
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        x = np.random.default_rng(7).uniform(-1, 1, 2_000).astype("float32")
-        Path(POINTS).mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"x": x, "y": 3 * x + 1}), f"{POINTS}/part-0.parquet", row_group_size=250)
-        return [3.0, 1.0]
+        return points.write(POINTS)
 
     @task.horovod(
         np=PROCESSES,

@@ -28,7 +28,7 @@ class DagRun:
     Attributes:
         run_id: the run's id.
         state: `success` or `failed`.
-        tasks: task -> its state.
+        tasks: task, or `task[2]` where it is mapped -> its state.
         tries: task -> number of the last try.
         xcoms: task -> key -> value.
         events: asset -> extra of the event that the run emitted.
@@ -199,22 +199,27 @@ def _traces(dag_id: str, run_id: str) -> dict[str, Any]:
         tasks = session.scalars(
             select(TaskInstance).where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
         ).all()
-        xcoms: dict[str, dict[str, Any]] = {task.task_id: {} for task in tasks}
+        xcoms: dict[str, dict[str, Any]] = {_name(task): {} for task in tasks}
         for row in session.scalars(
             select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id)
         ):
-            xcoms[row.task_id][row.key] = XComModel.deserialize_value(row)
+            xcoms[_name(row)][row.key] = XComModel.deserialize_value(row)
         events = session.scalars(
             select(AssetEvent)
             .where(AssetEvent.source_dag_id == dag_id, AssetEvent.source_run_id == run_id)
             .order_by(AssetEvent.id)
         ).all()
         return {
-            "tasks": {task.task_id: str(task.state) for task in tasks},
-            "tries": {task.task_id: task.try_number for task in tasks},
+            "tasks": {_name(task): str(task.state) for task in tasks},
+            "tries": {_name(task): task.try_number for task in tasks},
             "xcoms": xcoms,
             "events": {event.asset.name: event.extra for event in events},
         }
+
+
+def _name(row: Any) -> str:
+    """A task, or `task[2]` where it is mapped."""
+    return row.task_id if row.map_index < 0 else f"{row.task_id}[{row.map_index}]"
 
 
 @contextlib.contextmanager

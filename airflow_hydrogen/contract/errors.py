@@ -8,6 +8,8 @@ HydrogenError
 │   ├── KwargsError                 arguments that are not JSON
 │   ├── NotEnoughSlotsError         np against the task slots of the cluster
 │   ├── UnwritableUriError          found before any work is done
+│   ├── UriInUseError               another application works at the same URI
+│   ├── SharedModelUriError         two tasks of one run publish at the same URI
 │   ├── NetworkInterfaceError       no interface over which the ranks could speak
 │   ├── PortRangeError              all ports of the range are taken
 │   ├── AcceleratorError            fewer GPUs assigned than a rank wants
@@ -35,6 +37,7 @@ HydrogenError
 │   │   └── PeerUnreachableError    a rank that does not reach another
 │   └── GangLostError               the barrier stage failed and no rank said why
 ├── CheckpointError                 a checkpoint that could not be written
+├── OwnershipLostError              another application has taken the URI over
 ├── ClusterError                    the cluster manager does not say what is free
 │   ├── ClusterUnreachableError     it does not answer, for now
 │   └── ClusterResponseError        it refuses, or answers with something else
@@ -191,6 +194,39 @@ class UnwritableUriError(InvalidJobError):
         super().__init__(f"{argument} {uri!r} cannot be written: {reason}")
         self.argument = argument
         self.uri = uri
+
+
+class UriInUseError(InvalidJobError):
+    """Another application works at the same URI: both would remove each other's files.
+
+    Example: two runs at once, with `model_uri="s3://models/latest"`.
+    """
+
+    retryable = True  # it will have ended by then, or be known to be dead
+
+    def __init__(self, argument: str, uri: str, owner: str) -> None:
+        super().__init__(
+            f"{argument} {uri!r} is in use by {owner}: give each its own, for example with {{{{ run_id }}}} "
+            "in it, and with {{ ti.map_index }} where the task is mapped; or let one wait for the other"
+        )
+        self.argument = argument
+        self.uri = uri
+        self.owner = owner
+
+
+class SharedModelUriError(InvalidJobError):
+    """Another task of the same run, or another index of the same task, has published its model at the URI.
+
+    Example: `.expand(entrypoint_kwargs=[...])` with `model_uri="s3://models/{{ run_id }}"`.
+    """
+
+    def __init__(self, uri: str, owner: str) -> None:
+        super().__init__(
+            f"model_uri {uri!r} holds the model that {owner} has published, which this task would replace: "
+            "put {{ ti.map_index }} into model_uri where the task is mapped, else the task's own name"
+        )
+        self.uri = uri
+        self.owner = owner
 
 
 class ContractVersionError(InvalidJobError):
@@ -427,6 +463,19 @@ class CheckpointError(HydrogenError):
     """A checkpoint could not be written."""
 
     retryable = True
+
+
+class OwnershipLostError(HydrogenError):
+    """Another application has taken over the URI at which this one works, most likely a later try."""
+
+    retryable = True
+
+    def __init__(self, argument: str, uri: str, owner: str) -> None:
+        super().__init__(
+            f"{argument} {uri!r} was taken over by {owner}: this application ends without touching it"
+        )
+        self.argument = argument
+        self.uri = uri
 
 
 # --- the cluster manager -----------------------------------------------------------------------------

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
+import hashlib
+import json
 import math
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from typing import Any
 
-from airflow_hydrogen.contract.errors import HydrogenError, ModelError
-from airflow_hydrogen.contract.jobs import TrainJob
+from airflow_hydrogen.contract.errors import HydrogenError, ModelError, SharedModelUriError
+from airflow_hydrogen.contract.jobs import Run, TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.runtime import versions
 from airflow_hydrogen.runtime.data import sources
@@ -18,12 +22,13 @@ from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_im
 from airflow_hydrogen.runtime.gang.slots import require_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult
 from airflow_hydrogen.runtime.models import directory
-from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, MANIFEST, Manifest
+from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, Manifest
 from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.rank.task import RankTask
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
 from airflow_hydrogen.runtime.session import spark_session
 from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage.owners import Ownership
 
 DATA = "data"
 
@@ -40,17 +45,33 @@ def run_training(job: TrainJob) -> TrainReport:
     Raises:
         HydrogenError: see the tree in `contract.errors`.
     """
-    started = time.monotonic()
     uri = uris.canonical(job.model_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     script = _check_entrypoint(job)
     filesystems.require_writable("model_uri", uri)
-    existing = _finished_model(job, uri)
+    with Ownership(uri, "model_uri", work_of(job.run), on_lost=_thread.interrupt_main) as ownership:
+        try:
+            return _train_at(job, uri, prepare, script, ownership)
+        except KeyboardInterrupt:
+            ownership.require()
+            raise
+
+
+def _train_at(
+    job: TrainJob, uri: str, prepare: Callable[..., Any] | None, script: str | None, ownership: Ownership
+) -> TrainReport:
+    """Carry out a training at a model URI that is this application's own."""
+    started = time.monotonic()
+    there = _model_there(uri)
+    refuse_shared_uri(uri, there, job.run)
+    existing = _finished_model(job, uri, there)
     if existing is not None:
         print(f"model {uri} was trained by an earlier try of this run: nothing to do", flush=True)
         return TrainReport(
             model_uri=uri, metrics=existing.metrics, np=existing.np, reused=True, versions=existing.versions
         )
+    place = place_of(job.run, there)
+    _sweep(uris.join(uri, DATA), place)  # of runs that were killed and never tried again
     spark = spark_session(job)
     size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang.start_timeout_s)
     try:
@@ -59,7 +80,7 @@ def run_training(job: TrainJob) -> TrainReport:
                 spark,
                 name,
                 source,
-                uris.join(uri, DATA, name),
+                uris.join(uri, DATA, place, name),
                 ranks=size,
                 prepare=prepare,
                 prepare_kwargs=job.prepare_kwargs,
@@ -70,10 +91,15 @@ def run_training(job: TrainJob) -> TrainReport:
         for name, dataset in staged.items():
             place = "read in place" if dataset.in_place else "prepared"
             print(f"dataset {name!r}: {dataset.rows:,} rows, {place}", flush=True)
-        gang, outcome, staged_uri = _train(job, uri, size, staged, script)
+        checkpoints_uri = uris.join(uri, CHECKPOINTS, place)
+        gang, outcome, staged_uri = _train(job, uri, size, staged, script, checkpoints_uri)
         trained = time.monotonic()
         if outcome.published is not None:
+            ownership.require()
+            _sweep(uris.join(uri, CHECKPOINTS), place)
             _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
+        elif not job.keep_checkpoints:
+            filesystems.remove(uris.join(uri, CHECKPOINTS))  # a run that is cleared is to start anew
         filesystems.remove(uris.join(uri, DATA))
     except HydrogenError as error:
         if not error.retryable:  # a retry would use what is there again, and there will be none
@@ -112,31 +138,82 @@ def _check_entrypoint(job: TrainJob) -> str | None:
     return None
 
 
-def _finished_model(job: TrainJob, uri: str) -> Manifest | None:
+def _model_there(uri: str) -> Manifest | None:
+    """What the model at a URI says of itself, whoever published it; None where there is none to be read."""
+    try:
+        return directory.find_manifest(uri)
+    except ModelError:
+        return None
+
+
+def _finished_model(job: TrainJob, uri: str, there: Manifest | None) -> Manifest | None:
     """The model that an earlier try of the same run has published, if it is still sound."""
-    if job.run is None:
+    if job.run is None or there is None:
+        return None
+    if there.run != dataclasses.asdict(job.run) or there.job != job.fingerprint():
         return None
     try:
-        manifest = directory.find_manifest(uri)
-        if (
-            manifest is None
-            or manifest.run != dataclasses.asdict(job.run)
-            or manifest.job != job.fingerprint()
-        ):
-            return None
         directory.open_model(uri)
     except ModelError:
         return None
-    return manifest
+    return there
+
+
+def work_of(run: Run | None) -> dict[str, Any]:
+    """What a run works at: the same for all of its tries, after a clear too; empty outside of Airflow."""
+    if run is None:
+        return {}
+    document = dataclasses.asdict(run)
+    del document["clear_number"]
+    return document
+
+
+def refuse_shared_uri(uri: str, there: Manifest | None, run: Run | None) -> None:
+    """Refuse to replace what another task of the same DAG run has published.
+
+    Raises:
+        SharedModelUriError: a sweep whose members share a `model_uri`, or two tasks that do.
+    """
+    if run is None or there is None or there.run is None:
+        return
+    same_run = (there.run["dag_id"], there.run["run_id"]) == (run.dag_id, run.run_id)
+    theirs, index = there.run["task_id"], there.run["map_index"]
+    if same_run and (theirs, index) != (run.task_id, run.map_index):
+        raise SharedModelUriError(uri, f"task {theirs}[{index}]" if index >= 0 else f"task {theirs}")
+
+
+def place_of(run: Run | None, there: Manifest | None) -> str:
+    """The name of the folders with a run's prepared data and checkpoints, below the model's.
+
+    It is the same for all tries, whatever older model lies at the URI, so that a retry goes on. A run that
+    has published its model and is cleared gets another one: what it kept is not a place to go on from.
+
+    Args:
+        run: the run.
+        there: the model at its URI.
+    """
+    work = work_of(run)
+    published = there is not None and work_of(Run(**there.run) if there.run else None) == work
+    key = json.dumps([work, there.dumps() if there is not None and published else None], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def _sweep(uri: str, keep: str) -> None:
+    """Remove what other runs left below a folder that is ours."""
+    for name in filesystems.list_folders(uri):
+        if name != keep:
+            filesystems.remove(uris.join(uri, name))
 
 
 def _train(
-    job: TrainJob, uri: str, size: int, staged: Mapping[str, sources.StagedDataset], script: str | None
+    job: TrainJob,
+    uri: str,
+    size: int,
+    staged: Mapping[str, sources.StagedDataset],
+    script: str | None,
+    checkpoints_uri: str,
 ) -> tuple[GangResult, Outcome, str]:
     """Run the gang: what became of it, what rank 0 answers, and the folder with its model."""
-    if filesystems.exists(uris.join(uri, MANIFEST)):
-        # A finished model is trained again from the start: what it kept is not a place to go on from.
-        filesystems.remove(uris.join(uri, CHECKPOINTS))
     staged_uri = directory.staging_uri(uri)
     task = RankTask(
         entrypoint=job.entrypoint,
@@ -144,7 +221,7 @@ def _train(
         args=tuple(job.entrypoint_args),
         script=script,
         datasets={name: dataset.uri for name, dataset in staged.items()},
-        checkpoints_uri=uris.join(uri, CHECKPOINTS),
+        checkpoints_uri=checkpoints_uri,
         events_uri=uris.join(uri, EVENTS),
         publish_uri=staged_uri,
         fingerprint=job.fingerprint(),

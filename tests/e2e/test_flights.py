@@ -20,7 +20,7 @@ ReadDay = Callable[[str, str], pd.DataFrame]
 def test_every_dag_imports(runner: DagRunner) -> None:
     dag_ids, errors = runner.dags()
     assert errors == {}
-    assert dag_ids == ["flights_score", "flights_train", "horovod_quickstart"]
+    assert dag_ids == ["flights_score", "flights_train", "horovod_quickstart", "learning_rate_sweep"]
 
 
 def test_a_model_that_beats_the_baseline_is_published(trained: DagRun) -> None:
@@ -116,3 +116,17 @@ def test_a_task_horovod_trains_on_two_processes(runner: DagRunner) -> None:
     found = run.xcoms["fit"]["return_value"]
     assert found["processes"] == 2
     assert [found["slope"], found["offset"]] == pytest.approx(found["wanted"], abs=0.05)
+
+
+def test_a_sweep_keeps_a_model_for_each_rate_and_picks_the_best(runner: DagRunner) -> None:
+    run = runner.run("learning_rate_sweep")
+    assert run.state == "success", run.tasks
+    models = [run.xcoms[f"train[{index}]"]["return_value"] for index in range(2)]
+    assert len(set(models)) == 2
+    losses = [run.xcoms[f"train[{index}]"]["report"]["metrics"]["loss"] for index in range(2)]
+    assert losses[1] < losses[0], "a rate of 0.1 learns more in two epochs than one of 0.001"
+    assert run.xcoms["best"]["return_value"] == models[1]
+    assert [json.loads(Path(model, "manifest.json").read_text())["run"]["map_index"] for model in models] == [
+        0,
+        1,
+    ]

@@ -275,18 +275,37 @@ def test_a_result_that_is_neither_model_nor_json(make_job):
         run_training(make_job(main))
 
 
-def test_a_failed_training_leaves_no_model_and_keeps_the_old_one(make_job, tmp_path):
-    run_training(make_job(fit))
+def fit_with_luck(flag):
+    """Fails after two epochs where there is no such file."""
+    import keras
 
-    def main():
-        raise RuntimeError("no luck")
+    def end(epoch, logs):
+        if epoch == 1 and not os.path.exists(flag):
+            raise RuntimeError("no luck")
 
+    keras.utils.set_random_seed(7)
+    rows = hydrogen.get_dataset_shard("train").to_tf(50, label="y", features=["b", "a"])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.1)), "mse")
+    callbacks = [*hydrogen.keras.callbacks(), keras.callbacks.LambdaCallback(on_epoch_end=end)]
+    model.fit(rows, epochs=3, callbacks=callbacks, verbose=0)
+    return model
+
+
+def test_a_failed_training_keeps_the_older_model_and_its_retry_goes_on(make_job, tmp_path):
+    run_training(make_job(fit, run=Run(dag_id="d", task_id="t", run_id="last night")))
     before = (tmp_path / "model" / "manifest.json").read_text()
+    job = make_job(fit_with_luck, entrypoint_kwargs={"flag": str(tmp_path / "flag")})
     with pytest.raises(RankFailedError, match="no luck"):
-        run_training(make_job(main, run=Run(dag_id="d", task_id="t", run_id="r", clear_number=1)))
+        run_training(job)
     assert (tmp_path / "model" / "manifest.json").read_text() == before
     open_model(str(tmp_path / "model"))
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+    (tmp_path / "flag").touch()
+    report = run_training(job)
+    assert (report.resumed_from_epoch, report.epochs) == (2, 3)
+    assert (tmp_path / "model" / "manifest.json").read_text() != before
+    assert not (tmp_path / "model" / "checkpoints").exists()
 
 
 # --- losses and checkpoints that go wrong --------------------------------------------------------------

@@ -87,6 +87,15 @@ def list_files(uri: str) -> list[tuple[str, int]]:
     return sorted((info.path[prefix:], info.size) for info in infos if info.type == FileType.File)
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders right below a folder, sorted."""
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem, path = resolve(uri)
+    infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == FileType.Directory)
+
+
 def remove(uri: str) -> None:
     """Remove a file or a folder with all that it holds; nothing there is fine."""
     from pyarrow.fs import FileType

@@ -1,0 +1,69 @@
+"""What belongs to a run at a model's URI."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from airflow_hydrogen.contract.errors import SharedModelUriError
+from airflow_hydrogen.contract.jobs import Run
+from airflow_hydrogen.runtime.models.manifest import Manifest, Signature
+from airflow_hydrogen.runtime.training import place_of, refuse_shared_uri
+
+RUN = Run(dag_id="d", task_id="t", run_id="r", map_index=1)
+
+
+def model_of(run: Run | None) -> Manifest:
+    return Manifest(
+        framework="keras",
+        entry="model.keras",
+        signature=Signature((), ()),
+        files=(),
+        run=dataclasses.asdict(run) if run else None,
+    )
+
+
+def cleared(run: Run, times: int) -> Run:
+    return dataclasses.replace(run, clear_number=times)
+
+
+def test_a_retry_finds_its_checkpoints_whatever_older_model_lies_at_the_uri():
+    last_night = model_of(dataclasses.replace(RUN, run_id="yesterday"))
+    assert place_of(RUN, last_night) == place_of(RUN, None)
+    assert place_of(RUN, last_night) != place_of(dataclasses.replace(RUN, run_id="yesterday"), None)
+
+
+def test_a_failed_run_that_is_cleared_goes_on_and_a_finished_one_starts_anew():
+    assert place_of(cleared(RUN, 1), None) == place_of(RUN, None)
+    again = place_of(cleared(RUN, 1), model_of(RUN))
+    assert again != place_of(RUN, None)
+    # The retries after that clear see the model of before it too, and go on.
+    assert place_of(cleared(RUN, 1), model_of(RUN)) == again
+    assert place_of(cleared(RUN, 2), model_of(cleared(RUN, 1))) not in (again, place_of(RUN, None))
+
+
+def test_outside_of_airflow_a_finished_training_starts_anew_too():
+    assert place_of(None, None) == place_of(None, model_of(RUN))
+    assert place_of(None, model_of(None)) != place_of(None, None)
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        (dataclasses.replace(RUN, map_index=0), r"task t\[0\]"),
+        (dataclasses.replace(RUN, task_id="u", map_index=-1), "task u "),
+    ],
+)
+def test_a_sweep_with_one_uri_is_refused_and_told_what_to_write(other, name):
+    with pytest.raises(SharedModelUriError, match=name) as refused:
+        refuse_shared_uri("s3://models/r", model_of(other), RUN)
+    assert "{{ ti.map_index }}" in str(refused.value)
+    assert not refused.value.retryable
+
+
+@pytest.mark.parametrize(
+    "there", [None, model_of(None), model_of(RUN), model_of(dataclasses.replace(RUN, run_id="s"))]
+)
+def test_older_models_of_others_and_ones_own_are_replaced(there):
+    refuse_shared_uri("s3://models/latest", there, RUN)
