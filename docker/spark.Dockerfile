@@ -36,8 +36,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 # Horovod is built without isolation, and needs these to be there.
 RUN pip install --constraint constraints.txt "cmake<4" packaging pyyaml setuptools wheel
-COPY scripts/build_horovod.py scripts/horovod-*.patch scripts/
-RUN AIRFLOW_HYDROGEN_CACHE=/horovod python scripts/build_horovod.py
+COPY airflow_hydrogen/horovod_build/ airflow_hydrogen/horovod_build/
+RUN AIRFLOW_HYDROGEN_CACHE=/horovod python -m airflow_hydrogen.horovod_build
 
 # What Spark needs for s3a://, resolved by Spark itself; the version is that of Spark's own Hadoop.
 FROM libraries AS s3a

@@ -153,7 +153,7 @@ fi
 PYTHON_VERSION=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 # What the environment is made from; the folder counts because it stands in the environment's scripts.
-inputs=(requirements/dev.txt pyproject.toml scripts/setup.sh scripts/build_horovod.py scripts/horovod-*.patch)
+inputs=(requirements/dev.txt pyproject.toml scripts/setup.sh airflow_hydrogen/horovod_build/*.{py,patch})
 key=$({ cat "${inputs[@]}"; echo "$PYTHON_VERSION $WITH $PWD"; } | sha256sum | cut -c1-64)
 stamp=$VENV/.setup-stamp
 if [[ -f $stamp && $(<"$stamp") == "$key" && -x $VENV/bin/python ]]; then
@@ -176,6 +176,6 @@ if [[ $WITH == torch ]]; then
     "${install[@]}" -c requirements/dev.txt "$TORCH" cffi
 fi
 "${install[@]}" --no-deps --no-build-isolation -e .
-"$VENV/bin/python" scripts/build_horovod.py --python "$VENV/bin/python"
+"$VENV/bin/python" -m airflow_hydrogen.horovod_build
 echo "$key" >"$stamp"
 say "$VENV is ready"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build_horovod import cache_folder
+from airflow_hydrogen.horovod_build.__main__ import cache_folder
 from tests import compose_file
 from tests.integration import daemons
 

@@ -15,7 +15,7 @@ from airflow_hydrogen.runtime.gang import network
 from airflow_hydrogen.runtime.gang.network import GangAddress
 from airflow_hydrogen.runtime.rank.task import Placement
 
-# Read by Gloo as scripts/horovod-0.28.1.patch builds it; other builds take any port.
+# Read by Gloo as airflow_hydrogen.horovod_build patches it; other builds take any port.
 GLOO_PORTS = "HOROVOD_GLOO_PORT_RANGE"
 
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Builds Horovod for the frameworks of one Python environment and installs it there.
 
 Horovod 0.28.1 has no wheels, and it needs `horovod-0.28.1.patch` to build against the frameworks of
@@ -6,8 +5,10 @@ today. A build takes a few minutes, so its wheel is kept in a cache outside the 
 version names what it was built from (`0.28.1+tf2.21.0.k1f0c3a9b77de`): an environment that has that
 very version needs nothing, and a wheel of that version in the cache is only installed.
 
-    python scripts/build_horovod.py                              # for the interpreter that runs it
-    python scripts/build_horovod.py --python .venv/bin/python    # for another environment
+    airflow-hydrogen-build-horovod                              # for the environment that it is installed in
+    airflow-hydrogen-build-horovod --python .venv/bin/python    # for another one
+
+`python -m airflow_hydrogen.horovod_build` is the same. It needs the standard library alone.
 
 The environment must hold TensorFlow, PyTorch or both, and what a build without isolation needs: pip,
 setuptools, wheel, packaging, cmake<4, and Horovod's own requirements.
@@ -90,7 +91,12 @@ class Target:
 
     def local_version(self, patch: bytes, passed_on: dict[str, str]) -> str:
         """Returns the local part of the wheel's version: what it was built from, in words and as a hash."""
-        inputs = [VERSION, SDIST_SHA256, hashlib.sha256(patch).hexdigest(), sorted(passed_on.items())]
+        inputs: list[object] = [
+            VERSION,
+            SDIST_SHA256,
+            hashlib.sha256(patch).hexdigest(),
+            sorted(passed_on.items()),
+        ]
         inputs += [self.tag, self.platform, self.tensorflow, self.torch]
         words = [f"tf{self.tensorflow}"] if self.tensorflow else []
         words += [f"torch{self.torch}"] if self.torch else []
@@ -101,7 +107,7 @@ class Target:
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on standard error."""
-    sys.exit(f"build_horovod: {message}")
+    sys.exit(f"airflow-hydrogen-build-horovod: {message}")
 
 
 def probe(python: str) -> Target:
