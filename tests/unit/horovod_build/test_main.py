@@ -20,7 +20,7 @@ def test_the_console_command_is_the_module() -> None:
 
 def test_the_patch_lies_beside_the_module() -> None:
     assert build.PATCH.parent == Path(build.__file__).parent
-    assert build.PATCH.read_text().startswith("--- ")
+    assert "\n--- a/" in build.PATCH.read_text()
 
 
 def test_nothing_but_the_standard_library_is_needed() -> None:
