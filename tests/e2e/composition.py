@@ -49,6 +49,9 @@ class Composition:
         A command is written with the paths inside a container.
         """
         service = self.services[name]
+        for source in service.volumes.values():
+            if not source.startswith("./"):
+                self.volume(source).mkdir(parents=True, exist_ok=True)
         for host in host_names(service):
             with (self.folder / f"{host}.log").open("ab") as log:
                 self.processes[host] = subprocess.Popen(

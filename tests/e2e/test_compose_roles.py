@@ -125,8 +125,8 @@ class Run:
 
 def an_example_waits_on_the_triggerer_for_workers(composition: Composition) -> Run:
     """As a user would: log in, unpause the DAG, trigger it, look at its state."""
-    passwords = composition.folder / "homes/airflow-api-server/simple_auth_manager_passwords.json.generated"
-    password = json.loads(passwords.read_text())["admin"]
+    # It is in a volume: who made the containers anew would find another one otherwise.
+    password = json.loads((composition.volume("airflow-state") / "passwords.json").read_text())["admin"]
     token = ask(composition, "POST", "/auth/token", {"username": "admin", "password": password})
     key = token["access_token"]
     dag = "/api/v2/dags/horovod_quickstart"
