@@ -50,6 +50,22 @@ def fail_on_rank_1(how):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def lose_the_worker_of_rank_1():
+    """The Python worker of rank 1, and the rank with it, in the middle of an allreduce of 64 MB."""
+    if hydrogen.get_context().attempt > 0:
+        return "started again"
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    hvd.init()
+    gradient = tf.ones([16 * 1024 * 1024])
+    hvd.allreduce(gradient, name="gradient")
+    if hvd.rank() == 1:
+        threading.Timer(0.01, os.kill, (os.getppid(), signal.SIGKILL)).start()
+    while True:
+        hvd.allreduce(gradient, name="gradient")
+
+
 @pytest.fixture(params=["local", "spark"])
 def two_ranks(request):
     """A runner of two ranks: processes of this machine, and a barrier stage."""
@@ -168,6 +184,11 @@ def test_a_rank_does_not_outlive_its_spark_task(spark, tmp_path, rank_processes,
     eventually(lambda: not rank_processes(), "the rank is gone", 5)
     runner.join(30)
     assert "no rank said why" in str(caught[0])
+
+
+def test_a_peer_that_is_lost_amid_a_large_gradient_is_no_error_of_the_program(spark, capsys):
+    assert HorovodRunner(2, max_restarts=1).run(lose_the_worker_of_rank_1) == "started again"
+    assert "[gang] restart 1 of 1 with np=2" in capsys.readouterr().out
 
 
 SCRIPT = """

@@ -80,20 +80,15 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOp
 
 def _why(monitor: GangMonitor, error: Exception) -> HydrogenError:
     silent = monitor.silent()
-    gone = f"; not heard any more: {silent}" if silent else ""
     if monitor.missing is not None:
         return GangLostError(monitor.missing)
     failure = monitor.cause()
     if failure is None:
+        gone = f"; not heard any more: {silent}" if silent else ""
         return GangLostError(
             f"Spark lost the barrier stage and no rank said why{gone}; Spark says: {_first_lines(error)}"
         )
-    if not failure.is_cause:
-        return GangLostError(
-            f"rank {failure.rank} on {failure.host} lost its peers, and none of them said why{gone}: "
-            f"{failure.summary}"
-        )
-    return failure.to_error()
+    return failure.to_error(silent)
 
 
 # --- on this machine -----------------------------------------------------------------------------------
@@ -156,7 +151,7 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
                 process.kill()
     failure = monitor.cause() if len(answers) < size else None
     if failure is not None:
-        raise failure.to_error()
+        raise failure.to_error(monitor.silent())
     return answers[0]
 
 
