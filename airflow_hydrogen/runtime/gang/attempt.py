@@ -20,7 +20,7 @@ from airflow_hydrogen.runtime.gang.channel import DriverChannel
 from airflow_hydrogen.runtime.gang.logs import GangLog
 from airflow_hydrogen.runtime.gang.monitor import GangMonitor
 from airflow_hydrogen.runtime.gang.process import RankCancelled, RankFailed, RankProcess
-from airflow_hydrogen.runtime.gang.slots import threads_per_task
+from airflow_hydrogen.runtime.gang.slots import given_omp_threads, threads_per_task
 from airflow_hydrogen.runtime.gang.stage import RankStage
 from airflow_hydrogen.runtime.gang.topology import assign_ranks
 from airflow_hydrogen.runtime.progress import Beat
@@ -69,7 +69,8 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOp
         channel.open(monitor)
         context.addJobTag(tag)
         stack.callback(context.removeJobTag, tag)
-        stage = RankStage(task, channel.address, threads_per_task(spark, size), options)
+        threads = threads_per_task(spark, size)
+        stage = RankStage(task, channel.address, threads, given_omp_threads(spark), options)
         try:
             # A data-free RDD: Spark refuses barrier stages over unions, coalesced RDDs and the like.
             answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
@@ -126,11 +127,15 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
         try:
             for place in placements:
                 devices = accelerators.visible_devices(
-                    [], options.gpus_per_process, place.local_rank, place.rank
+                    [],
+                    os.environ.get(accelerators.VISIBLE),
+                    options.gpus_per_process,
+                    place.local_rank,
+                    place.rank,
                 )
                 environment = {
                     **rendezvous.horovod_environment(place, here, (here.address, server.port), ports),
-                    **rendezvous.thread_environment(threads),
+                    **rendezvous.thread_environment(threads, os.environ.get(rendezvous.OMP_THREADS)),
                     **accelerators.environment(devices),
                 }
                 monitor.started(place.rank, place.host)
