@@ -12,7 +12,7 @@ HydrogenError
 │   ├── SharedModelUriError         two tasks of one run publish at the same URI
 │   ├── NetworkInterfaceError       no interface over which the ranks could speak
 │   ├── PortRangeError              all ports of the range are taken
-│   ├── AcceleratorError            fewer GPUs assigned than a rank wants
+│   ├── AcceleratorError            fewer GPUs than a rank wants
 │   ├── NeverEnoughError            a machine that will never have what is waited for
 │   └── ContractVersionError        a job or report of another version
 ├── DataError                       the data does not fit the job
@@ -161,13 +161,21 @@ class PortRangeError(InvalidJobError):
 
 
 class AcceleratorError(InvalidJobError):
-    """Spark assigned fewer GPUs to a rank than it wants."""
+    """There are fewer GPUs for a rank than it wants: of those that Spark assigned, or that the host allows.
 
-    def __init__(self, rank: int, wanted: int, assigned: list[str]) -> None:
-        super().__init__(
-            f"rank {rank} wants gpus_per_process={wanted}, but Spark assigned {', '.join(assigned)}: set "
-            f"spark.task.resource.gpu.amount to {wanted}, or leave it to gpus_per_process"
+    Example: `CUDA_VISIBLE_DEVICES=6,7` on a host of four ranks.
+    """
+
+    def __init__(self, rank: int, wanted: int, found: list[str], visible: str | None = None) -> None:
+        has = ", ".join(found) or "none"
+        problem = (
+            f"Spark assigned {has}: set spark.task.resource.gpu.amount to {wanted}, or leave it to "
+            "gpus_per_process"
+            if visible is None
+            else f"CUDA_VISIBLE_DEVICES={visible!r} on its host leaves {has} for it: lower gpus_per_process, "
+            "start fewer ranks on a host, or let the variable name more GPUs"
         )
+        super().__init__(f"rank {rank} wants gpus_per_process={wanted}, but {problem}")
         self.rank = rank
 
 

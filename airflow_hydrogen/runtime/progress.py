@@ -7,6 +7,7 @@ here, and a thread of the rank's process sends them on. Marks cost well below a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
@@ -104,6 +105,13 @@ class Progress:
 _progress = Progress()
 
 
+def _tell_nobody() -> None:
+    pass
+
+
+_tell: Callable[[], None] = _tell_nobody
+
+
 def current() -> Progress:
     """The marks of this process."""
     return _progress
@@ -118,23 +126,34 @@ def beat_interval_s(stall_timeout_s: float | None) -> float:
 
 def start_beating(send: Callable[[Beat], None], interval_s: float) -> None:
     """Send beats from a thread for as long as the process lives, or until nobody receives them."""
+    global _tell
+
+    def beat() -> None:
+        send(_progress.beat(stack_after_s=2 * interval_s))
+
+    def tell() -> None:
+        with contextlib.suppress(OSError):
+            beat()
 
     def run() -> None:
         waiting = threading.Event()
         while True:
             try:
-                send(_progress.beat(stack_after_s=2 * interval_s))
+                beat()
             except OSError:  # the parent is gone, and with it soon this process
                 return
             waiting.wait(interval_s)
 
+    _tell = tell
     threading.Thread(target=run, name="gang-beat", daemon=True).start()
 
 
 def watch_horovod(module: ModuleType) -> None:
     """Mark what a rank waits for in Horovod's Python functions. Idempotent.
 
-    Inside a `tf.function` they are called once, while it is traced; there the steps of the training tell.
+    Inside a `tf.function` they are called once, while it is traced; there the steps of the training tell. A
+    rank that comes to `init` and leaves it says so at once: Gloo may end the process there without a word,
+    and whatever ends it later must not be taken for that.
 
     Args:
         module: `horovod.tensorflow.mpi_ops` or `horovod.torch.mpi_ops`, before others import from it.
@@ -142,17 +161,32 @@ def watch_horovod(module: ModuleType) -> None:
     for name in (*_COLLECTIVES, "init"):
         function = getattr(module, name, None)
         if callable(function) and not hasattr(function, "__wrapped__"):
-            setattr(module, name, _watched(function, INIT if name == "init" else name.strip("_")))
+            setattr(module, name, _watched_init(function) if name == "init" else _watched(function, name))
 
 
 INIT = "hvd.init()"
 
 
 def _watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    kind = name.strip("_")
+
     @functools.wraps(function)
     def watched(*args: Any, **kwargs: Any) -> Any:
         tensor = kwargs.get("name")
-        with _progress.waiting_in(f"{name} {tensor!r}" if isinstance(tensor, str) else name):
+        with _progress.waiting_in(f"{kind} {tensor!r}" if isinstance(tensor, str) else kind):
             return function(*args, **kwargs)
 
     return watched
+
+
+def _watched_init(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def init(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with _progress.waiting_in(INIT):
+                _tell()
+                return function(*args, **kwargs)
+        finally:
+            _tell()
+
+    return init

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,28 @@ def fail_on_rank_1(how):
     if how == "exit":
         os._exit(3)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lose_a_peer(file):
+    """Rank 1 is killed in the middle of an allreduce of 64 MB; rank 0 writes down what it makes of that."""
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    from airflow_hydrogen.runtime.rank.failures import lost_peer
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # time to write
+    hvd.init()
+    gradient = tf.ones([16 * 1024 * 1024])
+    hvd.allreduce(gradient, name="gradient")
+    if hvd.rank() == 1:
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    try:
+        while True:
+            hvd.allreduce(gradient, name="gradient")
+    except Exception as error:
+        with open(file, "w") as stream:
+            stream.write(f"{lost_peer(error)}")
+        raise
 
 
 @pytest.fixture(params=["local", "spark"])
@@ -124,6 +147,11 @@ def test_np_0_takes_every_task_slot(spark):
     assert HorovodRunner(0).run(describe)["size"] == 2
 
 
+def test_a_rank_has_the_threads_that_the_machine_has_for_it_not_those_of_a_python_worker(spark, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert HorovodRunner(1).run(os.getenv, key="OMP_NUM_THREADS") == str(len(os.sched_getaffinity(0)))
+
+
 def test_more_ranks_than_slots_fails_at_once_with_both_numbers(spark):
     started = time.monotonic()
     with pytest.raises(
@@ -168,6 +196,13 @@ def test_a_rank_does_not_outlive_its_spark_task(spark, tmp_path, rank_processes,
     eventually(lambda: not rank_processes(), "the rank is gone", 5)
     runner.join(30)
     assert "no rank said why" in str(caught[0])
+
+
+def test_a_peer_that_is_lost_amid_a_large_gradient_is_no_error_of_the_program(tmp_path):
+    with pytest.raises(RankFailedError, match=r"rank 1 on .* \(SIGKILL\)\n"):
+        HorovodRunner(-2).run(lose_a_peer, file=str(tmp_path / "said"))
+    said = (tmp_path / "said").read_text()
+    assert re.search("gloo/transport/tcp|Horovod has been shut down", said)  # of these the second was known
 
 
 SCRIPT = """

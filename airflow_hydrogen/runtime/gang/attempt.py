@@ -20,7 +20,7 @@ from airflow_hydrogen.runtime.gang.channel import DriverChannel
 from airflow_hydrogen.runtime.gang.logs import GangLog
 from airflow_hydrogen.runtime.gang.monitor import GangMonitor
 from airflow_hydrogen.runtime.gang.process import RankCancelled, RankFailed, RankProcess
-from airflow_hydrogen.runtime.gang.slots import threads_per_task
+from airflow_hydrogen.runtime.gang.slots import given_omp_threads, threads_per_task
 from airflow_hydrogen.runtime.gang.stage import RankStage
 from airflow_hydrogen.runtime.gang.topology import assign_ranks
 from airflow_hydrogen.runtime.progress import Beat
@@ -69,7 +69,8 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOp
         channel.open(monitor)
         context.addJobTag(tag)
         stack.callback(context.removeJobTag, tag)
-        stage = RankStage(task, channel.address, threads_per_task(spark, size), options)
+        threads = threads_per_task(spark, size)
+        stage = RankStage(task, channel.address, threads, given_omp_threads(spark), options)
         try:
             # A data-free RDD: Spark refuses barrier stages over unions, coalesced RDDs and the like.
             answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
@@ -80,20 +81,15 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOp
 
 def _why(monitor: GangMonitor, error: Exception) -> HydrogenError:
     silent = monitor.silent()
-    gone = f"; not heard any more: {silent}" if silent else ""
     if monitor.missing is not None:
         return GangLostError(monitor.missing)
     failure = monitor.cause()
     if failure is None:
+        gone = f"; not heard any more: {silent}" if silent else ""
         return GangLostError(
             f"Spark lost the barrier stage and no rank said why{gone}; Spark says: {_first_lines(error)}"
         )
-    if not failure.is_cause:
-        return GangLostError(
-            f"rank {failure.rank} on {failure.host} lost its peers, and none of them said why{gone}: "
-            f"{failure.summary}"
-        )
-    return failure.to_error()
+    return failure.to_error(silent)
 
 
 # --- on this machine -----------------------------------------------------------------------------------
@@ -131,11 +127,15 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
         try:
             for place in placements:
                 devices = accelerators.visible_devices(
-                    [], options.gpus_per_process, place.local_rank, place.rank
+                    [],
+                    os.environ.get(accelerators.VISIBLE),
+                    options.gpus_per_process,
+                    place.local_rank,
+                    place.rank,
                 )
                 environment = {
                     **rendezvous.horovod_environment(place, here, (here.address, server.port), ports),
-                    **rendezvous.thread_environment(threads),
+                    **rendezvous.thread_environment(threads, os.environ.get(rendezvous.OMP_THREADS)),
                     **accelerators.environment(devices),
                 }
                 monitor.started(place.rank, place.host)
@@ -156,7 +156,7 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
                 process.kill()
     failure = monitor.cause() if len(answers) < size else None
     if failure is not None:
-        raise failure.to_error()
+        raise failure.to_error(monitor.silent())
     return answers[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,18 +14,26 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Pipe
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 from airflow_hydrogen.runtime.gang.network import GangAddress
 from airflow_hydrogen.runtime.gang.output import lines_of, read_at_intervals
 from airflow_hydrogen.runtime.progress import Beat
 from airflow_hydrogen.runtime.rank.failures import RankFailure
-from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Placement, RankTask
+from airflow_hydrogen.runtime.rank.task import (
+    MARK_VARIABLE,
+    PARENT_VARIABLE,
+    PIPE_VARIABLE,
+    Placement,
+    RankTask,
+)
 
 _POLL_S = 0.2
 _TERM_GRACE_S = 2.0
 _OUTPUT_GRACE_S = 0.5  # for the last lines of a process that has ended
 _EXIT_GRACE_S = 30.0  # for a process that has sent its result
+_GONE_S = 0.01  # for a process that was killed
 _TAIL_LINES = 30
 
 
@@ -60,8 +69,8 @@ class RankProcess:
     """A child process that runs one rank.
 
     One process a rank, so that a framework's state, GPU memory and environment die with it. The child is
-    killed when its parent dies (`PR_SET_PDEATHSIG`), and its process group is killed at the end, so that
-    what it started itself does not outlive it.
+    killed when its parent dies (`PR_SET_PDEATHSIG`). At the end its process group is killed, and all that has
+    its mark in the environment, so that what it started itself does not outlive it.
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class RankProcess:
         self._listener = listener
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._killed = False
+        self._mark = secrets.token_hex(8)
         self._pipe, child_pipe = Pipe()
         try:
             self._process = subprocess.Popen(
@@ -92,6 +102,7 @@ class RankProcess:
                     "PYTHONUNBUFFERED": "1",
                     PIPE_VARIABLE: str(child_pipe.fileno()),
                     PARENT_VARIABLE: str(os.getpid()),
+                    MARK_VARIABLE: self._mark,
                 },
                 pass_fds=[child_pipe.fileno()],
                 start_new_session=True,
@@ -146,8 +157,11 @@ class RankProcess:
             self._reader.join(_OUTPUT_GRACE_S)
             if failure is not None:
                 raise RankFailed(self._with_tail(failure))
-            if result is None or self._process.returncode not in (0, None):
+            if result is None:
                 raise RankFailed(self._with_tail(self._death()))
+            if self._process.returncode != 0:
+                # A destructor of a framework that crashes or hangs takes nothing back.
+                self._listener.line(f"{self._exit()}, after its result was delivered: the result counts")
             return result
         finally:
             self.kill()
@@ -164,14 +178,22 @@ class RankProcess:
                 os.killpg(self._process.pid, sent)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_TERM_GRACE_S)
+        _end_marked(self._mark)
         self._pipe.close()
 
     def _receive(self) -> tuple[str, Any] | None:
-        """The child's next message, ("idle", None) where there is none yet, None at its end."""
+        """The child's next message, ("idle", None) where there is none yet, None at its end.
+
+        The end of the pipe alone does not tell: a process that the child forked may hold it.
+        """
+        ended = self._process.poll() is not None  # looked at first: what was sent before is read all the same
         try:
-            return self._pipe.recv() if self._pipe.poll(_POLL_S) else ("idle", None)
-        except (EOFError, ConnectionResetError):
+            if self._pipe.poll(0 if ended else _POLL_S):
+                message: tuple[str, Any] = self._pipe.recv()
+                return message
+        except (EOFError, OSError):  # the second: in the middle of a message
             return None
+        return None if ended else ("idle", None)
 
     def _has_ended(self) -> bool:
         """Whether the process is gone, after a short wait for it."""
@@ -186,15 +208,43 @@ class RankProcess:
                 self._listener.line(line)
 
     def _death(self) -> RankFailure:
+        # Gloo ends the process where it does not find its peers, and names neither them nor itself.
+        where = f" on {self._here}" if self._process.returncode == -signal.SIGABRT else ""
+        when = " before main returned" if self._process.returncode >= 0 else ""
+        return RankFailure(
+            self._placement.rank, self._placement.host, "process", f"{self._exit()}{where}{when}"
+        )
+
+    def _exit(self) -> str:
+        """How the process ended, in words."""
         code = self._process.returncode
+        if code is None:
+            return f"its process did not end within {_EXIT_GRACE_S:g} s"
         if code == -signal.SIGABRT:
-            # Gloo ends the process where it does not find its peers, and names neither them nor itself.
-            summary = f"its process was aborted (SIGABRT) on {self._here}"
-        elif code < 0:
-            summary = f"its process was killed by signal {-code} ({signal.Signals(-code).name})"
-        else:
-            summary = f"its process ended with exit code {code} before main returned"
-        return RankFailure(self._placement.rank, self._placement.host, "process", summary)
+            return "its process was aborted (SIGABRT)"
+        if code < 0:
+            return f"its process was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"its process ended with exit code {code}"
 
     def _with_tail(self, failure: RankFailure) -> RankFailure:
         return replace(failure, log_tail=tuple(self._tail))
+
+
+def _end_marked(mark: str) -> None:
+    """End what a rank has started in sessions of their own, which its process group does not hold."""
+    deadline = time.monotonic() + _TERM_GRACE_S
+    while (found := _marked(mark)) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_GONE_S)  # one of them may have forked meanwhile: looked for again
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes that have a rank's mark in the environment; none where there is no /proc."""
+    wanted, found = f"{MARK_VARIABLE}={mark}".encode(), []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if wanted in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+    return found

@@ -18,6 +18,9 @@ from airflow_hydrogen.runtime.rank.task import Placement
 # Read by Gloo as airflow_hydrogen.horovod_build patches it; other builds take any port.
 GLOO_PORTS = "HOROVOD_GLOO_PORT_RANGE"
 
+OMP_THREADS = "OMP_NUM_THREADS"
+_TENSORFLOW_THREADS = "TF_NUM_INTRAOP_THREADS"
+
 
 class RendezvousServer:
     """Horovod's rendezvous server on one address, for the gang's hosts alone.
@@ -116,7 +119,15 @@ def horovod_environment(
     return {name: str(value) for name, value in variables.items()}
 
 
-def thread_environment(threads: int) -> dict[str, str]:
-    """Limits on the math threads of one rank, so that the ranks of a host do not fight over its cores."""
-    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
-    return {name: os.environ.get(name, str(max(1, threads))) for name in names}
+def thread_environment(threads: int, omp_threads: str | None) -> dict[str, str]:
+    """Limits on the math threads of one rank, so that the ranks of a host do not fight over its cores.
+
+    Args:
+        threads: what is a rank's share, where the user says nothing else.
+        omp_threads: the user's own OMP_NUM_THREADS, if there is one. That of a Python worker is Spark's.
+    """
+    share = str(max(1, threads))
+    return {
+        OMP_THREADS: share if omp_threads is None else omp_threads,
+        _TENSORFLOW_THREADS: os.environ.get(_TENSORFLOW_THREADS, share),
+    }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract.errors import InvalidJobError, NotEnoughSlotsError
+from airflow_hydrogen.runtime.gang.rendezvous import OMP_THREADS
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -99,8 +100,24 @@ def threads_per_task(spark: SparkSession, tasks: int) -> int:
         tasks: how many run at the same time.
     """
     if is_local(spark):
-        return max(1, len(os.sched_getaffinity(0)) // tasks)
+        return max(1, len(os.sched_getaffinity(0)) // max(1, tasks))
     return int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or 1)
+
+
+def given_omp_threads(spark: SparkSession) -> str | None:
+    """OMP_NUM_THREADS as the user set it for the tasks; None where it is not set.
+
+    Spark sets the variable by itself: for Python workers to `spark.task.cpus`, unless
+    `spark.executorEnv.OMP_NUM_THREADS` is set, and for a driver that spark-submit starts to
+    `spark.driver.cores`, where that is set. So what a worker finds says nothing, and what the driver finds
+    only on a local master, whose tasks are this machine's.
+    """
+    conf = spark.sparkContext.getConf()
+    given = conf.get(f"spark.executorEnv.{OMP_THREADS}", None)
+    if given is not None or not is_local(spark):
+        return given
+    found = os.environ.get(OMP_THREADS)
+    return None if found == conf.get("spark.driver.cores", None) else found
 
 
 def _refuse_dynamic_allocation(spark: SparkSession) -> None:

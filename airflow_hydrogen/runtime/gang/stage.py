@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,12 +30,14 @@ class RankStage:
         task: what every rank runs.
         channel: the line to the driver.
         threads: math threads of a rank.
+        omp_threads: the user's own OMP_NUM_THREADS, if there is one.
         options: of the gang.
     """
 
     task: RankTask
     channel: ChannelAddress
     threads: int
+    omp_threads: str | None
     options: GangOptions
 
     def __call__(self, _partition: Iterable[int]) -> Iterator[bytes]:
@@ -85,7 +88,7 @@ class RankStage:
                     **rendezvous.horovod_environment(
                         placement, here, (offers[0]["address"], offers[0]["rendezvous"]), ports
                     ),
-                    **rendezvous.thread_environment(self.threads),
+                    **rendezvous.thread_environment(self.threads, self.omp_threads),
                     **self._accelerators(barrier, placement, channel),
                 }
                 return RankProcess(self.task, placement, environment, here, channel).wait(channel.stopped)
@@ -102,11 +105,15 @@ class RankStage:
     def _accelerators(self, barrier: Any, placement: Placement, channel: TaskChannel) -> dict[str, str]:
         gpus = barrier.resources().get("gpu")
         assigned = list(gpus.addresses) if gpus else []
+        given = os.environ.get(accelerators.VISIBLE)
         devices = accelerators.visible_devices(
-            assigned, self.options.gpus_per_process, placement.local_rank, placement.rank
+            assigned, given, self.options.gpus_per_process, placement.local_rank, placement.rank
         )
         if devices and not assigned:
-            channel.line(f"GPU {', '.join(devices)} by local rank: Spark's resource scheduling gave none")
+            which = "" if given is None else f" among {accelerators.VISIBLE}={given}"
+            channel.line(
+                f"GPU {', '.join(devices)} by local rank{which}: Spark's resource scheduling gave none"
+            )
         return accelerators.environment(devices)
 
 

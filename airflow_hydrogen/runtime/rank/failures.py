@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from airflow_hydrogen.contract.errors import GangError, PeerUnreachableError, RankFailedError, StallError
+from airflow_hydrogen.contract.errors import (
+    GangError,
+    GangLostError,
+    PeerUnreachableError,
+    RankFailedError,
+    StallError,
+)
 
 FailureKind = Literal["main", "process", "peer", "network", "stall"]
+
+# What a rank reads whose peer is gone, whichever framework wraps it. Small tensors are still being agreed on
+# when the peer goes, and Horovod says that it shuts down; large ones are being sent, and Gloo's own error
+# comes through, which names the line of Gloo's source. All of Gloo's errors but the last do.
+_LOST_PEER = re.compile(
+    r"Horovod has been shut down|/gloo/[\w/]+\.(?:cc|h):\d+\]|Application timeout caused pair closure"
+)
+# HorovodInternalError is also raised where the ranks ask for different things, which they would again.
+_DISAGREEMENT = re.compile(r"Mismatched |not supported|rank-zero tensor|HOROVOD_FUSION_THRESHOLD")
 
 
 @dataclass(frozen=True)
@@ -38,8 +54,18 @@ class RankFailure:
         """Not the consequence of another rank's failure."""
         return self.kind != "peer"
 
-    def to_error(self) -> RankFailedError:
-        """The exception that the driver raises for it."""
+    def to_error(self, silent: str = "") -> GangError:
+        """The exception that the driver raises for it.
+
+        Args:
+            silent: the ranks that are not heard any more, for the message.
+        """
+        if not self.is_cause:
+            gone = f"; not heard any more: {silent}" if silent else ""
+            return GangLostError(
+                f"rank {self.rank} on {self.host} lost its peers, and none of them said why{gone}: "
+                f"{self.summary}"
+            )
         kind = {"stall": StallError, "network": PeerUnreachableError}.get(self.kind, RankFailedError)
         return kind(
             self.rank,
@@ -54,6 +80,35 @@ class RankFailure:
 def first_cause(failures: Sequence[RankFailure]) -> RankFailure | None:
     """The failure that came first and is not another's consequence; else the first; None of none."""
     return next((failure for failure in failures if failure.is_cause), failures[0] if failures else None)
+
+
+def lost_peer(error: BaseException) -> str | None:
+    """The line of an exception in `main` that says that another rank is gone; None where it says nothing so.
+
+    Judged by what Horovod and Gloo write, since every framework wraps it in an error of its own: TensorFlow's
+    UnknownError, Keras's error of a whole graph, HorovodInternalError under PyTorch. An error that was raised
+    because of such a one, or while it was handled, is a consequence as well. Where ranks ask for different
+    things, it is the program that is wrong.
+    """
+    return next(filter(None, map(_lost_peer, _chain(error))), None)
+
+
+def _lost_peer(error: BaseException) -> str | None:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = next((line.strip() for line in lines if _LOST_PEER.search(line)), None)
+    if type(error).__name__ == "HorovodInternalError" and _DISAGREEMENT.search(str(error)) is None:
+        return said or lines[0]
+    return said
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and those that it was raised from or while they were handled."""
+    seen = set[int]()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
 
 
 def is_program_error(error: GangError) -> bool:

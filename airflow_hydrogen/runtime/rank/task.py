@@ -9,9 +9,9 @@ from airflow_hydrogen.contract.jobs import Entrypoint
 
 # The pipe's file descriptor and the parent's process id, which `worker` reads.
 PIPE_VARIABLE = "AIRFLOW_HYDROGEN_PIPE"
-
-
 PARENT_VARIABLE = "AIRFLOW_HYDROGEN_PARENT"
+# A word of its own for each rank, which all that it starts inherits: the parent ends them by it.
+MARK_VARIABLE = "AIRFLOW_HYDROGEN_RANK"
 
 
 @dataclass(frozen=True)

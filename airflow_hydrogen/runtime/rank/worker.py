@@ -23,10 +23,11 @@ from airflow_hydrogen.runtime import progress
 from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
 from airflow_hydrogen.runtime.rank import context as contexts
 from airflow_hydrogen.runtime.rank import horovod_guard
-from airflow_hydrogen.runtime.rank.failures import RankFailure
+from airflow_hydrogen.runtime.rank.failures import RankFailure, lost_peer
 from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Placement, RankTask
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # once: after a fork is no time to load a library
 
 
 def main() -> int:
@@ -34,6 +35,8 @@ def main() -> int:
     _die_with_parent(int(os.environ.pop(PARENT_VARIABLE)))
     _write_whole_lines()
     pipe = Pipe(Connection(int(os.environ.pop(PIPE_VARIABLE))))
+    rank, thread = os.getpid(), threading.get_ident()
+    os.register_at_fork(after_in_child=lambda: _after_fork(pipe, rank, thread))
     task, placement = pipe.receive()
     progress.start_beating(lambda beat: pipe.send("beat", beat), task.beat_s)
     horovod_guard.install()
@@ -58,7 +61,7 @@ def _write_whole_lines() -> None:
 
 
 class Pipe:
-    """The pipe to the parent, for several threads."""
+    """The pipe to the parent, for several threads of the rank's own process."""
 
     def __init__(self, connection: Connection) -> None:
         os.set_inheritable(connection.fileno(), False)
@@ -70,9 +73,27 @@ class Pipe:
         return self._connection.recv()
 
     def send(self, kind: str, content: Any) -> None:
-        """Send one message."""
+        """Send one message.
+
+        Raises:
+            OSError: the parent is gone, or this process was forked by the rank.
+        """
+        if not self.is_open:
+            raise OSError(
+                f"process {os.getpid()} was forked by a rank and has no line to the gang: call report() in "
+                "the rank's own process, and end a forked one with os._exit()"
+            )
         with self._lock:
             self._connection.send((kind, content))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this is the rank's own process."""
+        return not self._connection.closed
+
+    def close(self) -> None:
+        """Let go of it, in a forked process: held there, it would hide that the rank has died."""
+        self._connection.close()
 
 
 def _context(task: RankTask, placement: Placement, pipe: Pipe) -> contexts.TrainContext:
@@ -152,15 +173,13 @@ def _cause(error: BaseException) -> BaseException:
 
 def _failure(placement: Placement, error: BaseException) -> RankFailure:
     kind = type(error)
-    text = str(error)
-    # The words of Horovod's and TensorFlow's errors on a rank whose peer is gone.
-    is_consequence = kind.__name__ == "HorovodInternalError" or "Horovod has been shut down" in text
-    lines = text.strip().splitlines() or [""]
+    peer = lost_peer(error)
+    said = peer or str(error).strip().partition("\n")[0]
     return RankFailure(
         rank=placement.rank,
         host=placement.host,
-        kind="peer" if is_consequence else "main",
-        summary=f"{kind.__name__}: {lines[0]}" if lines[0] else kind.__name__,
+        kind="main" if peer is None else "peer",
+        summary=f"{kind.__name__}: {said}" if said else kind.__name__,
         error_type=f"{kind.__module__}.{kind.__qualname__}",
         remote_traceback="".join(traceback.format_exception(kind, error, _user_frames(error))),
     )
@@ -176,10 +195,28 @@ def _user_frames(error: BaseException) -> TracebackType | None:
     return frames
 
 
+def _after_fork(pipe: Pipe, rank: int, main_thread: int) -> None:
+    """What a process does that a rank has just forked: let go of the pipe, and die with the rank.
+
+    The kernel forgets the second with each fork, and it means the *thread* that forked: another one than the
+    main thread may end long before its rank. Where a forked process forks, it may want to end first, as one
+    does that starts a daemon. The rank's parent ends those.
+
+    Args:
+        pipe: the rank's.
+        rank: its process id.
+        main_thread: of the rank; a thread keeps its number in the child.
+    """
+    is_ours = pipe.is_open  # else it was forked by a process that was forked
+    pipe.close()
+    if is_ours and threading.get_ident() == main_thread:
+        _die_with_parent(rank)
+
+
 def _die_with_parent(parent: int) -> None:
     """Ask the kernel for a SIGKILL when the parent ends, so that no rank outlives its Spark task."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from types import ModuleType
 
 import pytest
@@ -46,3 +47,23 @@ def test_horovods_functions_leave_marks(monkeypatch):
     assert seen == [INIT, "allreduce 'x'", "allreduce"]
     assert module.size is size
     assert progress.current().beat(60).marks == 6
+
+
+def test_a_rank_says_at_once_that_it_comes_to_init_and_that_it_has_left_it(monkeypatch):
+    monkeypatch.setattr(progress, "_progress", Progress())
+    monkeypatch.setattr(progress, "_tell", progress._tell_nobody)
+    beats, first = [], threading.Event()
+
+    def send(beat):
+        beats.append(beat)
+        first.set()
+
+    progress.start_beating(send, 600)
+    assert first.wait(10)
+    module = ModuleType("mpi_ops")
+    module.init = lambda: None
+    module.allreduce = lambda: None
+    watch_horovod(module)
+    module.init()
+    module.allreduce()
+    assert [beat.activity for beat in beats] == ["start", INIT, "start"]

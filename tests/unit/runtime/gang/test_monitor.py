@@ -89,3 +89,12 @@ def test_an_abort_by_gloo_names_who_has_not_come(calls):
         "its process was aborted (SIGABRT) on 10.0.0.2 (eth0) in hvd.init(), where it waited for its peers; "
         "these have not come to it: rank 1 on b (at 'start')"
     )
+
+
+def test_a_rank_that_dies_after_init_is_not_said_to_be_in_it(calls):
+    found = monitor(calls, size=1)
+    found.started(0, "a")
+    found.beat(0, Beat(1, INIT))
+    found.beat(0, Beat(2, "start"))
+    found.failed(failure(0, "process", "its process was killed by signal 9 (SIGKILL)"))
+    assert found.cause().summary == "its process was killed by signal 9 (SIGKILL)"

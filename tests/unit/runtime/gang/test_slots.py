@@ -69,3 +69,32 @@ def test_dynamic_allocation_is_refused_with_the_reason(found):
     settings = {"spark.dynamicAllocation.enabled": "true"}
     with pytest.raises(InvalidJobError, match="dynamicAllocation.enabled is true, with which Spark runs no"):
         slots.require_slots(session("spark://m:7077", **settings), 2, 1)
+
+
+@pytest.mark.parametrize("np", [0, 1])
+def test_a_local_master_without_a_slot_is_a_clear_error(found, np):
+    """Such as local[2] with spark.task.cpus=4."""
+    found.append(Slots(0, 0, 0))
+    with pytest.raises(NotEnoughSlotsError, match=r"has 0 task slots \(master local\[2\]\)"):
+        slots.require_slots(session("local[2]"), np, 3600)
+    assert slots.threads_per_task(session("local[2]"), 0) >= 1
+
+
+@pytest.mark.parametrize(
+    ("master", "settings", "driver", "given"),
+    [
+        ("local[*]", {}, None, None),
+        ("local[*]", {}, "3", "3"),
+        ("local[*]", {"spark.executorEnv.OMP_NUM_THREADS": "2"}, "3", "2"),
+        ("local[*]", {"spark.driver.cores": "4"}, "4", None),
+        ("spark://m:7077", {}, "3", None),
+        ("spark://m:7077", {"spark.executorEnv.OMP_NUM_THREADS": "2"}, None, "2"),
+    ],
+)
+def test_threads_are_the_users_own_only_where_spark_did_not_set_them(
+    monkeypatch, master, settings, driver, given
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if driver is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", driver)
+    assert slots.given_omp_threads(session(master, **settings)) == given
