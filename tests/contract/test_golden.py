@@ -29,8 +29,9 @@ JOBS = {
         np=2,
         datasets={
             "train": Source.sql(
-                "select * from f join w using (origin)",
-                f=Source.parquet("/lake/flights", where="ds < '2013-07-01'"),
+                "select * from f join w using (origin) where w.temp > :temp",
+                query_args={"temp": 32.0},
+                f=Source.parquet("/lake/flights", where="ds < :day", where_args={"day": "2013-07-01"}),
                 w=Source.csv("/lake/weather", sep=";"),
             )
         },
