@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib
 import inspect
 import math
 import os
 import stat
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,68 @@ def test_code_beside_the_dag_travels_with_the_job(tmp_path: Path) -> None:
     assert {"flbeside/train.py", "flbeside/prepare.py", "flhelpers.py"} < set(submissions[0].files)
     assert "airflow_hydrogen/runtime/__main__.py" in submissions[0].files
     assert submissions[0].job.entrypoint.value == "flbeside.train:main"
+
+
+def test_code_in_a_zip_of_dags_travels_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dags = tmp_path / "dags.zip"
+    with zipfile.ZipFile(dags, "w") as archive:
+        archive.writestr("flzipdag.py", "from flziphelpers import double\ndef main(): return double(4)")
+        archive.writestr("flziphelpers.py", "def double(x): return 2 * x")
+        archive.writestr("flziptrain.py", "import flziphelpers\ndef main(): pass")
+    # As Airflow imports a zip.
+    monkeypatch.syspath_prepend(str(dags))
+    module = importlib.import_module("flzipdag")
+    monkeypatch.undo()
+    dag = DAG("flights")
+    dag.fileloc = str(dags / "flzipdag.py")
+    with fake_spark_submit() as submissions:
+        run_task(operator(entrypoint=module.main, dag=dag))
+        dag = DAG("flights")
+        dag.fileloc = str(dags / "flzipdag.py")
+        run_task(operator(entrypoint="flziptrain:main", dag=dag))
+    assert submissions[0].files["flziphelpers.py"] == b"def double(x): return 2 * x"
+    assert {"flziptrain.py", "flziphelpers.py"} < set(submissions[1].files)
+
+
+def test_neighbours_of_a_function_in_a_package_travel_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flneighbours").mkdir()
+    (tmp_path / "flneighbours" / "train.py").write_text("from .net import build\ndef main(): return build()")
+    (tmp_path / "flneighbours" / "net.py").write_text("def build(): return 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with fake_spark_submit() as submissions:
+        run_task(operator(entrypoint=importlib.import_module("flneighbours.train").main))
+    assert {"flneighbours/train.py", "flneighbours/net.py"} < set(submissions[0].files)
+
+
+def test_modules_beside_a_script_travel_with_it(tmp_path: Path) -> None:
+    (tmp_path / "flscripted.py").write_text("import flbesidethescript")
+    (tmp_path / "flbesidethescript.py").write_text("")
+    with fake_spark_submit() as submissions:
+        run_task(operator(entrypoint=str(tmp_path / "flscripted.py")))
+    assert "flbesidethescript.py" in submissions[0].files
+
+
+def test_import_that_is_nowhere_is_named_before_submission(tmp_path: Path) -> None:
+    (tmp_path / "flentry.py").write_text("import flnext\ndef main(): pass")
+    (tmp_path / "flnext.py").write_text("import flgone")
+    (tmp_path / "flentryscript.py").write_text("import flnext")
+    for entrypoint in ("flentry:main", "flentryscript.py"):
+
+        def submit(entrypoint: str = entrypoint) -> TaskRun:
+            dag = DAG("flights")
+            dag.fileloc = str(tmp_path / "dag.py")
+            return run_task(operator(entrypoint=entrypoint, dag=dag))
+
+        message = (
+            rf"entry point '{entrypoint}' cannot run: {tmp_path}/flnext.py imports 'flgone', which is not"
+        )
+        with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
+            submit()
+        assert submissions == []
+        with fake_spark_submit(connection=STANDALONE):
+            assert submit()  # the cluster may have it
 
 
 def test_script_is_found_beside_the_dag(tmp_path: Path) -> None:
