@@ -303,6 +303,7 @@ class TrainJob:
         report_uri: where the application writes its report.
         run: the Airflow run, or None outside Airflow.
         keep_checkpoints: keep `checkpoints/` in the published model.
+        code: hash of the code of "entrypoint" and "prepare", where the submitting side has that code.
         gang: how the gang is started, watched and started again.
     """
 
@@ -319,6 +320,7 @@ class TrainJob:
     prepare_kwargs: Mapping[str, Any] = field(default_factory=dict)
     run: Run | None = None
     keep_checkpoints: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
     gang: GangOptions = field(default_factory=GangOptions)
 
     def __post_init__(self) -> None:
@@ -339,13 +341,22 @@ class TrainJob:
     def fingerprint(self) -> str:
         """Hash of what decides the model: a retry has the same one, a changed job another.
 
-        A callable counts by its name: its pickle may differ between two processes that run the same code.
+        Code counts by its hash, and not by its pickle, which may differ between two processes that run the
+        same code.
         """
+        return hashlib.sha256(json.dumps(self.parts(), sort_keys=True).encode()).hexdigest()
+
+    def parts(self) -> dict[str, str]:
+        """Hashes of the single parts that decide the model: `describe_changes` says which of them differ."""
         document = self.to_dict()
-        for key in ("report_uri", "run", "gang", "contract_version"):
+        for key in ("report_uri", "run", "gang", "contract_version", "kind", "code"):
             document.pop(key)
         document["entrypoint"] = {"kind": self.entrypoint.kind, "name": self.entrypoint.name}
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        document |= {f"code of {part}": digest for part, digest in self.code.items()}
+        return {
+            part: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+            for part, value in document.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -363,6 +374,7 @@ class TrainJob:
             "report_uri": self.report_uri,
             "run": dataclasses.asdict(self.run) if self.run else None,
             "keep_checkpoints": self.keep_checkpoints,
+            "code": dict(self.code),
             "gang": self.gang.to_dict(),
         }
 
@@ -380,6 +392,26 @@ class TrainJob:
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
         fields["gang"] = GangOptions.from_dict(fields["gang"])
         return cls(**fields)
+
+
+def describe_changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What is another in one job than in another one.
+
+    Args:
+        before: the parts of the one.
+        now: those of the other.
+
+    Returns:
+        For example "code of entrypoint and np have changed"; "" where nothing differs or nothing is known.
+    """
+    if not before or not now:
+        return ""
+    changed = sorted(part for part in before.keys() | now.keys() if before.get(part) != now.get(part))
+    if not changed:
+        return ""
+    *others, last = changed
+    names = f"{', '.join(others)} and {last}" if others else last
+    return f"{names} {'have' if others else 'has'} changed"
 
 
 @dataclass(frozen=True, kw_only=True)

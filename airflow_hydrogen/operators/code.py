@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from airflow_hydrogen.contract.code import hash_callable
 from airflow_hydrogen.contract.errors import EntrypointError
 from airflow_hydrogen.contract.pickling import parts, unwrap
-from airflow_hydrogen.drivers.zips import is_file
+from airflow_hydrogen.drivers.zips import is_file, read_bytes
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.operators.modules import check_function, find_module, imports_relatively, missing_import
-from airflow_hydrogen.operators.packing import project_files
+from airflow_hydrogen.operators.packing import package_files, project_files
 
 
 class JobCode:
@@ -87,6 +90,36 @@ class JobCode:
         """Where code is found after `sys.path`: beside the DAG file, and beside the scripts."""
         return list(dict.fromkeys([*self._dag_folders, *(script.parent for script in self.scripts())]))
 
+    def hash(self, code: str | Callable[..., Any]) -> str | None:
+        """Hash of the code behind an argument's value: the same in every process, another after a change.
+
+        It holds what is packed for it, and the sources of an installed package.
+
+        Returns:
+            None where this machine does not have the code.
+        """
+        if callable(code):
+            found = hash_callable(code)
+            return _hash_files(project_files(found.modules, [], self._folders), found.digest)
+        if _is_script(code):
+            script = self.script(code)
+            if not script.is_file():
+                return None
+            return _hash_files({Path(script.name): script, **project_files([], [script], self._folders)})
+        module = code.partition(":")[0]
+        location = find_module(module, self._folders)
+        if location is None:
+            return None
+        if not location.is_installed:
+            return _hash_files(project_files([module], [], self._folders))
+        return _hash_files(
+            {
+                inside: file
+                for root in location.roots
+                for inside, file, _ in package_files(root, location.top_level)
+            }
+        )
+
     def scripts(self) -> list[Path]:
         """The scripts that are on this machine."""
         found = [self.script(code) for _, code in self._arguments if _is_script(code)]
@@ -101,6 +134,11 @@ class JobCode:
         for argument, code in self._arguments:
             if isinstance(code, str) and not _is_script(code):
                 yield argument, code
+
+
+def _hash_files(files: Mapping[Path, Path], *more: str) -> str:
+    contents = {name.as_posix(): hashlib.sha256(read_bytes(file)).hexdigest() for name, file in files.items()}
+    return hashlib.sha256(json.dumps([sorted(contents.items()), *more]).encode()).hexdigest()
 
 
 def _is_script(code: Any) -> TypeGuard[str]:

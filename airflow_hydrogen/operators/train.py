@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -154,7 +155,7 @@ class HorovodTrainOperator(HydrogenOperator):
         return to_uri("model_uri", self.model_uri)
 
     def _build_job(self, run: Run, report_uri: str, cluster_mode: bool) -> TrainJob:
-        return TrainJob(
+        job = TrainJob(
             entrypoint=self._entrypoint(cluster_mode),
             entrypoint_kwargs=self._keyword_arguments(),
             entrypoint_args=to_texts("entrypoint_args", self.entrypoint_args or ()),
@@ -177,6 +178,7 @@ class HorovodTrainOperator(HydrogenOperator):
                 port_range=self.port_range,
             ),
         )
+        return dataclasses.replace(job, code=self._code_hashes())
 
     def _keyword_arguments(self) -> dict[str, Any]:
         return to_mapping("entrypoint_kwargs", self.entrypoint_kwargs)
@@ -191,6 +193,10 @@ class HorovodTrainOperator(HydrogenOperator):
             path = script.name if cluster_mode and script.is_file() else str(script)
             return Entrypoint(kind="script", value=path, name=entrypoint.name)
         return entrypoint
+
+    def _code_hashes(self) -> dict[str, str]:
+        named = {"entrypoint": self._callable or self.entrypoint, "prepare": self.prepare}
+        return {part: found for part, code in named.items() if code and (found := self._code.hash(code))}
 
     def _sources(self) -> dict[str, Source]:
         found = to_mapping("datasets", self.datasets)

@@ -40,6 +40,7 @@ JOBS = {
         model_uri="/models/flight_delay",
         report_uri="/tmp/report.json",
         run=RUN,
+        code={"entrypoint": "ab" * 32, "prepare": "cd" * 32},
         gang=GangOptions(max_restarts=2, min_np=1, gpus_per_process=1, port_range="40000-40100"),
     ),
     "train_job_callable": TrainJob(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -74,6 +75,40 @@ def test_the_fingerprint_is_the_same_for_every_try_and_another_for_another_job()
     )
     assert first.fingerprint() != train_job(np=3).fingerprint()
     assert first.fingerprint() != train_job(entrypoint_kwargs={"epochs": 4}).fingerprint()
+
+
+def test_code_decides_the_fingerprint_by_its_hash_alone():
+    job = train_job(entrypoint=Entrypoint.pickled(b"bytes", "main"), code={"entrypoint": "ab"})
+    again = train_job(entrypoint=Entrypoint.pickled(b"the same code", "main"), code={"entrypoint": "ab"})
+    assert job.fingerprint() == again.fingerprint()
+    changed = train_job(entrypoint=Entrypoint.pickled(b"bytes", "main"), code={"entrypoint": "cd"})
+    assert job.fingerprint() != changed.fingerprint()
+    assert job.fingerprint() != train_job(entrypoint=Entrypoint.pickled(b"bytes", "main")).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "description"),
+    [
+        ({}, ""),
+        ({"code": {"entrypoint": "cd"}}, "code of entrypoint has changed"),
+        (
+            {"code": {"entrypoint": "ab", "prepare": "x"}, "prepare": "a:b"},
+            "code of prepare and prepare have changed",
+        ),
+        (
+            {"np": 3, "entrypoint_kwargs": {"a": 1}, "code": {}},
+            "code of entrypoint, entrypoint_kwargs and np have changed",
+        ),
+        ({"datasets": {"train": Source.parquet("/other")}}, "datasets has changed"),
+        ({"gang": GangOptions(max_restarts=7), "report_uri": "/elsewhere", "run": None}, ""),
+    ],
+)
+def test_what_changed_in_a_job_is_said(changes, description):
+    first = train_job(code={"entrypoint": "ab"})
+    changed = dataclasses.replace(first, **changes)
+    assert jobs.describe_changes(first.parts(), changed.parts()) == description
+    assert (first.fingerprint() == changed.fingerprint()) == (description == "")
+    assert jobs.describe_changes({}, changed.parts()) == ""
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,44 @@ def test_callable_travels_inside_the_job() -> None:
     assert pickling.loads(entrypoint.pickle)() == 7
 
 
+def test_change_of_code_is_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "flhashed/train.py": "import flhashedhelper\ndef main(): pass",
+        "flhashed/prepare.py": "def join(spark, frame): return frame",
+        "flhashedhelper.py": "x = 1",
+        "flhashedscript.py": "import flhashedhelper",
+        "flhasheddag.py": "import flhashedhelper\ndef main(): return flhashedhelper.x",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = importlib.import_module("flhasheddag").main
+
+    def code_of(entrypoint: Any) -> dict[str, str]:
+        with fake_spark_submit() as submissions:
+            run_task(operator(entrypoint=entrypoint, prepare="flhashed.prepare:join"))
+        return dict(submissions[0].job.code)
+
+    entrypoints = ["flhashed.train:main", str(tmp_path / "flhashedscript.py"), function]
+    before = [code_of(entrypoint) for entrypoint in entrypoints]
+    assert before == [code_of(entrypoint) for entrypoint in entrypoints]
+    assert all(set(code) == {"entrypoint", "prepare"} for code in before)
+    (tmp_path / "flhashedhelper.py").write_text("x = 2")
+    after = [code_of(entrypoint) for entrypoint in entrypoints]
+    assert all(old["entrypoint"] != new["entrypoint"] for old, new in zip(before, after, strict=True))
+    # Its package's other modules count, what it does not import does not.
+    assert [old["prepare"] != new["prepare"] for old, new in zip(before, after, strict=True)] == [True] * 3
+    (tmp_path / "flhasheddag.py").write_text("def main(): return 3")
+    assert [code_of(entrypoint) for entrypoint in entrypoints[:2]] == after[:2]
+
+
+def test_code_of_an_installed_package_counts_and_absent_code_does_not() -> None:
+    with fake_spark_submit(connection=STANDALONE) as submissions:
+        run_task(operator(entrypoint="json.decoder:JSONDecoder", prepare="flno.such:join"))
+    assert set(submissions[0].job.code) == {"entrypoint"}
+
+
 def test_code_beside_the_dag_travels_with_the_job(tmp_path: Path) -> None:
     (tmp_path / "flbeside").mkdir()
     (tmp_path / "flbeside" / "train.py").write_text("import flhelpers\ndef main(): pass")
