@@ -20,7 +20,6 @@ import asyncio
 import copy
 import io
 import zipfile
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -218,11 +217,13 @@ class TaskRun:
         return_value: what `execute` returned.
         xcoms: what it pushed, by key, besides the return value.
         outlet_extra: outlet asset -> the extra of its event.
+        alias_events: name of an outlet asset alias -> URI of the asset that got an event through it -> extra.
     """
 
     return_value: Any
     xcoms: dict[str, Any]
     outlet_extra: dict[Any, dict[str, Any]]
+    alias_events: dict[str, dict[str, dict[str, Any]]]
 
 
 def run_task(
@@ -244,6 +245,9 @@ def run_task(
         xcoms: filled with what the task pushes; useful where it raises.
         context: further variables for templates: `ds`, `params`, ...
     """
+    from airflow.sdk import Asset
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
     pushed = {} if xcoms is None else xcoms
     dag_id = operator.dag_id if operator.has_dag() else "test_dag"  # type: ignore[no-untyped-call]
     ti = SimpleNamespace(
@@ -257,7 +261,7 @@ def run_task(
         stats_tags={},
         xcom_push=lambda key, value: pushed.__setitem__(key, value),
     )
-    events: dict[Any, Any] = defaultdict(lambda: SimpleNamespace(extra={}))
+    events = OutletEventAccessors()
     variables: Any = {
         "ti": ti,
         "task_instance": ti,
@@ -279,7 +283,13 @@ def run_task(
     except TaskDeferred as deferred:
         event = asyncio.run(_first_event(deferred.trigger.run()))
         value = getattr(resumed, deferred.method_name)(variables, event=event)
-    return TaskRun(value, pushed, {asset: event.extra for asset, event in events.items()})
+    through_aliases: dict[str, dict[str, dict[str, Any]]] = {}
+    for event in events.values():
+        for through in event.asset_alias_events:
+            assets = through_aliases.setdefault(through.source_alias_name, {})
+            assets[through.dest_asset_key.uri] = through.extra
+    extras = {key: event.extra for key, event in events.items() if isinstance(key, Asset)}
+    return TaskRun(value, pushed, extras, through_aliases)
 
 
 def _read_submission(hook: HydrogenSparkSubmitHook, application: str) -> Submission:

@@ -70,7 +70,9 @@ with DAG(
         entrypoint_kwargs={"epochs": "{{ params.epochs }}", "learning_rate": "{{ params.learning_rate }}"},
         np="{{ params.np }}",
         train_data=Source.parquet(
-            f"{settings.LAKE}/flights", where=f"ds between date '{FIRST_DAY}' and date '{LAST_DAY}'"
+            f"{settings.LAKE}/flights",
+            where="ds between :first and :last",
+            where_args={"first": FIRST_DAY, "last": LAST_DAY},
         ),
         prepare="flights.features:prepare",
         prepare_kwargs={"lake": settings.LAKE, "labelled": True},
@@ -81,7 +83,9 @@ with DAG(
         task_id="evaluate",
         model_uri="{{ ti.xcom_pull(task_ids='train') }}",
         source=Source.parquet(
-            f"{settings.LAKE}/flights", where=f"ds > date '{LAST_DAY}' and ds <= date '{EVAL_LAST_DAY}'"
+            f"{settings.LAKE}/flights",
+            where="ds > :trained and ds <= :last",
+            where_args={"trained": LAST_DAY, "last": EVAL_LAST_DAY},
         ),
         prepare="flights.features:prepare",
         prepare_kwargs={"lake": settings.LAKE, "labelled": True},

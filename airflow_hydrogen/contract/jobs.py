@@ -21,6 +21,9 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z
 SourceKind = Literal["parquet", "csv", "json", "sql"]
 SOURCE_KINDS: tuple[SourceKind, ...] = ("parquet", "csv", "json", "sql")
 
+SqlValue = str | int | float | bool | None
+"""What can be bound to a name in SQL; a date is its text, which Spark compares with dates as one."""
+
 
 def require_json(argument: str, value: object) -> None:
     """Raise KwargsError, naming the place, unless `value` survives a round trip through JSON.
@@ -61,13 +64,18 @@ class Source:
     """Where rows come from: files of one format, or a SQL query over other sources.
 
     Use the constructors `parquet`, `csv`, `json` and `sql`.
+
+    `where` and `query` are code: Spark runs whatever they call. A value that comes from elsewhere, such as a
+    Param, belongs into `where_args` and `query_args`: Spark binds it to `:name` and never reads it as SQL.
     """
 
     kind: SourceKind
     uri: str | None = None
     where: str | None = None
+    where_args: Mapping[str, SqlValue] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     query: str | None = None
+    query_args: Mapping[str, SqlValue] = field(default_factory=dict)
     tables: Mapping[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,48 +92,70 @@ class Source:
             raise InvalidJobError(
                 f"a {self.kind} source needs the URI of a file or folder, found {self.uri!r}"
             )
+        _require_bindable("where_args", self.where_args, "where", self.where)
+        _require_bindable("query_args", self.query_args, "query", self.query)
 
     @classmethod
-    def parquet(cls, uri: str, *, where: str | None = None) -> Source:
+    def parquet(
+        cls, uri: str, *, where: str | None = None, where_args: Mapping[str, SqlValue] | None = None
+    ) -> Source:
         """Parquet files.
 
         Args:
             uri: a file or a folder; a folder may be partitioned as Hive does (`ds=2013-01-01/`).
             where: a SQL condition on the rows. Conditions on partition columns read only those partitions.
+            where_args: values of the names in the condition: `where="ds < :day"`, `where_args={"day": ...}`.
         """
-        return cls(kind="parquet", uri=uri, where=where)
+        return cls(kind="parquet", uri=uri, where=where, where_args=where_args or {})
 
     @classmethod
-    def csv(cls, uri: str, *, where: str | None = None, **options: str) -> Source:
+    def csv(
+        cls,
+        uri: str,
+        *,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
         """CSV files.
 
         Args:
             uri: a file or a folder.
             where: a SQL condition on the rows.
+            where_args: values of the names in the condition.
             options: options of Spark's CSV reader; `header` and `inferSchema` default to "true".
         """
-        return cls(kind="csv", uri=uri, where=where, options=options)
+        return cls(kind="csv", uri=uri, where=where, where_args=where_args or {}, options=options)
 
     @classmethod
-    def json(cls, uri: str, *, where: str | None = None, **options: str) -> Source:
+    def json(
+        cls,
+        uri: str,
+        *,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
         """JSON files, one object a line.
 
         Args:
             uri: a file or a folder.
             where: a SQL condition on the rows.
+            where_args: values of the names in the condition.
             options: options of Spark's JSON reader.
         """
-        return cls(kind="json", uri=uri, where=where, options=options)
+        return cls(kind="json", uri=uri, where=where, where_args=where_args or {}, options=options)
 
     @classmethod
-    def sql(cls, query: str, **tables: Source) -> Source:
+    def sql(cls, query: str, *, query_args: Mapping[str, SqlValue] | None = None, **tables: Source) -> Source:
         """A Spark SQL query over other sources.
 
         Args:
-            query: for example `select * from flights join planes using (tailnum)`.
+            query: for example `select * from flights join planes using (tailnum) where ds = :day`.
+            query_args: values of the names in the query: `{"day": "2013-01-01"}`.
             tables: the sources, under the names that the query uses.
         """
-        return cls(kind="sql", query=query, tables=tables)
+        return cls(kind="sql", query=query, query_args=query_args or {}, tables=tables)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; fields at their defaults are left out."""
@@ -134,10 +164,14 @@ class Source:
             document["uri"] = self.uri
         if self.where is not None:
             document["where"] = self.where
+        if self.where_args:
+            document["where_args"] = dict(self.where_args)
         if self.options:
             document["options"] = dict(self.options)
         if self.kind == "sql":
             document["query"] = self.query
+            if self.query_args:
+                document["query_args"] = dict(self.query_args)
             document["tables"] = {name: table.to_dict() for name, table in self.tables.items()}
         return document
 
@@ -225,6 +259,10 @@ class Entrypoint:
         Raises:
             InvalidJobError: neither `package.module:function` nor a path that ends with `.py`.
         """
+        if not isinstance(text, str):
+            raise InvalidJobError(
+                f"entrypoint must be 'package.module:function' or the path of a script, found {text!r}"
+            )
         if text.endswith(".py"):
             return cls(kind="script", value=text, name=text)
         if is_import_path(text):
@@ -265,6 +303,7 @@ class TrainJob:
         report_uri: where the application writes its report.
         run: the Airflow run, or None outside Airflow.
         keep_checkpoints: keep `checkpoints/` in the published model.
+        code: hash of the code of "entrypoint" and "prepare", where the submitting side has that code.
         gang: how the gang is started, watched and started again.
     """
 
@@ -281,6 +320,7 @@ class TrainJob:
     prepare_kwargs: Mapping[str, Any] = field(default_factory=dict)
     run: Run | None = None
     keep_checkpoints: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
     gang: GangOptions = field(default_factory=GangOptions)
 
     def __post_init__(self) -> None:
@@ -301,13 +341,22 @@ class TrainJob:
     def fingerprint(self) -> str:
         """Hash of what decides the model: a retry has the same one, a changed job another.
 
-        A callable counts by its name: its pickle may differ between two processes that run the same code.
+        Code counts by its hash, and not by its pickle, which may differ between two processes that run the
+        same code.
         """
+        return hashlib.sha256(json.dumps(self.parts(), sort_keys=True).encode()).hexdigest()
+
+    def parts(self) -> dict[str, str]:
+        """Hashes of the single parts that decide the model: `describe_changes` says which of them differ."""
         document = self.to_dict()
-        for key in ("report_uri", "run", "gang", "contract_version"):
+        for key in ("report_uri", "run", "gang", "contract_version", "kind", "code"):
             document.pop(key)
         document["entrypoint"] = {"kind": self.entrypoint.kind, "name": self.entrypoint.name}
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        document |= {f"code of {part}": digest for part, digest in self.code.items()}
+        return {
+            part: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+            for part, value in document.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -325,6 +374,7 @@ class TrainJob:
             "report_uri": self.report_uri,
             "run": dataclasses.asdict(self.run) if self.run else None,
             "keep_checkpoints": self.keep_checkpoints,
+            "code": dict(self.code),
             "gang": self.gang.to_dict(),
         }
 
@@ -342,6 +392,26 @@ class TrainJob:
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
         fields["gang"] = GangOptions.from_dict(fields["gang"])
         return cls(**fields)
+
+
+def describe_changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What is another in one job than in another one.
+
+    Args:
+        before: the parts of the one.
+        now: those of the other.
+
+    Returns:
+        For example "code of entrypoint and np have changed"; "" where nothing differs or nothing is known.
+    """
+    if not before or not now:
+        return ""
+    changed = sorted(part for part in before.keys() | now.keys() if before.get(part) != now.get(part))
+    if not changed:
+        return ""
+    *others, last = changed
+    names = f"{', '.join(others)} and {last}" if others else last
+    return f"{names} {'have' if others else 'has'} changed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,8 +494,8 @@ _JOBS: dict[str, type[TrainJob] | type[InferenceJob]] = {job.KIND: job for job i
 
 
 def dumps(job: Job) -> str:
-    """The text of a job file."""
-    return json.dumps(job.to_dict(), indent=2, sort_keys=True)
+    """The text of a job file. Mappings keep their order: a partition's is that of its folders."""
+    return json.dumps(job.to_dict(), indent=2)
 
 
 def loads(text: str) -> Job:
@@ -466,6 +536,21 @@ def _refuse_unknown_fields(cls: type[Any], document: Mapping[str, Any]) -> None:
     )
     if missing:
         raise InvalidJobError(f"{cls.__name__} needs {', '.join(missing)}")
+
+
+def _require_bindable(argument: str, values: object, text_argument: str, text: str | None) -> None:
+    if not isinstance(values, Mapping):
+        raise InvalidJobError(f"{argument} must be a mapping of names to values, found {values!r}")
+    if values and not text:
+        raise InvalidJobError(f"{argument} are values of the names in {text_argument}, which is not given")
+    for name, value in values.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InvalidJobError(f"{argument} has the name {name!r}; the name of :day is 'day'")
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise InvalidJobError(
+                f"{argument}[{name!r}] must be a string, a number, a boolean or None, found {value!r}"
+            )
+        require_json(f"{argument}[{name!r}]", value)
 
 
 def _require_int(argument: str, value: object) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from airflow_hydrogen.contract.errors import EntrypointPickleError
 
 # Airflow gives the module of a DAG file such a name, with a hash of its path in it.
-_DAG_MODULE = re.compile(r"unusual_prefix_[0-9a-f]{40}_")
+DAG_MODULE = re.compile(r"unusual_prefix_[0-9a-f]{40}_")
 
 
 def dumps_by_value(function: Callable[..., Any], *extra: Any) -> bytes:
@@ -68,7 +68,7 @@ def callable_name(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
-    module = _DAG_MODULE.sub("", getattr(named, "__module__", None) or "")
+    module = DAG_MODULE.sub("", getattr(named, "__module__", None) or "")
     return f"{module}:{named.__qualname__}" if module else named.__qualname__
 
 

@@ -66,7 +66,7 @@ class ModelLocationLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
         """The model's location."""
-        return browsable(operator.model_uri)
+        return browsable(operator.output_location)
 
 
 @attrs.define()

@@ -2,12 +2,81 @@
 
 from __future__ import annotations
 
+import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Sink, Source
+from airflow_hydrogen.contract.pickling import callable_name
+
+_TEXT_OF_ONE = "a template renders to text unless the DAG has render_template_as_native_obj=True"
+_NATIVE = "a template of a DAG with render_template_as_native_obj=True renders to such values"
+
+
+def to_text(argument: str, value: Any) -> str:
+    """Text, also where a template rendered to a number or a date.
+
+    Raises:
+        InvalidJobError: nobody can tell what the text should be: None, a boolean, a time, a list.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        return value.isoformat()
+    raise InvalidJobError(f"{argument} must be a string, found {value!r}; {_NATIVE}")
+
+
+def to_uri(argument: str, value: Any) -> str:
+    """A URI or a path.
+
+    Raises:
+        InvalidJobError: it is none, such as the XCom of a task that did not run.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise InvalidJobError(f"{argument} must be a URI or a path, found {value!r}")
+    return to_text(argument, value)
+
+
+def to_texts(argument: str, value: Any) -> list[str]:
+    """A list of strings.
+
+    Raises:
+        InvalidJobError: it is no list, or something in it is no text.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise InvalidJobError(f"{argument} must be a list of strings, found {value!r}")
+    return [to_text(f"{argument}[{index}]", item) for index, item in enumerate(value)]
+
+
+def to_mapping(argument: str, value: Any) -> dict[str, Any]:
+    """A mapping; None is an empty one.
+
+    Raises:
+        InvalidJobError: it is none, such as the text of one.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        hint = f"; {_TEXT_OF_ONE}" if isinstance(value, str) else ""
+        raise InvalidJobError(f"{argument} must be a mapping, found {value!r}{hint}")
+    return dict(value)
+
+
+def refuse_callable(argument: str, value: Any) -> None:
+    """Say at once that a function cannot be given as itself; Airflow would call it when it renders.
+
+    Raises:
+        TypeError: it is callable.
+    """
+    if callable(value):
+        raise TypeError(
+            f"{argument} must be 'package.module:function', found the callable {callable_name(value)}: it is "
+            "imported where Spark runs; put it into a module beside the DAG file and pass its path"
+        )
 
 
 def to_source(argument: str, value: Any) -> Source:
@@ -23,7 +92,7 @@ def to_source(argument: str, value: Any) -> Source:
             f"{argument} must be a Source, such as Source.parquet(uri), or its to_dict(), found {value!r}"
         )
     try:
-        return Source.from_dict(value)
+        return Source.from_dict(_source_document(argument, value))
     except InvalidJobError as error:
         raise InvalidJobError(f"{argument}: {error}") from None
 
@@ -39,9 +108,49 @@ def to_sink(argument: str, value: Any) -> Sink:
             f"{argument} must be a Sink, such as Sink.parquet(uri), or its to_dict(), found {value!r}"
         )
     try:
-        return Sink.from_dict(value)
+        return Sink.from_dict(_sink_document(argument, value))
     except InvalidJobError as error:
         raise InvalidJobError(f"{argument}: {error}") from None
+
+
+def _source_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    document = _with_texts(argument, value, ("uri", "where", "query"))
+    for name in ("where_args", "query_args"):
+        if isinstance(values := document.get(name), Mapping):
+            document[name] = {
+                key: item.isoformat() if isinstance(item, datetime.date) else item
+                for key, item in values.items()
+            }
+    if "options" in document:
+        options = to_mapping(f"{argument} options", document["options"])
+        document["options"] = {
+            # As Spark spells booleans.
+            key: str(item).lower() if isinstance(item, bool) else to_text(f"{argument} option {key!r}", item)
+            for key, item in options.items()
+        }
+    if "tables" in document:
+        tables = to_mapping(f"{argument} tables", document["tables"])
+        document["tables"] = {
+            name: to_source(f"{argument} table {name!r}", table).to_dict() for name, table in tables.items()
+        }
+    return document
+
+
+def _sink_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    document = _with_texts(argument, value, ("uri",))
+    if "partition" in document:
+        partition = to_mapping(f"{argument} partition", document["partition"])
+        document["partition"] = {
+            key: to_text(f"{argument} partition {key!r}", item) for key, item in partition.items()
+        }
+    return document
+
+
+def _with_texts(argument: str, value: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    texts = {
+        name: to_text(f"{argument} {name}", value[name]) for name in names if value.get(name) is not None
+    }
+    return {**value, **texts}
 
 
 def to_integer(argument: str, value: Any) -> int:

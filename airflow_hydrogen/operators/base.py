@@ -23,13 +23,16 @@ from airflow_hydrogen.drivers.tries import require_mode
 from airflow_hydrogen.hooks import report_files
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.links.locations import SparkUILink
-from airflow_hydrogen.operators.arguments import finite
+from airflow_hydrogen.operators.arguments import finite, to_text
+from airflow_hydrogen.operators.assets import emit_events
 from airflow_hydrogen.operators.code import JobCode
 from airflow_hydrogen.operators.describe import describe_job, describe_report
 from airflow_hydrogen.operators.hook_options import HOOK_OPTIONS
 from airflow_hydrogen.operators.packing import pack_project, pack_runtime
+from airflow_hydrogen.operators.templates import render_as_text, renders_natively
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk.definitions.context import Context
 
 _APPLICATION = "from airflow_hydrogen.runtime.__main__ import main\n\nmain()\n"
@@ -82,12 +85,45 @@ class HydrogenOperator(ClusterModeOperator):
         """The task's return value."""
 
     @abstractmethod
+    def _location(self, report: Any) -> str | None:
+        """Where the model or the scores are; None where there are none."""
+
+    @abstractmethod
     def _asset_extra(self, report: Any) -> dict[str, Any]:
         """What the events of outlet assets say, besides the run."""
 
     def _resource_conf(self, master: str) -> dict[str, str]:
         """Spark settings that the arguments imply on a master; the author's own `conf` wins."""
         return {}
+
+    def _texts(self) -> list[Any]:
+        """Arguments with containers of text: templates in them render to text in every DAG."""
+        return [self.conf, self.env_vars]
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render as Airflow does, but text to text where the DAG renders to Python's types.
+
+        Args:
+            content: an argument, or a part of one.
+            context: Airflow's.
+            jinja_env: of the DAG.
+            seen_oids: what has been rendered.
+        """
+
+        def render(value: Any) -> Any:
+            return super(HydrogenOperator, self).render_template(value, context, jinja_env, seen_oids)
+
+        dag = self.get_dag()
+        is_text = isinstance(content, (dict, list, tuple)) and any(content is text for text in self._texts())
+        if dag is None or not is_text or not renders_natively(jinja_env or self.get_template_env()):
+            return render(content)
+        return render_as_text(content, context, dag.get_template_env(force_sandboxed=True), render)
 
     # --- running -----------------------------------------------------------------------------------------
 
@@ -123,6 +159,8 @@ class HydrogenOperator(ClusterModeOperator):
         self._K8S_DRIVER_STATUS_KEY = f"{ClusterModeOperator._K8S_DRIVER_STATUS_KEY}.{run.clear_number}"
         self._connection, self._packed, self._stale_report_uri = None, {}, None
         self._driver_options = {}
+        if self.name is not None:
+            self.name = to_text("name", self.name)
         hook = self._get_hook()
         self._connection = hook.resolved_connection
         self.conf = {**self._resource_conf(hook.master), **(self.conf or {})}
@@ -246,12 +284,8 @@ class HydrogenOperator(ClusterModeOperator):
             document = dataclasses.asdict(report)
             del document["failure"]
             context["ti"].xcom_push(key="report", value=finite(document))
-        from airflow.sdk import Asset
-
         extra = finite({**self._asset_extra(report), "run": dataclasses.asdict(run)})
-        for outlet in self.outlets:
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra = {**context["outlet_events"][outlet].extra, **extra}
+        emit_events(context, self.outlets, self._location(report), extra)
         if self.multiple_outputs and not isinstance(result, Mapping):
             # TaskFlow infers it from a `-> dict`. The work is done: a single value is no reason to lose it.
             self.log.warning("multiple_outputs is ignored: the result is %r, not a mapping", result)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from airflow_hydrogen.contract.jobs import Job, Source, TrainJob
+from collections.abc import Mapping
+
+from airflow_hydrogen.contract.jobs import Job, Source, SqlValue, TrainJob
 from airflow_hydrogen.contract.reports import InferenceReport, Report
 
 
@@ -39,5 +41,9 @@ def describe_report(report: Report) -> str:
 
 def _where(source: Source) -> str:
     if source.kind == "sql":
-        return f"SQL over {', '.join(source.tables)}"
-    return f"{source.uri}" + (f" where {source.where}" if source.where else "")
+        return f"SQL over {', '.join(source.tables)}" + _with(source.query_args)
+    return f"{source.uri}" + (f" where {source.where}" if source.where else "") + _with(source.where_args)
+
+
+def _with(values: Mapping[str, SqlValue]) -> str:
+    return f" with {', '.join(f'{name}={value!r}' for name, value in values.items())}" if values else ""

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.links.locations import OutputLocationLink, SparkUILink
-from airflow_hydrogen.operators.arguments import as_template, to_integer, to_sink, to_source
+from airflow_hydrogen.operators.arguments import (
+    as_template,
+    refuse_callable,
+    to_integer,
+    to_mapping,
+    to_sink,
+    to_source,
+    to_text,
+    to_texts,
+    to_uri,
+)
 from airflow_hydrogen.operators.base import HydrogenOperator
 
 
@@ -71,6 +80,8 @@ class ArrowInferenceOperator(HydrogenOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        refuse_callable("prepare", prepare)
+        refuse_callable("predictor", predictor)
         self.model_uri = model_uri
         self.source = as_template(source)
         self.sink = as_template(sink)
@@ -91,18 +102,19 @@ class ArrowInferenceOperator(HydrogenOperator):
         return to_sink("sink", self.sink).uri  # beside the table, not in it
 
     def _build_job(self, run: Run, report_uri: str, cluster_mode: bool) -> InferenceJob:
-        if isinstance(self.keep_columns, str):
-            raise InvalidJobError(f"keep_columns must be a list of column names, found {self.keep_columns!r}")
         return InferenceJob(
-            model_uri=self.model_uri,
+            model_uri=to_uri("model_uri", self.model_uri),
             source=to_source("source", self.source),
             sink=to_sink("sink", self.sink),
             report_uri=report_uri,
             prepare=self.prepare or None,
-            prepare_kwargs=dict(self.prepare_kwargs or {}),
+            prepare_kwargs=to_mapping("prepare_kwargs", self.prepare_kwargs),
             predictor=self.predictor or None,
-            keep_columns=None if self.keep_columns is None else list(self.keep_columns),
-            output_columns=dict(self.output_columns or {}),
+            keep_columns=(None if self.keep_columns is None else to_texts("keep_columns", self.keep_columns)),
+            output_columns={
+                name: to_text(f"output_columns[{name!r}]", column)
+                for name, column in to_mapping("output_columns", self.output_columns).items()
+            },
             batch_rows=to_integer("batch_rows", self.batch_rows),
             run=run,
         )
@@ -112,6 +124,12 @@ class ArrowInferenceOperator(HydrogenOperator):
         return [(argument, code) for argument, code in named if code]
 
     def _result(self, report: InferenceReport) -> Any:
+        return report.output_uri
+
+    def _texts(self) -> list[Any]:
+        return [*super()._texts(), self.source, self.sink, self.keep_columns, self.output_columns]
+
+    def _location(self, report: InferenceReport) -> str | None:
         return report.output_uri
 
     def _asset_extra(self, report: InferenceReport) -> dict[str, Any]:

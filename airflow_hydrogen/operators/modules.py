@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_hydrogen.contract.errors import EntrypointError
+from airflow_hydrogen.drivers.zips import read_bytes
+
+# Whoever runs Spark has the first two; the others have no business there.
+_NEVER_PROJECT = {"pyspark", "py4j", "airflow", "airflow_hydrogen"}
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,15 @@ class ModuleLocation:
 
     Attributes:
         name: its full name.
-        file: its source, or None where there is none: a namespace package, a compiled module.
-        root: the folder on the path that holds its top-level package.
+        file: its source, which may lie in a zip, or None where there is none: a namespace package, a compiled
+            module.
+        roots: the folders or zips on the path that hold its top-level package: several of a namespace
+            package, none of a module that is built in.
     """
 
     name: str
     file: Path | None
-    root: Path | None
+    roots: tuple[Path, ...]
 
     @property
     def top_level(self) -> str:
@@ -34,12 +41,16 @@ class ModuleLocation:
         return self.name.partition(".")[0]
 
     @property
+    def project_roots(self) -> tuple[Path, ...]:
+        """Those of its roots that belong to a project, and to no environment."""
+        if self.top_level in _NEVER_PROJECT:
+            return ()
+        return tuple(root for root in self.roots if not _is_environment(root))
+
+    @property
     def is_installed(self) -> bool:
         """It belongs to an environment, which the cluster is expected to have too, and not to a project."""
-        if self.root is None or {"site-packages", "dist-packages"} & set(self.root.parts):
-            return True
-        libraries = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
-        return any(self.root.is_relative_to(library) for library in libraries)
+        return not self.project_roots
 
 
 def find_module(name: str, extra_folders: Sequence[Path] = ()) -> ModuleLocation | None:
@@ -51,7 +62,7 @@ def find_module(name: str, extra_folders: Sequence[Path] = ()) -> ModuleLocation
     """
     top_level, *rest = name.split(".")
     spec = _find_top_level(top_level, extra_folders)
-    root = _root(spec)
+    roots = _roots(spec)
     full_name = top_level
     for part in rest:
         if spec is None or spec.submodule_search_locations is None:
@@ -61,7 +72,47 @@ def find_module(name: str, extra_folders: Sequence[Path] = ()) -> ModuleLocation
     if spec is None:
         return None
     file = Path(spec.origin).resolve() if spec.origin and spec.origin.endswith(".py") else None
-    return ModuleLocation(name, file, root)
+    return ModuleLocation(name, file, roots)
+
+
+def missing_import(start: str | Path, extra_folders: Sequence[Path] = ()) -> tuple[Path, str] | None:
+    """An import that fails for certain as soon as a module of the project is imported or a script is run.
+
+    Followed are the imports that stand at the top of a module, in no `if`, `try` or function: from module to
+    module, through the project.
+
+    Args:
+        start: a module that is there, or a script.
+        extra_folders: as for `find_module`.
+
+    Returns:
+        The file, and the name of the module that it imports and that is nowhere; None when all is there.
+    """
+    pending: list[tuple[str, Path | None]] = (
+        [(start, None)]
+        if isinstance(start, str)
+        else [(name, start) for name in _certain_imports(start, "__main__")]
+    )
+    seen: set[str] = set()
+    while pending:
+        name, importer = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        parent, _, _ = name.rpartition(".")
+        if parent:
+            pending.append((parent, importer))
+        top_level = find_module(name.partition(".")[0], extra_folders)
+        if top_level is not None and top_level.is_installed:
+            continue  # what an environment's own packages import is their affair
+        location = find_module(name, extra_folders)
+        if location is None:
+            if importer is None:
+                continue
+            return importer, name
+        if location.file is not None:
+            pending += [(found, location.file) for found in _certain_imports(location.file, name)]
+    return None
 
 
 def check_function(import_path: str, location: ModuleLocation, argument: str) -> None:
@@ -79,7 +130,7 @@ def check_function(import_path: str, location: ModuleLocation, argument: str) ->
         return
     wanted = import_path.partition(":")[2].partition(".")[0]
     try:
-        tree = ast.parse(location.file.read_bytes(), filename=str(location.file))
+        tree = ast.parse(read_bytes(location.file), filename=str(location.file))
     except SyntaxError as error:
         raise EntrypointError(
             import_path, f"does not import: {location.file}:{error.lineno}: {error.msg}", argument
@@ -113,12 +164,8 @@ def check_function(import_path: str, location: ModuleLocation, argument: str) ->
 
 def imported_top_levels(source: Path) -> set[str]:
     """Top-level names that a file imports, anywhere in it; none when it cannot be parsed."""
-    try:
-        tree = ast.parse(source.read_bytes())
-    except (SyntaxError, OSError, ValueError):
-        return set()
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _nodes(source):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -126,13 +173,28 @@ def imported_top_levels(source: Path) -> set[str]:
     return names
 
 
+def imports_relatively(source: Path) -> bool:
+    """Whether a file imports from its own package by `from . import ...`, anywhere in it."""
+    return any(isinstance(node, ast.ImportFrom) and node.level for node in _nodes(source))
+
+
+def _nodes(source: Path) -> Iterator[ast.AST]:
+    """Everything in a file; nothing when it cannot be parsed."""
+    try:
+        yield from ast.walk(ast.parse(read_bytes(source)))
+    except (SyntaxError, OSError, ValueError):
+        return
+
+
 def _find_top_level(name: str, extra_folders: Sequence[Path]) -> importlib.machinery.ModuleSpec | None:
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # a module in sys.modules without a spec: __main__
         spec = None
-    if spec is None and extra_folders:
-        spec = importlib.machinery.PathFinder.find_spec(name, [str(folder) for folder in extra_folders])
+    if (spec is None or spec.origin is None) and extra_folders:
+        # A package anywhere comes before folders that merely have its name.
+        path = [*sys.path, *(str(folder) for folder in extra_folders)]
+        spec = importlib.machinery.PathFinder.find_spec(name, path) or spec
     return spec
 
 
@@ -149,14 +211,49 @@ def _find_in(name: str, locations: list[str]) -> importlib.machinery.ModuleSpec 
     return None
 
 
-def _root(spec: importlib.machinery.ModuleSpec | None) -> Path | None:
+def _roots(spec: importlib.machinery.ModuleSpec | None) -> tuple[Path, ...]:
     if spec is None:
-        return None
+        return ()
     if locations := list(spec.submodule_search_locations or ()):
-        return Path(locations[0]).resolve().parent
+        return tuple(dict.fromkeys(Path(location).resolve().parent for location in locations))
     if spec.origin and spec.has_location:
-        return Path(spec.origin).resolve().parent
-    return None
+        return (Path(spec.origin).resolve().parent,)
+    return ()
+
+
+def _is_environment(root: Path) -> bool:
+    """Whether a folder on the path holds what was installed, and not a project."""
+    if {"site-packages", "dist-packages"} & set(root.parts):
+        return True
+    libraries = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+    if any(root.is_relative_to(library) for library in libraries):
+        return True
+    # Airflow puts its folder of settings on the path: they may hold secrets.
+    home = Path(os.path.expandvars(os.environ.get("AIRFLOW_HOME", "~/airflow"))).expanduser()
+    if root == (home / "config").resolve():
+        return True
+    return any(root.glob("*.dist-info"))  # `pip install --target`
+
+
+def _certain_imports(file: Path, module: str) -> set[str]:
+    """Modules that a module imports whatever happens; none where it changes the path of imports."""
+    try:
+        source = read_bytes(file)
+        tree = ast.parse(source)
+    except (SyntaxError, OSError, ValueError):
+        return set()
+    if b"sys.path" in source or b"meta_path" in source:
+        return set()
+    package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    names: set[str] = set()
+    for statement in tree.body:
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            above = package[: len(package) - statement.level + 1] if statement.level else []
+            if name := ".".join([*above, *([statement.module] if statement.module else [])]):
+                names.add(name)
+    return names
 
 
 def _top_level_statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:

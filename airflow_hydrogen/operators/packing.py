@@ -7,7 +7,7 @@ from pathlib import Path
 
 import airflow_hydrogen
 from airflow_hydrogen.contract.errors import InvalidJobError
-from airflow_hydrogen.drivers.zips import write_zip
+from airflow_hydrogen.drivers.zips import files_below, is_file, read_bytes, write_zip
 from airflow_hydrogen.operators.modules import find_module, imported_top_levels
 
 MAX_DATA_FILE_BYTES = 1_000_000
@@ -35,44 +35,41 @@ def project_files(
 ) -> dict[Path, Path]:
     """The project code that a job needs and the cluster cannot have: name in the zip -> file.
 
-    That is the top-level packages of `modules` unless they are installed, and, from the same folders, the
-    packages that these or `sources` import.
+    That is the top-level packages and modules of `modules`, and all that these or `sources` import, unless
+    they are installed: from wherever Python finds them, be it the root of the DAG's bundle, the folder of
+    plugins, a folder beside the DAG file or a zip of DAGs.
 
     Args:
         modules: names of modules that the application imports.
         sources: files whose functions travel by value, such as a DAG file.
-        extra_folders: folders that are searched after `sys.path`: the DAG file's own.
+        extra_folders: folders or zips that are searched after `sys.path`: the DAG file's own.
 
     Raises:
         InvalidJobError: it is too much to travel with every run.
     """
     folders = list(extra_folders)
-    sources = list(sources)
-    roots = {source.resolve().parent for source in sources} | {folder.resolve() for folder in folders}
     pending: set[str] = {name.partition(".")[0] for name in modules}
-    for name in pending:
-        if (location := find_module(name, folders)) and location.root and not location.is_installed:
-            roots.add(location.root)
     for source in sources:
         pending |= imported_top_levels(source)
-    done: set[str] = {airflow_hydrogen.__name__}
+    done: set[str] = set()
     files: dict[Path, Path] = {}
+    total = 0
     while pending - done:
         name = min(pending - done)
         done.add(name)
         location = find_module(name, folders)
-        if location is None or location.root is None or location.is_installed or location.root not in roots:
-            continue
-        found = dict(_package_files(location.root, name))
-        files |= found
-        for file in found.values():
-            if file.suffix == ".py":
-                pending |= imported_top_levels(file)
-    total = sum(file.stat().st_size for file in files.values())
+        for root in location.project_roots if location is not None else ():
+            for inside, file, size in package_files(root, name):
+                if inside in files:
+                    continue  # of two portions of a namespace, the first on the path counts
+                files[inside] = file
+                total += size
+                if file.suffix == ".py":
+                    pending |= imported_top_levels(file)
     if total > MAX_PROJECT_BYTES:
         packages = ", ".join(sorted({file.parts[0] for file in files}))
         raise InvalidJobError(
-            f"the code beside the DAG ({packages}) holds {total / 1e6:.0f} MB, more than the "
+            f"the project's code ({packages}) holds {total / 1e6:.0f} MB, more than the "
             f"{MAX_PROJECT_BYTES / 1e6:.0f} MB that travel with a run; move data out of the package, or "
             "install the package on the cluster"
         )
@@ -84,16 +81,23 @@ def pack_project(target: Path, files: dict[Path, Path]) -> Path:
     return write_zip(target, files.items())
 
 
-def _package_files(root: Path, name: str) -> Iterator[tuple[Path, Path]]:
-    module = root / f"{name}.py"
-    package = root / name
-    if not package.is_dir():
-        yield module.relative_to(root), module
+def package_files(root: Path, name: str) -> Iterator[tuple[Path, Path, int]]:
+    """The files of a top-level package or module: name in a zip, file, bytes.
+
+    Args:
+        root: the folder or zip that holds it.
+        name: the package's.
+    """
+    files = files_below(root / name)
+    if not files:
+        module = root / f"{name}.py"
+        if is_file(module):
+            yield module.relative_to(root), module, len(read_bytes(module))
         return
-    for file in sorted(package.rglob("*")):
+    for file, size in files.items():
         inside = file.relative_to(root)
         hidden = any(part.startswith(".") or part in _SKIPPED_FOLDERS for part in inside.parts)
-        if hidden or file.suffix in _SKIPPED_SUFFIXES or not file.is_file():
+        if hidden or file.suffix in _SKIPPED_SUFFIXES:
             continue
-        if file.suffix == ".py" or file.stat().st_size <= MAX_DATA_FILE_BYTES:
-            yield inside, file
+        if file.suffix == ".py" or size <= MAX_DATA_FILE_BYTES:
+            yield inside, file, size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,16 @@ from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import callable_name, dumps_by_value
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.links.locations import ModelLocationLink, SparkUILink
-from airflow_hydrogen.operators.arguments import as_template, at_least, to_integer, to_source
+from airflow_hydrogen.operators.arguments import (
+    as_template,
+    at_least,
+    refuse_callable,
+    to_integer,
+    to_mapping,
+    to_source,
+    to_texts,
+    to_uri,
+)
 from airflow_hydrogen.operators.base import HydrogenOperator
 from airflow_hydrogen.operators.gang_conf import gang_conf
 
@@ -111,6 +121,7 @@ class HorovodTrainOperator(HydrogenOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        refuse_callable("prepare", prepare)
         # Airflow calls a callable in a template field to render it: the field holds the callable's name.
         self._callable = entrypoint if callable(entrypoint) else None
         self.entrypoint = callable_name(entrypoint) if callable(entrypoint) else entrypoint
@@ -141,18 +152,18 @@ class HorovodTrainOperator(HydrogenOperator):
     @property
     def output_location(self) -> str:
         """Where the model is published."""
-        return self.model_uri
+        return to_uri("model_uri", self.model_uri)
 
     def _build_job(self, run: Run, report_uri: str, cluster_mode: bool) -> TrainJob:
-        return TrainJob(
+        job = TrainJob(
             entrypoint=self._entrypoint(cluster_mode),
             entrypoint_kwargs=self._keyword_arguments(),
-            entrypoint_args=[str(argument) for argument in self.entrypoint_args or ()],
+            entrypoint_args=to_texts("entrypoint_args", self.entrypoint_args or ()),
             np=to_integer("np", self.np),
             datasets=self._sources(),
             prepare=self.prepare or None,
-            prepare_kwargs=dict(self.prepare_kwargs or {}),
-            model_uri=self.model_uri,
+            prepare_kwargs=to_mapping("prepare_kwargs", self.prepare_kwargs),
+            model_uri=self.output_location,
             report_uri=report_uri,
             run=run,
             keep_checkpoints=self.keep_checkpoints,
@@ -167,9 +178,10 @@ class HorovodTrainOperator(HydrogenOperator):
                 port_range=self.port_range,
             ),
         )
+        return dataclasses.replace(job, code=self._code_hashes())
 
     def _keyword_arguments(self) -> dict[str, Any]:
-        return dict(self.entrypoint_kwargs or {})
+        return to_mapping("entrypoint_kwargs", self.entrypoint_kwargs)
 
     def _entrypoint(self, cluster_mode: bool) -> Entrypoint:
         if self._callable is not None:
@@ -182,8 +194,12 @@ class HorovodTrainOperator(HydrogenOperator):
             return Entrypoint(kind="script", value=path, name=entrypoint.name)
         return entrypoint
 
+    def _code_hashes(self) -> dict[str, str]:
+        named = {"entrypoint": self._callable or self.entrypoint, "prepare": self.prepare}
+        return {part: found for part, code in named.items() if code and (found := self._code.hash(code))}
+
     def _sources(self) -> dict[str, Source]:
-        found = dict(self.datasets or {})
+        found = to_mapping("datasets", self.datasets)
         for name, value in (("train", self.train_data), ("validation", self.validation_data)):
             if value is None:
                 continue
@@ -220,6 +236,13 @@ class HorovodTrainOperator(HydrogenOperator):
 
     def _result(self, report: TrainReport) -> Any:
         return report.model_uri if report.model_uri is not None else report.result
+
+    def _texts(self) -> list[Any]:
+        datasets = self.datasets.values() if isinstance(self.datasets, Mapping) else ()
+        return [*super()._texts(), self.entrypoint_args, self.train_data, self.validation_data, *datasets]
+
+    def _location(self, report: TrainReport) -> str | None:
+        return report.model_uri
 
     def _asset_extra(self, report: TrainReport) -> dict[str, Any]:
         return {"model_uri": report.model_uri, "metrics": dict(report.metrics)}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from airflow_hydrogen.contract.code import hash_callable
 from airflow_hydrogen.contract.errors import EntrypointError, InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint
@@ -111,7 +112,12 @@ def rank_task(main: Callable[..., Any] | str, args: tuple[str, ...], kwargs: dic
             )
         name = getattr(main, "__qualname__", repr(main))
         bound = functools.partial(main, **kwargs) if kwargs else main
-        return RankTask(Entrypoint.pickled(dumps_by_value(bound), name))
+        code = hash_callable(main).digest
+        return RankTask(
+            Entrypoint.pickled(dumps_by_value(bound), name),
+            fingerprint=code,
+            parts={"code of entrypoint": code},
+        )
     if not isinstance(main, str):
         raise EntrypointError(repr(main), f"is a {type(main).__name__}")
     entrypoint = Entrypoint.parse(main)

@@ -225,6 +225,7 @@ def _train(
         events_uri=uris.join(uri, EVENTS),
         publish_uri=staged_uri,
         fingerprint=job.fingerprint(),
+        parts=job.parts(),
     )
     runner = HorovodRunner(job.np, **job.gang.to_dict())
     print(f"training {job.entrypoint.name} on {size} ranks", flush=True)

@@ -29,8 +29,9 @@ JOBS = {
         np=2,
         datasets={
             "train": Source.sql(
-                "select * from f join w using (origin)",
-                f=Source.parquet("/lake/flights", where="ds < '2013-07-01'"),
+                "select * from f join w using (origin) where w.temp > :temp",
+                query_args={"temp": 32.0},
+                f=Source.parquet("/lake/flights", where="ds < :day", where_args={"day": "2013-07-01"}),
                 w=Source.csv("/lake/weather", sep=";"),
             )
         },
@@ -39,6 +40,7 @@ JOBS = {
         model_uri="/models/flight_delay",
         report_uri="/tmp/report.json",
         run=RUN,
+        code={"entrypoint": "ab" * 32, "prepare": "cd" * 32},
         gang=GangOptions(max_restarts=2, min_np=1, gpus_per_process=1, port_range="40000-40100"),
     ),
     "train_job_callable": TrainJob(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -405,3 +406,65 @@ def test_a_model_that_does_not_fit_the_dataset_is_not_published(tmp_path):
     ):
         publish(dense([[1.0], [1.0]]), str(tmp_path / "m"), matrix_layout("a", "b", "c"))
     assert not pathlib.Path(tmp_path / "m").exists()
+
+
+# --- values in conditions and queries ----------------------------------------------------------------
+
+HOSTILE = "x' or reflect('java.lang.System', 'setProperty', 'hydrogen.owned', 'yes') is not null or 'a' = '"
+
+
+@pytest.fixture
+def days(tmp_path):
+    """Two days of rows, as Hive partitions them."""
+    for day in ("2013-01-01", "2013-01-02"):
+        (tmp_path / "days" / f"ds={day}").mkdir(parents=True)
+        write(tmp_path / "days" / f"ds={day}" / "part.parquet", a=[1.0, 2.0], carrier=["AA", "it's"])
+    return str(tmp_path / "days")
+
+
+def test_bound_values_are_never_read_as_sql(spark, days):
+    java = spark.sparkContext._jvm.java.lang.System
+    by_template = Source.parquet(days, where=f"carrier = '{HOSTILE}'")
+    assert sources.read(spark, by_template).count() == 4  # what a template in the text does
+    assert java.clearProperty("hydrogen.owned") == "yes"
+    for source in (
+        Source.parquet(days, where="carrier = :carrier -- of the form", where_args={"carrier": HOSTILE}),
+        Source.sql(
+            "select * from d where carrier = :carrier",
+            query_args={"carrier": HOSTILE},
+            d=Source.parquet(days),
+        ),
+    ):
+        assert sources.read(spark, source).count() == 0
+    assert java.getProperty("hydrogen.owned") is None
+    quoted = Source.parquet(days, where="carrier = :carrier", where_args={"carrier": "it's"})
+    assert sources.read(spark, quoted).count() == 2
+
+
+def test_bound_values_prune_partitions_and_are_pushed_down(spark, days):
+    def scan(source):
+        frame = sources.read(spark, source)
+        assert frame.count() == 1
+        plan = frame._jdf.queryExecution().executedPlan().toString()
+        filters = [
+            plan.split(f"{part}: [")[1].split("]")[0] for part in ("PartitionFilters", "PushedFilters")
+        ]
+        return re.sub(r"#\d+", "", " ".join(filters))
+
+    bound = Source.parquet(
+        days,
+        where="ds between :first and :last and a > :a",
+        where_args={"first": "2013-01-02", "last": "2014-01-01", "a": 1},
+    )
+    written = Source.parquet(days, where="ds between '2013-01-02' and '2014-01-01' and a > 1")
+    assert scan(bound) == scan(written)
+    assert "ds >= 2013-01-02" in scan(bound) and "GreaterThan(a,1.0)" in scan(bound)
+
+
+@pytest.mark.parametrize("values", [{}, {"first": "2013-01-01"}])
+def test_names_without_a_value_are_a_source_error(spark, days, values):
+    with pytest.raises(SourceError, match=r"UNBOUND_SQL_PARAMETER.* `?last`?"):
+        sources.read(spark, Source.parquet(days, where="ds < :last", where_args=values))
+    query = Source.sql("select * from d where ds < :last", query_args=values, d=Source.parquet(days))
+    with pytest.raises(SourceError, match=r"UNBOUND_SQL_PARAMETER.* `?last`?"):
+        sources.read(spark, query)

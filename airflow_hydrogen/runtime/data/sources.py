@@ -23,6 +23,7 @@ _FILES_PER_RANK = 4
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 _MAX_ROW_GROUP_BYTES = 256 * 1024 * 1024
 _MARKER = "_STAGED.json"
+_FILTERED = "airflow_hydrogen_rows"
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,16 @@ def read(spark: SparkSession, source: Source) -> DataFrame:
     from pyspark.errors import AnalysisException, ParseException
 
     try:
-        frame = _READERS[source.kind](spark, source)
-        return frame if source.where is None else frame.where(source.where)
+        if source.where is None:
+            return _READERS[source.kind](spark, source)
+        if not source.where_args:
+            return _READERS[source.kind](spark, source).where(source.where)
+        # `DataFrame.where` binds nothing: ask a view, in a session of its own.
+        session = spark.newSession()
+        _READERS[source.kind](session, source).createOrReplaceTempView(_FILTERED)
+        # On lines of its own, so that a comment at the end of the condition ends with it.
+        condition = f"SELECT * FROM {_FILTERED} WHERE (\n{source.where}\n)"
+        return session.sql(condition, args=dict(source.where_args))
     except (AnalysisException, ParseException) as error:
         raise SourceError(describe(source), str(error).strip().splitlines()[0]) from error
 
@@ -145,6 +154,8 @@ def count_rows(uri: str) -> int:
 def describe(source: Source) -> str:
     """How messages call a source."""
     where = f" where {source.where}" if source.where else ""
+    if values := {**source.where_args, **source.query_args}:
+        where += f" with {', '.join(f'{name}={value!r}' for name, value in values.items())}"
     return f"sql {source.query!r}{where}" if source.kind == "sql" else f"{source.kind} {source.uri!r}{where}"
 
 
@@ -199,7 +210,7 @@ def _read_sql(spark: SparkSession, source: Source) -> DataFrame:
     session = spark.newSession()
     for name, table in source.tables.items():
         read(session, table).createOrReplaceTempView(name)
-    return session.sql(source.query)
+    return session.sql(source.query, args=dict(source.query_args))
 
 
 _READERS: dict[str, Callable[[SparkSession, Source], DataFrame]] = {

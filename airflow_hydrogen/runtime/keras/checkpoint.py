@@ -84,7 +84,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
             return
         number = _trainings[uri]
         _trainings[uri] += 1
-        self._store = CheckpointStore(uris.join(uri, f"fit-{number}"), context.fingerprint)
+        self._store = CheckpointStore(uris.join(uri, f"fit-{number}"), context.fingerprint, context.parts)
         checkpoint = self._store.latest() if context.rank == 0 else None
         where = (
             [checkpoint.step, checkpoint.state["epoch"], checkpoint.state["batch"]] if checkpoint else [0] * 3

@@ -29,6 +29,7 @@ class TrainContext:
         checkpoints_uri: folder of the checkpoints, or None where the job keeps none.
         events_uri: folder for TensorBoard's event files, or None.
         fingerprint: the job's; a checkpoint of another job is not resumed.
+        parts: of the job, by which the log says what has changed.
         attempt: 0 for the first start of the gang within the application.
         history: what rank 0 reported so far, one mapping a line.
         resumed_from_epoch: set by the checkpoint callback when it restored one.
@@ -46,6 +47,7 @@ class TrainContext:
     checkpoints_uri: str | None = None
     events_uri: str | None = None
     fingerprint: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict, repr=False)
     attempt: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     resumed_from_epoch: int | None = None

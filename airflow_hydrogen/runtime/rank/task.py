@@ -27,6 +27,7 @@ class RankTask:
         checkpoints_uri, events_uri: where they go; None keeps none.
         publish_uri: folder for the model that `main` returns on rank 0; None returns the value itself.
         fingerprint: the job's.
+        parts: of the job, by which the log says what has changed.
         attempt: which start of the gang this is, from 0.
         beat_s: seconds from one sign of life of a rank to the next.
     """
@@ -40,6 +41,7 @@ class RankTask:
     events_uri: str | None = None
     publish_uri: str | None = None
     fingerprint: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 0
     beat_s: float = 5.0
 

@@ -109,6 +109,7 @@ def _context(task: RankTask, placement: Placement, pipe: Pipe) -> contexts.Train
         checkpoints_uri=task.checkpoints_uri,
         events_uri=task.events_uri,
         fingerprint=task.fingerprint,
+        parts=task.parts,
         attempt=task.attempt,
         on_report=lambda metrics, seconds_left: pipe.send("report", (metrics, seconds_left)),
     )

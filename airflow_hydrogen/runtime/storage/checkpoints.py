@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_hydrogen.contract.errors import CheckpointError
+from airflow_hydrogen.contract.jobs import describe_changes
 from airflow_hydrogen.runtime.storage import filesystems, swap, uris
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
 
@@ -39,6 +40,7 @@ class Checkpoint:
         uri: where it lies.
         step: what it was saved as; a later one has a larger step.
         fingerprint: of the job that saved it.
+        parts: hashes of the parts of that job.
         state: what was handed to `save` beside the files.
         files: name -> sha256.
     """
@@ -48,6 +50,7 @@ class Checkpoint:
     fingerprint: str
     state: Mapping[str, Any]
     files: Mapping[str, str] = field(repr=False)
+    parts: Mapping[str, str] = field(repr=False)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -66,11 +69,13 @@ class CheckpointStore:
     Args:
         uri: the folder: a path, `file://`, or what `storage/filesystems.py` knows. It need not exist.
         fingerprint: the job's, written into every checkpoint.
+        parts: hashes of the job's parts, written beside it, so that another job can say what has changed.
     """
 
-    def __init__(self, uri: str, fingerprint: str = "") -> None:
+    def __init__(self, uri: str, fingerprint: str = "", parts: Mapping[str, str] | None = None) -> None:
         self.uri = uris.canonical(uri)
         self.fingerprint = fingerprint
+        self.parts = dict(parts or {})
 
     def save(self, step: int, write: Callable[[Path], None], state: Mapping[str, Any]) -> Checkpoint:
         """Write one checkpoint; one of the same step is replaced.
@@ -94,6 +99,7 @@ class CheckpointStore:
                     "format_version": FORMAT_VERSION,
                     "step": step,
                     "fingerprint": self.fingerprint,
+                    "parts": self.parts,
                     "files": files,
                     "state": dict(state),
                 }
@@ -126,6 +132,7 @@ class CheckpointStore:
             None if there is none.
         """
         wanted = self.fingerprint if fingerprint is None else fingerprint
+        others = 0
         for step in self.steps():
             uri = uris.join(self.uri, f"step-{step:08d}")
             try:
@@ -135,12 +142,15 @@ class CheckpointStore:
                 continue
             if checkpoint.fingerprint == wanted:
                 return checkpoint
+            others += 1
+            changes = describe_changes(checkpoint.parts, self.parts)
             log.warning(
-                "checkpoint %r is another job's (fingerprint %r, this job has %r): not resumed",
+                "checkpoint %r is another job's (%s): not resumed",
                 uri,
-                checkpoint.fingerprint,
-                wanted,
+                changes or f"fingerprint {checkpoint.fingerprint!r}, this job has {wanted!r}",
             )
+        if others:
+            log.warning("no checkpoint at %r is this job's: the training starts from the beginning", self.uri)
         return None
 
     def prune(self, keep: int) -> None:
@@ -227,7 +237,14 @@ def verify(uri: str) -> Checkpoint:
 
 def _checkpoint(uri: str, manifest: Mapping[str, Any]) -> Checkpoint:
     files = {name: str(description["sha256"]) for name, description in manifest["files"].items()}
-    return Checkpoint(uri, int(manifest["step"]), str(manifest["fingerprint"]), manifest["state"], files)
+    return Checkpoint(
+        uri=uri,
+        step=int(manifest["step"]),
+        fingerprint=str(manifest["fingerprint"]),
+        state=manifest["state"],
+        files=files,
+        parts=dict(manifest["parts"]),
+    )
 
 
 @contextmanager

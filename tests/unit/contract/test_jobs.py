@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -44,7 +45,7 @@ def inference_job(**changes):
                 "train": Source.sql(
                     "select * from a join b using (k)", a=Source.csv("/a", sep=";"), b=Source.json("/b")
                 ),
-                "validation": Source.parquet("/v", where="x > 1"),
+                "validation": Source.parquet("/v", where="x > :x and ok", where_args={"x": 1.5}),
             },
             prepare="flights.features:prepare",
             prepare_kwargs={"lake": "/lake"},
@@ -60,6 +61,12 @@ def test_a_job_survives_its_file(job):
     assert jobs.loads(jobs.dumps(job)) == job
 
 
+def test_folders_of_a_partition_keep_their_order():
+    partition = {"year": "2013", "month": "01", "day": "02"}
+    job = jobs.loads(jobs.dumps(inference_job(sink=Sink.parquet("/scores", partition=partition))))
+    assert list(job.sink.partition) == ["year", "month", "day"]
+
+
 def test_the_fingerprint_is_the_same_for_every_try_and_another_for_another_job():
     first = train_job()
     assert (
@@ -68,6 +75,40 @@ def test_the_fingerprint_is_the_same_for_every_try_and_another_for_another_job()
     )
     assert first.fingerprint() != train_job(np=3).fingerprint()
     assert first.fingerprint() != train_job(entrypoint_kwargs={"epochs": 4}).fingerprint()
+
+
+def test_code_decides_the_fingerprint_by_its_hash_alone():
+    job = train_job(entrypoint=Entrypoint.pickled(b"bytes", "main"), code={"entrypoint": "ab"})
+    again = train_job(entrypoint=Entrypoint.pickled(b"the same code", "main"), code={"entrypoint": "ab"})
+    assert job.fingerprint() == again.fingerprint()
+    changed = train_job(entrypoint=Entrypoint.pickled(b"bytes", "main"), code={"entrypoint": "cd"})
+    assert job.fingerprint() != changed.fingerprint()
+    assert job.fingerprint() != train_job(entrypoint=Entrypoint.pickled(b"bytes", "main")).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "description"),
+    [
+        ({}, ""),
+        ({"code": {"entrypoint": "cd"}}, "code of entrypoint has changed"),
+        (
+            {"code": {"entrypoint": "ab", "prepare": "x"}, "prepare": "a:b"},
+            "code of prepare and prepare have changed",
+        ),
+        (
+            {"np": 3, "entrypoint_kwargs": {"a": 1}, "code": {}},
+            "code of entrypoint, entrypoint_kwargs and np have changed",
+        ),
+        ({"datasets": {"train": Source.parquet("/other")}}, "datasets has changed"),
+        ({"gang": GangOptions(max_restarts=7), "report_uri": "/elsewhere", "run": None}, ""),
+    ],
+)
+def test_what_changed_in_a_job_is_said(changes, description):
+    first = train_job(code={"entrypoint": "ab"})
+    changed = dataclasses.replace(first, **changes)
+    assert jobs.describe_changes(first.parts(), changed.parts()) == description
+    assert (first.fingerprint() == changed.fingerprint()) == (description == "")
+    assert jobs.describe_changes({}, changed.parts()) == ""
 
 
 @pytest.mark.parametrize(
@@ -109,6 +150,26 @@ def test_whatever_is_json_is_accepted(value):
         (lambda: train_job(gang=GangOptions(min_np=3)), "min_np must be at most np=2, found 3"),
         (lambda: Entrypoint.parse("train"), "entrypoint 'train' is neither 'package.module:function' nor"),
         (lambda: Source.parquet(""), "a parquet source needs the URI"),
+        (
+            lambda: Source.parquet("/a", where_args={"x": 1}),
+            "where_args are values of the names in where, which is not given",
+        ),
+        (
+            lambda: Source.csv("/a", where="x = :x", where_args={":x": 1}),
+            "where_args has the name ':x'; the name of :day is 'day'",
+        ),
+        (
+            lambda: Source.json("/a", where="x = :x", where_args={"x": [1]}),
+            r"where_args\['x'\] must be a string, a number, a boolean or None, found \[1\]",
+        ),
+        (
+            lambda: Source.sql("select :x from t", query_args={"x": float("nan")}, t=Source.csv("/t")),
+            r"query_args\['x'\] must be JSON: nan",
+        ),
+        (
+            lambda: Source.from_dict({"kind": "csv", "uri": "/a", "where": "a", "where_args": "x"}),
+            "where_args must be a mapping of names to values, found 'x'",
+        ),
         (lambda: Source.sql("select 1"), "a SQL source needs a query and at least one table"),
         (
             lambda: Source.from_dict({"kind": "parquet", "uri": "/a", "wher": "x"}),
@@ -133,7 +194,7 @@ def test_arguments_that_cannot_work(make, message):
 
 def test_a_job_of_another_version_is_refused():
     document = {**train_job().to_dict(), "contract_version": 99}
-    with pytest.raises(ContractVersionError, match="contract version 99, this side speaks 2"):
+    with pytest.raises(ContractVersionError, match="contract version 99, this side speaks 3"):
         jobs.loads(json.dumps(document))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from airflow.sdk import Asset, Connection
+from airflow.sdk import DAG, Asset, AssetAlias, Connection
 
 from airflow_hydrogen.contract.errors import NotAModelError
 from airflow_hydrogen.contract.jobs import Sink, Source
@@ -41,6 +42,67 @@ def test_job_holds_the_rendered_arguments() -> None:
     assert job.output_columns == {"delay": "predicted"}
     assert job.prepare_kwargs == {"day": "2013-01-02"}
     assert ran.return_value == "/scored/ds=2013-01-02"
+
+
+def test_native_rendering_keeps_the_text_of_a_partition() -> None:
+    dag = DAG("flights", render_template_as_native_obj=True)
+    partition = {"ds": "{{ ds_nodash }}", "month": "{{ '2024_01' }}", "hour": "{{ '00' }}"}
+    task = operator(
+        dag=dag,
+        source=Source.parquet("/lake/ds={{ ds_nodash }}"),
+        sink=Sink.parquet("/scored", partition=partition),
+        keep_columns=["{{ '1' }}"],
+        output_columns={"delay": "{{ '2' }}"},
+        batch_rows="{{ 512 }}",
+    )
+    with fake_spark_submit() as submissions:
+        ran = run_task(task, ds_nodash="20240102")
+    job = submissions[0].job
+    assert job.sink.partition == {"ds": "20240102", "month": "2024_01", "hour": "00"}
+    assert (list(job.keep_columns), job.output_columns, job.batch_rows) == (["1"], {"delay": "2"}, 512)
+    assert ran.return_value == "/scored/ds=20240102/month=2024_01/hour=00"
+
+
+def test_partition_of_another_task_may_be_a_number_or_a_date() -> None:
+    dag = DAG("flights", render_template_as_native_obj=True)
+    given = {"uri": "/scored", "partition": {"ds": datetime.date(2024, 1, 2), "hour": 5}}
+    with fake_spark_submit() as submissions:
+        run_task(operator(dag=dag, sink="{{ params.sink }}"), params={"sink": given}, ds="1")
+    assert submissions[0].job.sink.partition == {"ds": "2024-01-02", "hour": "5"}
+
+
+def test_mapped_tasks_keep_the_text_of_a_partition() -> None:
+    with DAG("flights", render_template_as_native_obj=True):
+        mapped = ArrowInferenceOperator.partial(
+            task_id="score", model_uri="/m", source=Source.parquet("/lake").to_dict()
+        ).expand(sink=[Sink.parquet("/scored", partition={"ds": "{{ ds_nodash }}"}).to_dict()])
+    task = mapped.unmap({"sink": Sink.parquet("/scored", partition={"ds": "{{ ds_nodash }}"}).to_dict()})
+    with fake_spark_submit() as submissions:
+        run_task(task, ds_nodash="20240102", map_index=0)
+    assert submissions[0].job.sink.partition == {"ds": "20240102"}
+
+
+@pytest.mark.parametrize("argument", ["prepare", "predictor"])
+def test_functions_are_given_by_their_import_path(argument: str) -> None:
+    message = rf"{argument} must be 'package.module:function', found the callable {__name__}:operator: it is"
+    with pytest.raises(TypeError, match=message):
+        operator(**{argument: operator})
+
+
+@pytest.mark.parametrize(
+    ("output_uri", "asset"),
+    [
+        ("/scored/ds=1", "file:///scored/ds=1"),
+        ("s3a://lake/scored/ds=1/", "s3://lake/scored/ds=1"),
+        ("hdfs://nn/scored/a#b c", "hdfs://nn/scored/a%23b%20c"),
+    ],
+)
+def test_alias_stands_for_the_partition_that_was_written(output_uri: str, asset: str) -> None:
+    with fake_spark_submit(InferenceReport(output_uri=output_uri, model_uri="/m", rows=3)):
+        ran = run_task(operator(outlets=[AssetAlias("scores")]), ds="1")
+    assert list(ran.alias_events["scores"]) == [asset]
+    extra = ran.alias_events["scores"][asset]
+    assert (extra["output_uri"], extra["rows"], extra["run"]["task_id"]) == (output_uri, 3, "score")
 
 
 def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +152,12 @@ def test_failure_that_a_retry_cannot_mend() -> None:
         ({"sink": "/scored"}, r"sink must be a Sink, such as Sink.parquet\(uri\).*found '/scored'"),
         ({"sink": {"url": "x"}}, r"sink: Sink has no url; expected uri, partition"),
         ({"sink": {"uri": "/s", "partition": {"ds": ""}}}, r"sink: sink partition 'ds' must be a string"),
-        ({"keep_columns": "a"}, r"keep_columns must be a list of column names, found 'a'"),
+        ({"keep_columns": "a"}, r"keep_columns must be a list of strings, found 'a'"),
+        ({"output_columns": {"p": None}}, r"output_columns\['p'\] must be a string, found None"),
+        (
+            {"sink": {"uri": "/s", "partition": {"ds": None}}},
+            r"sink partition 'ds' must be a string, found None; a template of a DAG with render",
+        ),
         (
             {"predictor": "flno.such:load"},
             r"predictor 'flno.such:load' does not import: no module 'flno.such'",

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract.errors import EntrypointError
-from airflow_hydrogen.operators.modules import check_function, find_module, imported_top_levels
+from airflow_hydrogen.operators.modules import (
+    check_function,
+    find_module,
+    imported_top_levels,
+    missing_import,
+)
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_modules_are_found_without_importing_them(project: Path, name: str, file: str) -> None:
     location = find_module(name)
     assert location is not None
-    assert (location.file, location.root) == (project / file, project)
+    assert (location.file, location.roots) == (project / file, (project,))
     assert not location.is_installed
     assert not {"fltrain", "flspace", "flscript"} & set(sys.modules)
 
@@ -55,9 +60,34 @@ def test_folder_of_the_dag_comes_after_the_path(tmp_path: Path) -> None:
     (tmp_path / "fl_beside_dag.py").write_text("")
     (tmp_path / "json.py").write_text("")
     beside = find_module("fl_beside_dag", [tmp_path])
-    assert beside is not None and beside.root == tmp_path
+    assert beside is not None and beside.roots == (tmp_path,)
     standard = find_module("json", [tmp_path])
-    assert standard is not None and standard.is_installed and standard.root != tmp_path
+    assert standard is not None and standard.is_installed and standard.roots != (tmp_path,)
+
+
+def test_package_beside_the_dag_comes_before_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere" / "flnamed").mkdir(parents=True)
+    (tmp_path / "dags" / "flnamed").mkdir(parents=True)
+    (tmp_path / "dags" / "flnamed" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    location = find_module("flnamed", [tmp_path / "dags"])
+    assert location is not None and location.roots == (tmp_path / "dags",)
+
+
+def test_folders_of_environments_and_settings_are_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "target" / "other-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "plugins").mkdir()
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    for folder in ("target", "config", "plugins"):
+        (tmp_path / folder / f"fl{folder}.py").write_text("")
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    locations = {name: find_module(f"fl{name}") for name in ("target", "config", "plugins")}
+    assert {name for name, found in locations.items() if found and not found.is_installed} == {"plugins"}
 
 
 @pytest.mark.parametrize("name", ["json", "sys", "pytest", "airflow"])
@@ -115,6 +145,32 @@ def test_argument_is_named(tmp_path: Path) -> None:
     assert location is not None
     with pytest.raises(EntrypointError, match=r"^prepare 'flmodule:join' .* expected 'package.module:"):
         check_function("flmodule:join", location, "prepare")
+
+
+def test_first_import_that_is_nowhere_is_found(tmp_path: Path) -> None:
+    files = {
+        "flproject/__init__.py": "",
+        "flproject/train.py": "from . import net\nfrom flproject.data import read\nimport os.path, json",
+        "flproject/net.py": "try:\n    import flfast\nexcept ImportError: pass\ndef f(): import flmissing",
+        "flproject/data.py": "from flproject.deep.files import x",
+        "flproject/unused.py": "import flmissing",
+        "flproject/deep/files.py": "import flnowhere.helpers",
+        "flscript.py": "import flproject.unused",
+        "flpath.py": "import sys; sys.path.insert(0, 'lib')\nimport flnowhere",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = missing_import("flproject.train", [tmp_path])
+    assert found is not None and found[0] == tmp_path / "flproject/deep/files.py"
+    assert found[1].startswith("flnowhere")
+    (tmp_path / "flproject/deep/files.py").write_text("")
+    assert missing_import("flproject.train", [tmp_path]) is None
+    assert missing_import(tmp_path / "flscript.py", [tmp_path]) == (
+        tmp_path / "flproject/unused.py",
+        "flmissing",
+    )
+    assert missing_import(tmp_path / "flpath.py", [tmp_path]) is None
 
 
 def test_imports_of_a_file(project: Path, tmp_path: Path) -> None:

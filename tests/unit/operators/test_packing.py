@@ -93,6 +93,73 @@ def test_callables_bring_the_modules_beside_their_dag_file(tmp_path: Path) -> No
     assert sorted(map(str, files)) == ["flhelpers.py", "fllate.py"]
 
 
+def test_modules_at_the_root_of_a_bundle_travel_with_a_dag_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write(
+        tmp_path / "bundle",
+        {
+            "team/dag.py": "from flroothelpers import units\nimport flplugin, json, pytest, airflow",
+            "flroothelpers.py": "import flrootpackage.deep",
+            "flrootpackage/deep.py": "",
+            "flrootpackage/names.csv": "a",
+            "flrootunused.py": "",
+            "json.py": "",
+        },
+    )
+    plugins = write(tmp_path / "plugins", {"flplugin.py": ""})
+    # As Airflow does: at the end.
+    monkeypatch.setattr(sys, "path", [*sys.path, str(bundle), str(plugins)])
+    files = project_files([], [bundle / "team" / "dag.py"], [bundle / "team"])
+    assert sorted(map(str, files)) == [
+        "flplugin.py",
+        "flroothelpers.py",
+        "flrootpackage/deep.py",
+        "flrootpackage/names.csv",
+    ]
+
+
+def test_namespace_package_travels_without_its_installed_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (
+        "bundle/flspread/here.py",
+        "site-packages/flspread/installed.py",
+        "more/flspread/there.py",
+    ):
+        write(tmp_path, {folder: ""})
+        monkeypatch.setattr(sys, "path", [*sys.path, str((tmp_path / folder).parents[1])])
+    write(tmp_path, {"more/flspread/here.py": "other"})
+    files = project_files(["flspread.here"], [], [])
+    assert files == {
+        Path("flspread/here.py"): tmp_path / "bundle/flspread/here.py",
+        Path("flspread/there.py"): tmp_path / "more/flspread/there.py",
+    }
+
+
+def test_modules_in_a_zip_of_dags_travel(tmp_path: Path) -> None:
+    dags = tmp_path / "dags.zip"
+    with zipfile.ZipFile(dags, "w") as archive:
+        archive.writestr("dag.py", "from flzipped import units\nimport flzippedmodule")
+        archive.writestr("flzipped/__init__.py", "import flzippedtoo")
+        archive.writestr("flzipped/units.py", "")
+        archive.writestr("flzipped/names.csv", "a")
+        archive.writestr("flzipped/big.bin", b"0" * (packing.MAX_DATA_FILE_BYTES + 1))
+        archive.writestr("flzippedmodule.py", "")
+        archive.writestr("flzippedtoo.py", "x = 1")
+        archive.writestr("flzippedunused.py", "")
+    files = project_files([], [dags / "dag.py"], [dags])
+    packed = zipfile.ZipFile(pack_project(tmp_path / "project.zip", files))
+    assert packed.namelist() == [
+        "flzipped/__init__.py",
+        "flzipped/names.csv",
+        "flzipped/units.py",
+        "flzippedmodule.py",
+        "flzippedtoo.py",
+    ]
+    assert packed.read("flzippedtoo.py") == b"x = 1"
+
+
 def test_installed_packages_stay_at_home() -> None:
     assert project_files(["json.decoder", "pytest", "airflow_hydrogen.runtime"], [], []) == {}
 
@@ -100,6 +167,6 @@ def test_installed_packages_stay_at_home() -> None:
 def test_too_much_project_code_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"flpack/__init__.py": "x = 1" * 1000})
     monkeypatch.setattr(packing, "MAX_PROJECT_BYTES", 1000)
-    message = r"the code beside the DAG \(flpack\) holds 0 MB, more than .*install the package on the cluster"
+    message = r"the project's code \(flpack\) holds 0 MB, more than .*install the package on the cluster"
     with pytest.raises(InvalidJobError, match=message):
         project_files(["flpack"], [], [tmp_path])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
+import importlib
 import inspect
 import math
 import os
 import stat
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from airflow_hydrogen.operators.hook_options import HOOK_OPTIONS
 from airflow_hydrogen.operators.train import HorovodTrainOperator
 from airflow_hydrogen.testing import TaskRun, fake_spark_submit, run_task, spark_ui_line
 
+HOSTILE = "' or reflect('java.lang.System', 'exit', 1) = '"
 STANDALONE = Connection(conn_id="spark_default", conn_type="spark", host="spark://master", port=7077)
 
 
@@ -46,22 +50,34 @@ def test_job_holds_the_rendered_arguments() -> None:
     task = operator(
         entrypoint_kwargs={"epochs": "{{ params.epochs }}", "nested": ["{{ ds }}"]},
         np="{{ params.np }}",
-        train_data=Source.parquet("s3://lake/flights", where="ds < '{{ ds }}'"),
+        train_data=Source.parquet("s3://lake/flights", where="ds < :day", where_args={"day": "{{ ds }}"}),
         validation_data={"kind": "csv", "uri": "/later/{{ ds }}.csv"},
-        datasets={"weather": Source.sql("select * from w", w=Source.parquet("/w/{{ ds }}"))},
+        datasets={
+            "weather": Source.sql(
+                "select * from w where at > :at",
+                query_args={"at": "{{ params.at }}"},
+                w=Source.parquet("/w/{{ ds }}"),
+            )
+        },
         prepare_kwargs={"day": "{{ ds }}"},
         keep_checkpoints=True,
         driver_log_verbosity="log_callback_only",
         start_timeout_s=5,
     )
     with fake_spark_submit() as submissions:
-        ran = run_task(task, ds="2013-02-01", params={"np": 4, "epochs": 3}, run_id="manual__1")
+        ran = run_task(
+            task, ds="2013-02-01", params={"np": 4, "epochs": 3, "at": HOSTILE}, run_id="manual__1"
+        )
     job = submissions[0].job
     assert ran.return_value == job.model_uri == "/models/manual__1"
     assert (job.np, job.entrypoint_kwargs) == (4, {"epochs": "3", "nested": ["2013-02-01"]})
-    assert job.datasets["train"] == Source.parquet("s3://lake/flights", where="ds < '2013-02-01'")
+    assert job.datasets["train"] == Source.parquet(
+        "s3://lake/flights", where="ds < :day", where_args={"day": "2013-02-01"}
+    )
     assert job.datasets["validation"].uri == "/later/2013-02-01.csv"
     assert job.datasets["weather"].tables["w"].uri == "/w/2013-02-01"
+    weather = job.datasets["weather"]
+    assert (weather.query, weather.query_args) == ("select * from w where at > :at", {"at": HOSTILE})
     assert (job.prepare_kwargs, job.keep_checkpoints) == ({"day": "2013-02-01"}, True)
     assert (job.gang.driver_log_verbosity, job.gang.start_timeout_s) == ("log_callback_only", 5)
     assert submissions[0].option("--name") == "airflow-hydrogen.test_dag__train__manual__1"
@@ -73,6 +89,44 @@ def test_callable_travels_inside_the_job() -> None:
     entrypoint = submissions[0].job.entrypoint
     assert (entrypoint.kind, entrypoint.name) == ("callable", f"{__name__}:main")
     assert pickling.loads(entrypoint.pickle)() == 7
+
+
+def test_change_of_code_is_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "flhashed/train.py": "import flhashedhelper\ndef main(): pass",
+        "flhashed/prepare.py": "def join(spark, frame): return frame",
+        "flhashedhelper.py": "x = 1",
+        "flhashedscript.py": "import flhashedhelper",
+        "flhasheddag.py": "import flhashedhelper\ndef main(): return flhashedhelper.x",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = importlib.import_module("flhasheddag").main
+
+    def code_of(entrypoint: Any) -> dict[str, str]:
+        with fake_spark_submit() as submissions:
+            run_task(operator(entrypoint=entrypoint, prepare="flhashed.prepare:join"))
+        return dict(submissions[0].job.code)
+
+    entrypoints = ["flhashed.train:main", str(tmp_path / "flhashedscript.py"), function]
+    before = [code_of(entrypoint) for entrypoint in entrypoints]
+    assert before == [code_of(entrypoint) for entrypoint in entrypoints]
+    assert all(set(code) == {"entrypoint", "prepare"} for code in before)
+    (tmp_path / "flhashedhelper.py").write_text("x = 2")
+    after = [code_of(entrypoint) for entrypoint in entrypoints]
+    assert all(old["entrypoint"] != new["entrypoint"] for old, new in zip(before, after, strict=True))
+    # Its package's other modules count, what it does not import does not.
+    assert [old["prepare"] != new["prepare"] for old, new in zip(before, after, strict=True)] == [True] * 3
+    (tmp_path / "flhasheddag.py").write_text("def main(): return 3")
+    assert [code_of(entrypoint) for entrypoint in entrypoints[:2]] == after[:2]
+
+
+def test_code_of_an_installed_package_counts_and_absent_code_does_not() -> None:
+    with fake_spark_submit(connection=STANDALONE) as submissions:
+        run_task(operator(entrypoint="json.decoder:JSONDecoder", prepare="flno.such:join"))
+    assert set(submissions[0].job.code) == {"entrypoint"}
 
 
 def test_code_beside_the_dag_travels_with_the_job(tmp_path: Path) -> None:
@@ -88,6 +142,68 @@ def test_code_beside_the_dag_travels_with_the_job(tmp_path: Path) -> None:
     assert {"flbeside/train.py", "flbeside/prepare.py", "flhelpers.py"} < set(submissions[0].files)
     assert "airflow_hydrogen/runtime/__main__.py" in submissions[0].files
     assert submissions[0].job.entrypoint.value == "flbeside.train:main"
+
+
+def test_code_in_a_zip_of_dags_travels_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dags = tmp_path / "dags.zip"
+    with zipfile.ZipFile(dags, "w") as archive:
+        archive.writestr("flzipdag.py", "from flziphelpers import double\ndef main(): return double(4)")
+        archive.writestr("flziphelpers.py", "def double(x): return 2 * x")
+        archive.writestr("flziptrain.py", "import flziphelpers\ndef main(): pass")
+    # As Airflow imports a zip.
+    monkeypatch.syspath_prepend(str(dags))
+    module = importlib.import_module("flzipdag")
+    monkeypatch.undo()
+    dag = DAG("flights")
+    dag.fileloc = str(dags / "flzipdag.py")
+    with fake_spark_submit() as submissions:
+        run_task(operator(entrypoint=module.main, dag=dag))
+        dag = DAG("flights")
+        dag.fileloc = str(dags / "flzipdag.py")
+        run_task(operator(entrypoint="flziptrain:main", dag=dag))
+    assert submissions[0].files["flziphelpers.py"] == b"def double(x): return 2 * x"
+    assert {"flziptrain.py", "flziphelpers.py"} < set(submissions[1].files)
+
+
+def test_neighbours_of_a_function_in_a_package_travel_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flneighbours").mkdir()
+    (tmp_path / "flneighbours" / "train.py").write_text("from .net import build\ndef main(): return build()")
+    (tmp_path / "flneighbours" / "net.py").write_text("def build(): return 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with fake_spark_submit() as submissions:
+        run_task(operator(entrypoint=importlib.import_module("flneighbours.train").main))
+    assert {"flneighbours/train.py", "flneighbours/net.py"} < set(submissions[0].files)
+
+
+def test_modules_beside_a_script_travel_with_it(tmp_path: Path) -> None:
+    (tmp_path / "flscripted.py").write_text("import flbesidethescript")
+    (tmp_path / "flbesidethescript.py").write_text("")
+    with fake_spark_submit() as submissions:
+        run_task(operator(entrypoint=str(tmp_path / "flscripted.py")))
+    assert "flbesidethescript.py" in submissions[0].files
+
+
+def test_import_that_is_nowhere_is_named_before_submission(tmp_path: Path) -> None:
+    (tmp_path / "flentry.py").write_text("import flnext\ndef main(): pass")
+    (tmp_path / "flnext.py").write_text("import flgone")
+    (tmp_path / "flentryscript.py").write_text("import flnext")
+    for entrypoint in ("flentry:main", "flentryscript.py"):
+
+        def submit(entrypoint: str = entrypoint) -> TaskRun:
+            dag = DAG("flights")
+            dag.fileloc = str(tmp_path / "dag.py")
+            return run_task(operator(entrypoint=entrypoint, dag=dag))
+
+        message = (
+            rf"entry point '{entrypoint}' cannot run: {tmp_path}/flnext.py imports 'flgone', which is not"
+        )
+        with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
+            submit()
+        assert submissions == []
+        with fake_spark_submit(connection=STANDALONE):
+            assert submit()  # the cluster may have it
 
 
 def test_script_is_found_beside_the_dag(tmp_path: Path) -> None:
@@ -204,11 +320,12 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
         resumed_from_epoch=1,
     )
     with fake_spark_submit(report):
-        ran = run_task(operator(outlets=[model, AssetAlias("alias")]), run_id="r")
+        ran = run_task(operator(outlets=[model, AssetAlias("models")]), run_id="r")
     assert ran.return_value == "s3://models/m"
     assert ran.xcoms["report"]["metrics"] == {"loss": 0.25, "nan": None}
     assert ran.xcoms["report"]["rows_per_second"] == 250.0
     assert "failure" not in ran.xcoms["report"]
+    assert ran.alias_events == {"models": {"s3://models/m": ran.outlet_extra[model]}}
     assert ran.outlet_extra == {
         model: {
             "model_uri": "s3://models/m",
@@ -232,6 +349,13 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
 def test_other_results_are_returned() -> None:
     with fake_spark_submit(TrainReport(result={"accuracy": math.inf})):
         assert run_task(operator()).return_value == {"accuracy": None}
+
+
+def test_alias_gets_no_event_where_nothing_was_published(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_spark_submit(TrainReport(result=7)):
+        ran = run_task(operator(outlets=[AssetAlias("models")]))
+    assert (ran.return_value, ran.alias_events) == (7, {})
+    assert "asset alias 'models' gets no event: nothing was published" in caplog.text
 
 
 def test_no_xcoms_when_they_are_not_wanted() -> None:
@@ -363,6 +487,106 @@ def test_task_killed_early_submits_nothing() -> None:
     ):
         run_task(task)
     assert submissions == []
+
+
+# --- templates that render to Python's types ----------------------------------------------------------
+
+
+def native(**arguments: Any) -> HorovodTrainOperator:
+    return operator(dag=DAG("flights", render_template_as_native_obj=True), **arguments)
+
+
+def test_native_rendering_leaves_text_as_text() -> None:
+    task = native(
+        entrypoint="{{ params.script }}",
+        entrypoint_args=["--month", "{{ '2024_01' }}", "{{ '00' }}", 0.5, 3],
+        np="{{ params.np }}",
+        train_data=Source.csv(
+            "{{ ds_nodash }}", where="x > :x", where_args={"x": "{{ params.np }}"}, sep="{{ 1 }}"
+        ),
+        datasets={
+            "weather": Source.sql("{{ '1' }}", w=Source.parquet("{{ '1_0' }}")),
+            "b": "{{ params.source }}",
+        },
+        model_uri="{{ ds_nodash }}",
+        name="{{ ds_nodash }}",
+        conf={"spark.a": "{{ '007' }}{{ '0_0' }}", "spark.b": "{{ true }}"},
+        env_vars={"DAY": "{{ ds_nodash }}"},
+    )
+    given = {"kind": "csv", "uri": 20240102, "options": {"header": False}}
+    with fake_spark_submit() as submissions:
+        script = f"{__file__}"
+        run_task(task, ds_nodash="20240102", params={"script": script, "np": 4, "source": given})
+    job = submissions[0].job
+    assert list(job.entrypoint_args) == ["--month", "2024_01", "00", "0.5", "3"]
+    train, weather = job.datasets["train"], job.datasets["weather"]
+    assert (job.np, train.uri, train.options) == (4, "20240102", {"sep": "1"})
+    assert train.where_args == {"x": 4}
+    assert (weather.query, weather.tables["w"].uri) == ("1", "1_0")
+    assert job.datasets["b"] == Source.csv("20240102", header="false")
+    assert job.model_uri == submissions[0].option("--name") == "20240102"
+    assert submissions[0].conf == {"spark.a": "0070_0", "spark.b": "True"}
+    assert submissions[0].environment["DAY"] == "20240102"
+
+
+def test_dates_are_bound_as_their_text() -> None:
+    source = Source.parquet("/lake", where="ds < :day", where_args={"day": "{{ logical_date.date() }}"})
+    with fake_spark_submit() as submissions:
+        run_task(
+            native(train_data=source),
+            logical_date=datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc),
+        )
+    assert submissions[0].job.datasets["train"].where_args == {"day": "2024-01-02"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model_uri": "{{ none }}"}, r"model_uri must be a URI or a path, found None"),
+        (
+            {"model_uri": "{{ [1] }}"},
+            r"model_uri must be a string, found \[1\]; a template of a DAG with render",
+        ),
+        ({"np": "{{ none }}"}, r"np must be an integer, found None"),
+        ({"entrypoint": "{{ none }}"}, r"entrypoint must be 'package.module:function' or .* found None"),
+        ({"entrypoint": "{{ 1 }}"}, r"entrypoint must be 'package.module:function' or .* found 1"),
+        ({"prepare": "{{ 1 }}"}, r"prepare must have the form 'package.module:function', found 1"),
+        ({"train_data": {"kind": "csv", "uri": True}}, r"train_data uri must be a string, found True"),
+        ({"name": "{{ [1] }}"}, r"name must be a string, found \[1\]"),
+    ],
+)
+def test_native_values_that_cannot_be_text_are_named(arguments: dict[str, Any], message: str) -> None:
+    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
+        run_task(native(**arguments))
+    assert submissions == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"entrypoint_kwargs": "{{ {'epochs': 1} }}"},
+            r"entrypoint_kwargs must be a mapping, found \"\{'epochs",
+        ),
+        ({"prepare_kwargs": [1]}, r"prepare_kwargs must be a mapping, found \[1\]"),
+        (
+            {"datasets": "train"},
+            r"datasets must be a mapping, found 'train'; a template renders to text unless",
+        ),
+        ({"entrypoint_args": "--epochs 3"}, r"entrypoint_args must be a list of strings, found '--epochs 3'"),
+        ({"entrypoint_args": ["a", None]}, r"entrypoint_args\[1\] must be a string, found None"),
+    ],
+)
+def test_arguments_of_another_shape_are_named(arguments: dict[str, Any], message: str) -> None:
+    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
+        run_task(operator(**arguments))
+    assert submissions == []
+
+
+def test_prepare_is_no_callable() -> None:
+    message = f"prepare must be 'package.module:function', found the callable {__name__}:main: it is imported"
+    with pytest.raises(TypeError, match=message):
+        operator(prepare=main)
 
 
 LOCK = threading.Lock()

@@ -130,6 +130,20 @@ def test_checkpoint_of_another_job_is_not_taken(
     assert store.latest("job-3") is None
 
 
+def test_what_changed_since_a_checkpoint_is_said(
+    store: CheckpointStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = CheckpointStore(store.uri, "job-0", {"code of entrypoint": "ab", "np": "2"})
+    saved = before.save(3, write("before"), {})
+    assert before.latest() == saved
+    after = CheckpointStore(store.uri, "job-1", {"code of entrypoint": "cd", "np": "2"})
+    assert after.latest() is None
+    assert "step-00000003' is another job's (code of entrypoint has changed): not resumed" in caplog.text
+    assert (
+        f"no checkpoint at '{store.uri}' is this job's: the training starts from the beginning" in caplog.text
+    )
+
+
 def test_a_save_that_fails_leaves_the_earlier_ones(store: CheckpointStore) -> None:
     store.save(1, write("one"), {})
 
