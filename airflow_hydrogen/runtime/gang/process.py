@@ -19,7 +19,7 @@ from airflow_hydrogen.runtime.gang.network import GangAddress
 from airflow_hydrogen.runtime.gang.output import lines_of, read_at_intervals
 from airflow_hydrogen.runtime.progress import Beat
 from airflow_hydrogen.runtime.rank.failures import RankFailure
-from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Placement, RankTask
+from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Answer, Placement, RankTask
 
 _POLL_S = 0.2
 _TERM_GRACE_S = 2.0
@@ -104,20 +104,20 @@ class RankProcess:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: wait() says why
             self._pipe.send((task, placement))
 
-    def wait(self, cancelled: Callable[[], bool]) -> bytes:
+    def wait(self, cancelled: Callable[[], bool]) -> Answer:
         """Wait for the rank's end.
 
         Args:
             cancelled: asked several times a second; True ends the process.
 
         Returns:
-            The pickled return value of `main`.
+            What the rank answers.
 
         Raises:
             RankFailed: `main` raised, or the process ended without a result.
             RankCancelled: told to stop.
         """
-        result: bytes | None = None
+        result: Answer | None = None
         failure: RankFailure | None = None
         give_up = float("inf")
         try:
