@@ -27,7 +27,7 @@ HydrogenError
 │   ├── ModelChangedError
 │   ├── ModelFormatError
 │   └── ModelSignatureError
-├── OptimizerError                  an optimizer that would not average
+├── OptimizerError                  an optimizer that would not average, or ranks that do not fit together
 ├── RanksDivergedError              the ranks train different models
 ├── NonFiniteLossError              the loss is NaN or infinite
 ├── GangError                       training failed on the cluster
@@ -342,7 +342,7 @@ class ModelSignatureError(ModelError):
 
 
 class OptimizerError(HydrogenError):
-    """An optimizer that would silently average nothing.
+    """An optimizer that would silently average nothing, or ranks with models, layers or metrics of their own.
 
     Example: `hvd.DistributedOptimizer(keras.optimizers.Adam())` under Keras 3, where Horovod's hooks are
     never called and every rank trains a model of its own.

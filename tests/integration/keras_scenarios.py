@@ -13,8 +13,8 @@ import tensorflow as tf
 from tensorflow.core.util.event_pb2 import Event
 
 import airflow_hydrogen.runtime as hydrogen
-from airflow_hydrogen.contract.errors import OptimizerError, RanksDivergedError
-from airflow_hydrogen.runtime.keras import state
+from airflow_hydrogen.contract.errors import CheckpointError, OptimizerError, RanksDivergedError
+from airflow_hydrogen.runtime.keras import state, tables
 from airflow_hydrogen.runtime.rank.context import dump_history
 
 FEATURES, BATCH, STEPS = 6, 16, 8
@@ -254,9 +254,9 @@ def behaviour(folder: Path) -> list[dict[str, Any]]:
 def message_of(action: Any) -> str:
     try:
         action()
-    except OptimizerError as error:
+    except (OptimizerError, CheckpointError) as error:
         return str(error)
-    return "no OptimizerError"
+    return "no error"
 
 
 def errors() -> dict[str, str]:
@@ -303,6 +303,7 @@ def errors() -> dict[str, str]:
         "vocabulary": message_of(lambda: fit_words(f"only on {hvd.rank()}")),
         "same_vocabulary": message_of(lambda: fit_words("everywhere")),
         "bins": message_of(fit_bins),
+        "other_vocabulary": message_of(resume_with_another_vocabulary),
     }
 
 
@@ -322,10 +323,19 @@ def different_metrics() -> None:
 
 
 def fit_words(word: str) -> None:
+    state.broadcast_state(model_of_words(word))
+
+
+def model_of_words(word: str) -> keras.Model:
     words = keras.layers.TextVectorization(max_tokens=9, output_sequence_length=2)
     words.adapt(["seen by both", word])
-    model = keras.Sequential([keras.Input((1,), dtype="string"), words, keras.layers.Embedding(9, 2)])
-    state.broadcast_state(model)
+    return keras.Sequential([keras.Input((1,), dtype="string"), words, keras.layers.Embedding(9, 2)])
+
+
+def resume_with_another_vocabulary() -> None:
+    saved = tables.checksums(model_of_words("yesterday"))
+    tables.require_those_of(model_of_words("yesterday"), saved)
+    tables.require_those_of(model_of_words("today"), saved)
 
 
 def fit_bins() -> None:
@@ -422,10 +432,41 @@ def adapted(folder: Path) -> dict[str, Any]:
     model.train_on_batch(x[:4], y[:4])  # traced, with this rank's own mean inside
     model.fit(x, y, epochs=1, verbose=0, callbacks=hydrogen.keras.callbacks())
     found = {"before": before.tolist(), "after": model.predict(rows, verbose=0).tolist()}
+    found["unbuilt"] = unbuilt_normalized(x, y, rows)
+    found["everywhere"] = learnt_from_all_rows(x)
     if hvd.rank() == 0:
         model.save(folder / "adapted.keras")
         found["loaded"] = keras.models.load_model(folder / "adapted.keras").predict(rows, verbose=0).tolist()
     return found
+
+
+def unbuilt_normalized(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Any:
+    """Without an Input: the statistics are broadcast while the training step is traced."""
+    scale = keras.layers.Normalization()
+    scale.adapt(x + hvd.rank())
+    model = keras.Sequential([scale, keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer("sgd"), "mse")
+    model.fit(x, y, epochs=1, verbose=0, callbacks=hydrogen.keras.callbacks())
+    return model.predict(rows, verbose=0).tolist()
+
+
+def learnt_from_all_rows(x: np.ndarray) -> dict[str, Any]:
+    """What docs/keras.md shows: layers that are adapted to the rows of all ranks."""
+    scale = keras.layers.Normalization()
+    scale.adapt(x)
+    mean = hvd.allreduce(scale.mean, name="mean")
+    variance = hvd.allreduce(scale.variance + scale.mean**2, name="square") - mean**2
+    scale = keras.layers.Normalization(mean=mean.numpy().ravel(), variance=variance.numpy().ravel())
+    whole = keras.layers.Normalization()
+    whole.adapt(data()[0])
+    lookup = keras.layers.StringLookup()
+    lookup.adapt(["seen by both", f"only on {hvd.rank()}"])
+    words = hvd.allgather_object(lookup.get_vocabulary(include_special_tokens=False))
+    lookup = keras.layers.StringLookup(vocabulary=sorted(set().union(*words)))
+    return {
+        "error": float(np.abs(np.asarray(scale(x)) - np.asarray(whole(x))).max()),
+        "words": lookup.get_vocabulary(include_special_tokens=False),
+    }
 
 
 def vectors(folder: Path) -> dict[str, Any]:
