@@ -29,7 +29,8 @@ HydrogenError
 │   ├── ModelChangedError
 │   ├── ModelFormatError
 │   └── ModelSignatureError
-├── OptimizerError                  an optimizer that would not average
+├── OptimizerError                  an optimizer that would not average, or ranks that do not fit together
+├── RanksDivergedError              the ranks train different models
 ├── NonFiniteLossError              the loss is NaN or infinite
 ├── GangError                       training failed on the cluster
 │   ├── RankFailedError             an exception or a death on one rank
@@ -385,11 +386,31 @@ class ModelSignatureError(ModelError):
 
 
 class OptimizerError(HydrogenError):
-    """An optimizer that would silently average nothing.
+    """An optimizer that would silently average nothing, or ranks with models, layers or metrics of their own.
 
     Example: `hvd.DistributedOptimizer(keras.optimizers.Adam())` under Keras 3, where Horovod's hooks are
     never called and every rank trains a model of its own.
     """
+
+
+class RanksDivergedError(HydrogenError):
+    """The ranks have different weights: each trains a model of its own, and rank 0's would be published.
+
+    Example: a custom `train_step` that applies its gradients with a plain `keras.optimizers.Adam()`.
+
+    Attributes:
+        variable: path of the first trainable variable that differs.
+    """
+
+    def __init__(self, when: str, variable: str, found: str) -> None:
+        super().__init__(
+            f"{when} the ranks have different weights: {found}. Each rank trains a model of its own, on its "
+            f"shard of the data alone. {variable!r} is the first variable that differs: apply its gradients "
+            "with airflow_hydrogen.runtime.keras.DistributedOptimizer(...), and start all ranks from the "
+            "same weights, with callbacks=airflow_hydrogen.runtime.keras.callbacks() in fit() or the same "
+            "keras.utils.set_random_seed in a loop of your own"
+        )
+        self.variable = variable
 
 
 class NonFiniteLossError(HydrogenError):

@@ -13,8 +13,9 @@ import tensorflow as tf
 from tensorflow.core.util.event_pb2 import Event
 
 import airflow_hydrogen.runtime as hydrogen
-from airflow_hydrogen.contract.errors import OptimizerError
-from airflow_hydrogen.runtime.keras import state
+from airflow_hydrogen.contract.errors import CheckpointError, OptimizerError, RanksDivergedError
+from airflow_hydrogen.runtime.keras import state, tables
+from airflow_hydrogen.runtime.rank.context import dump_history
 
 FEATURES, BATCH, STEPS = 6, 16, 8
 VOCABULARY = 20
@@ -241,6 +242,10 @@ def behaviour(folder: Path) -> list[dict[str, Any]]:
         "early_stopping": early_stopping(),
         "warmup": warmup(),
         "defaults": defaults(folder),
+        "own_steps": own_steps(folder),
+        "compared": compared(),
+        "adapted": adapted(folder),
+        "vectors": vectors(folder),
     }
     everyone: list[dict[str, Any]] = hvd.allgather_object(mine, name="behaviour")
     return everyone
@@ -249,9 +254,9 @@ def behaviour(folder: Path) -> list[dict[str, Any]]:
 def message_of(action: Any) -> str:
     try:
         action()
-    except OptimizerError as error:
+    except (OptimizerError, CheckpointError) as error:
         return str(error)
-    return "no OptimizerError"
+    return "no error"
 
 
 def errors() -> dict[str, str]:
@@ -293,12 +298,210 @@ def errors() -> dict[str, str]:
             )
         ),
         "different_models": message_of(different_models),
+        "different_shapes": message_of(different_shapes),
+        "different_metrics": message_of(different_metrics),
+        "vocabulary": message_of(lambda: fit_words(f"only on {hvd.rank()}")),
+        "same_vocabulary": message_of(lambda: fit_words("everywhere")),
+        "bins": message_of(fit_bins),
+        "other_vocabulary": message_of(resume_with_another_vocabulary),
     }
 
 
 def different_models() -> None:
     model = keras.Sequential([keras.Input((3,)), *[keras.layers.Dense(3) for _ in range(1 + hvd.rank())]])
     state.broadcast_state(model)
+
+
+def different_shapes() -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4 + hvd.rank()), keras.layers.Dense(1)])
+    state.broadcast_state(model)
+
+
+def different_metrics() -> None:
+    callback = hydrogen.keras.MetricAverageCallback()
+    callback.on_epoch_end(0, {"loss": 0.5, ["mae", "mse"][hvd.rank()]: 0.25})
+
+
+def fit_words(word: str) -> None:
+    state.broadcast_state(model_of_words(word))
+
+
+def model_of_words(word: str) -> keras.Model:
+    words = keras.layers.TextVectorization(max_tokens=9, output_sequence_length=2)
+    words.adapt(["seen by both", word])
+    return keras.Sequential([keras.Input((1,), dtype="string"), words, keras.layers.Embedding(9, 2)])
+
+
+def resume_with_another_vocabulary() -> None:
+    saved = tables.checksums(model_of_words("yesterday"))
+    tables.require_those_of(model_of_words("yesterday"), saved)
+    tables.require_those_of(model_of_words("today"), saved)
+
+
+def fit_bins() -> None:
+    bins = keras.layers.Discretization(num_bins=3)
+    bins.adapt(np.arange(9.0) * (1 + hvd.rank()))
+    state.broadcast_state(keras.Sequential([keras.Input((1,)), bins]))
+
+
+class OwnStep(keras.Sequential):
+    """A training step of the user's own."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x, training=True) - y) ** 2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+def divergence_of(action: Any) -> str:
+    try:
+        action()
+    except RanksDivergedError as error:
+        return str(error)
+    return "the same"
+
+
+def own_steps(folder: Path) -> dict[str, Any]:
+    context = hydrogen.get_context()
+    x, y = (my_rows(array) for array in data())
+    context.checkpoints_uri = str(folder / "own_steps")
+    context.history.clear()
+
+    def fit(optimizer: Any, **callbacks: Any) -> None:
+        model = OwnStep(make_model().layers)
+        model.build((None, FEATURES))
+        model.compile(optimizer)
+        model.fit(x, y, epochs=2, verbose=0, callbacks=hydrogen.keras.callbacks(**callbacks))
+
+    try:
+        plain = divergence_of(lambda: fit(keras.optimizers.SGD(0.05)))
+        left = {"history": list(context.history), "checkpoints": (folder / "own_steps" / "fit-0").exists()}
+        context.weights_compared = False
+        ours = hydrogen.keras.DistributedOptimizer(keras.optimizers.SGD(0.05))
+        found = {
+            "plain": plain,
+            **left,
+            "unchecked": divergence_of(lambda: fit(keras.optimizers.SGD(0.05), check_weights=False)),
+            "believed": context.weights_compared,
+            "averaged": divergence_of(lambda: fit(ours)),
+            "compared": context.weights_compared,
+        }
+    finally:
+        context.checkpoints_uri = None
+    return found
+
+
+def compared() -> dict[str, str]:
+    """What `require_equal_weights` says of weights that one rank has changed."""
+
+    def after(number: int, change: Any) -> str:
+        keras.utils.set_random_seed(1)
+        model = make_model()
+        model.add(keras.layers.BatchNormalization(name="statistics"))
+        if hvd.rank() == 1:
+            variable = model.weights[number]
+            variable.assign(change(np.asarray(variable)))
+        return divergence_of(lambda: hydrogen.keras.require_equal_weights(model))
+
+    def one_nan(values: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(values.size).reshape(values.shape) == 0, np.nan, values)
+
+    return {
+        "third": after(2, lambda values: values + 0.25),
+        "nan": after(0, one_nan),
+        "rounding": after(0, lambda values: np.nextafter(values, np.float32(9))),
+        "statistics": after(6, lambda values: values + 1),
+        "nothing": after(0, lambda values: values),
+    }
+
+
+def adapted(folder: Path) -> dict[str, Any]:
+    """Each rank normalizes by its own shard, predicts something, and then trains."""
+    x, y = (my_rows(array) for array in data())
+    inner = keras.layers.Normalization()
+    inner.adapt(x * (1 + hvd.rank()) + hvd.rank())
+    model = keras.Sequential(
+        [keras.Input((FEATURES,)), keras.Sequential([inner, keras.layers.Dense(3)]), keras.layers.Dense(1)]
+    )
+    model.compile(hydrogen.keras.DistributedOptimizer("sgd"), "mse")
+    rows = data()[0][:5]
+    before = model.predict(rows, verbose=0)
+    model.train_on_batch(x[:4], y[:4])  # traced, with this rank's own mean inside
+    model.fit(x, y, epochs=1, verbose=0, callbacks=hydrogen.keras.callbacks())
+    found = {"before": before.tolist(), "after": model.predict(rows, verbose=0).tolist()}
+    found["unbuilt"] = unbuilt_normalized(x, y, rows)
+    found["everywhere"] = learnt_from_all_rows(x)
+    if hvd.rank() == 0:
+        model.save(folder / "adapted.keras")
+        found["loaded"] = keras.models.load_model(folder / "adapted.keras").predict(rows, verbose=0).tolist()
+    return found
+
+
+def unbuilt_normalized(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Any:
+    """Without an Input: the statistics are broadcast while the training step is traced."""
+    scale = keras.layers.Normalization()
+    scale.adapt(x + hvd.rank())
+    model = keras.Sequential([scale, keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer("sgd"), "mse")
+    model.fit(x, y, epochs=1, verbose=0, callbacks=hydrogen.keras.callbacks())
+    return model.predict(rows, verbose=0).tolist()
+
+
+def learnt_from_all_rows(x: np.ndarray) -> dict[str, Any]:
+    """What docs/keras.md shows: layers that are adapted to the rows of all ranks."""
+    scale = keras.layers.Normalization()
+    scale.adapt(x)
+    mean = hvd.allreduce(scale.mean, name="mean")
+    variance = hvd.allreduce(scale.variance + scale.mean**2, name="square") - mean**2
+    scale = keras.layers.Normalization(mean=mean.numpy().ravel(), variance=variance.numpy().ravel())
+    whole = keras.layers.Normalization()
+    whole.adapt(data()[0])
+    lookup = keras.layers.StringLookup()
+    lookup.adapt(["seen by both", f"only on {hvd.rank()}"])
+    words = hvd.allgather_object(lookup.get_vocabulary(include_special_tokens=False))
+    lookup = keras.layers.StringLookup(vocabulary=sorted(set().union(*words)))
+    return {
+        "error": float(np.abs(np.asarray(scale(x)) - np.asarray(whole(x))).max()),
+        "words": lookup.get_vocabulary(include_special_tokens=False),
+    }
+
+
+def vectors(folder: Path) -> dict[str, Any]:
+    """A metric with a number for each class."""
+    own: list[list[float]] = []
+    seen: list[list[float]] = []
+
+    class Own(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            own.append(logs["f1_score"].tolist())
+
+    class Seen(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seen.append(logs["f1_score"].tolist())
+
+    context = hydrogen.get_context()
+    context.events_uri = (folder / "vectors").as_uri()
+    context.history.clear()
+    keras.utils.set_random_seed(4)
+    x, _ = data()
+    labels = np.eye(3, dtype="float32")[np.digitize(x[:, 0], [-0.5, 0.5])]
+    model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(3, activation="softmax")])
+    adam = hydrogen.keras.DistributedOptimizer("adam")
+    model.compile(adam, "categorical_crossentropy", metrics=[keras.metrics.F1Score()])
+    rows = my_rows(x), my_rows(labels)
+    callbacks = [Own(), *hydrogen.keras.callbacks(), Seen()]
+    model.fit(*rows, validation_data=rows, epochs=2, verbose=0, callbacks=callbacks)
+    context.events_uri = None
+    return {
+        "own": own,
+        "seen": seen,
+        "history": list(context.history),
+        "text": dump_history(context.history),
+        "events": events(folder / "vectors" / "validation") if hvd.rank() == 0 else {},
+    }
 
 
 def dropout_seeds() -> dict[str, Any]:
@@ -382,6 +585,7 @@ class Shard:
 
     def __init__(self) -> None:
         self.epoch = 0
+        self.error = None
         self.opened: list[int] = []
 
     def set_epoch(self, epoch: int) -> None:
@@ -538,6 +742,66 @@ def partly(rows: str, checkpoints: str | None, stop_before: int | None = None) -
     return everyone
 
 
+class Adversaries(keras.Model):
+    """Two networks against each other, with an optimizer each, as a GAN has them."""
+
+    def __init__(self, seen: np.ndarray) -> None:
+        super().__init__()
+        scale = keras.layers.Normalization()
+        scale.adapt(seen)
+        self.maker = keras.Sequential([keras.Input((FEATURES,)), scale, keras.layers.Dense(FEATURES)])
+        self.judge = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(1)])
+
+    def compile(self, maker: Any, judge: Any) -> None:
+        super().compile()
+        self.maker_optimizer = maker
+        self.others = {"judge": [judge]}
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        x, _ = batch
+        losses = {}
+        for name, network, optimizer, sign in (
+            ("judge", self.judge, self.others["judge"][0], 1.0),
+            ("maker", self.maker, self.maker_optimizer, -1.0),
+        ):
+            with tf.GradientTape() as tape:
+                difference = self.judge(self.maker(x)) - self.judge(x)
+                loss = sign * tf.reduce_mean(tf.tanh(difference))
+            gradients = tape.gradient(loss, network.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
+            losses[name] = loss
+        return losses
+
+
+def adversarial(checkpoints: str | None, *, shift: float = 0.0, stop_before: int | None = None) -> Any:
+    """Four epochs. Rank 1's rates are wrong, and each rank normalizes by a shard of its own, shifted."""
+    context = hydrogen.get_context()
+    context.checkpoints_uri = checkpoints
+    context.history.clear()
+    context.shards["train"] = Shard()
+    keras.utils.set_random_seed(23)
+    model = Adversaries(my_rows(data()[0]) + hvd.rank() + shift)
+    distributed = hydrogen.keras.DistributedOptimizer
+    wrong = 1 + hvd.rank() + shift
+    model.compile(
+        distributed(keras.optimizers.Adam(0.01 * wrong)), distributed(keras.optimizers.Adam(0.02 * wrong))
+    )
+    stop = [] if stop_before is None else [StopBefore(stop_before)]
+    callbacks = hydrogen.keras.callbacks(tensorboard=False)
+    with contextlib.suppress(Stopped):
+        model.fit(context.shards["train"].to_tf(), epochs=4, verbose=0, callbacks=[*callbacks, *stop])
+    x = data()[0][:5]
+    mine = {
+        "weights": weights_of(model).tolist(),
+        "made": np.asarray(model.maker(x)).tolist(),
+        "rates": [float(model.maker_optimizer.learning_rate), float(model.others["judge"][0].learning_rate)],
+        "steps": [int(model.maker_optimizer.iterations), int(model.others["judge"][0].iterations)],
+    }
+    context.checkpoints_uri = None
+    everyone: list[dict[str, Any]] = hvd.allgather_object(mine, name="adversarial")
+    return everyone
+
+
 def len_of_batch() -> int:
     """Rows of a step on one rank: 40 steps an epoch."""
     return len(hydrogen.get_dataset_shard("train")) // 40
@@ -554,6 +818,8 @@ def everything(folder: str) -> dict[str, Any]:
         "behaviour": behaviour(root),
         "unbroken": resumable(None),
         "stopped": resumable(str(root / "checkpoints"), stop_before=3),
+        "adversarial_unbroken": adversarial(None),
+        "adversarial_stopped": adversarial(str(root / "adversarial"), stop_before=2),
         "partly_unbroken": partly(str(root / "rows.parquet"), None),
         "partly_stopped": partly(str(root / "rows.parquet"), str(root / "partly"), stop_before=23),
     }
@@ -564,5 +830,6 @@ def resumed(folder: str) -> dict[str, Any]:
     root = Path(folder)
     return {
         "resumed": resumable(str(root / "checkpoints")),
+        "adversarial_resumed": adversarial(str(root / "adversarial"), shift=0.5),
         "partly_resumed": partly(str(root / "rows.parquet"), str(root / "partly")),
     }

@@ -174,6 +174,13 @@ def test_horovods_optimizer_is_refused(ranks: list[dict[str, Any]], module: str)
         ("scaled_outside", "DistributedOptimizer(keras.optimizers.LossScaleOptimizer(Adam(...)))"),
         ("schedule", "needs a plain learning rate, found CosineDecay"),
         ("different_models", "the ranks have [2, 4]: every rank must build the same model"),
+        ("different_shapes", "kernel' is float32[3, 4] on rank 0, 'sequential"),
+        ("different_metrics", "rank 0 has loss, mae; rank 1 has loss, mse"),
+        ("vocabulary", "has learnt something else on each rank (8 entries on rank 0, 8 entries on rank 1)"),
+        ("vocabulary", "TextVectorization(vocabulary=sorted(set().union(*words)))"),
+        ("same_vocabulary", "no error"),
+        ("other_vocabulary", "(TextVectorization) has another table than the checkpoint was trained with"),
+        ("bins", "Discretization(bin_boundaries=hvd.broadcast_object(adapted.bin_boundaries))"),
     ],
 )
 def test_what_cannot_work_is_an_error_on_every_rank(
@@ -181,6 +188,79 @@ def test_what_cannot_work_is_an_error_on_every_rank(
 ) -> None:
     for rank in ranks:
         assert message in rank["errors"][case]
+
+
+# --- ranks that diverge --------------------------------------------------------------------------------
+
+
+def test_ranks_that_diverge_are_an_error_after_the_first_epoch(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        found = rank["own_steps"]
+        assert found["plain"].startswith("after epoch 0 the ranks have different weights: 4 of 4 trainable")
+        assert "kernel' is the first variable that differs" in found["plain"]
+        assert "rank 1 by up to 0." in found["plain"]
+        assert "DistributedOptimizer" in found["plain"]
+        assert (found["history"], found["checkpoints"]) == ([], False), "nothing reported, nothing saved"
+
+
+def test_own_training_step_with_averaged_gradients_passes(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["own_steps"]["averaged"] == "the same"
+        assert rank["own_steps"]["compared"] is True
+
+
+def test_ranks_that_are_meant_to_differ_may(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["own_steps"]["unchecked"] == "the same"
+        assert rank["own_steps"]["believed"] is False
+
+
+def test_error_names_the_first_variable_that_differs(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "now the ranks have different weights: 1 of 6 trainable" in rank["compared"]["third"]
+        assert "/kernel' on rank 1 by up to 0.25 from rank 0" in rank["compared"]["third"]
+        assert "on rank 1 by up to inf from rank 0" in rank["compared"]["nan"]
+
+
+@pytest.mark.parametrize("case", ["rounding", "statistics", "nothing"])
+def test_rounding_and_moving_statistics_are_no_divergence(ranks: list[dict[str, Any]], case: str) -> None:
+    assert [rank["compared"][case] for rank in ranks] == ["the same"] * 2
+
+
+# --- layers that are adapted ---------------------------------------------------------------------------
+
+
+def test_normalization_adapted_to_shards_computes_the_same_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["adapted"] for rank in ranks)
+    assert first["before"] != second["before"]
+    assert first["after"] == second["after"]
+    assert np.allclose(first["loaded"], first["after"], atol=1e-6), "what is published is what was trained"
+    assert first["unbuilt"] == second["unbuilt"]
+
+
+def test_layers_adapted_as_the_docs_say_have_learnt_from_all_rows(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["adapted"]["everywhere"]["error"] < 1e-5
+        assert rank["adapted"]["everywhere"]["words"] == ["only on 0", "only on 1", "seen by both"]
+
+
+# --- several optimizers ----------------------------------------------------------------------------------
+
+
+def test_all_optimizers_start_as_rank_0s(runs: dict[str, Any]) -> None:
+    first, second = runs["adversarial_unbroken"]
+    assert first == second
+    assert first["rates"] == pytest.approx([0.01, 0.02])
+
+
+def test_all_optimizers_are_resumed(runs: dict[str, Any]) -> None:
+    for rank in (0, 1):
+        resumed, unbroken = runs["adversarial_resumed"][rank], runs["adversarial_unbroken"][rank]
+        assert resumed["steps"] == [32, 32], "4 epochs of 8"
+        assert resumed["rates"] == unbroken["rates"], "of the checkpoint, not of this start"
+        assert resumed["weights"] == unbroken["weights"]
+        assert resumed["made"] == unbroken["made"], "normalized as in the checkpoint"
+        assert runs["adversarial_stopped"][rank]["weights"] != unbroken["weights"]
 
 
 # --- callbacks ---------------------------------------------------------------------------------------
@@ -227,6 +307,21 @@ def test_default_callbacks_write_history_and_events(ranks: list[dict[str, Any]])
     for run, name in (("train", "loss"), ("validation", "val_loss")):
         expected = [[line["epoch"], pytest.approx(line[name], rel=1e-5)] for line in first["history"]]
         assert first["events"][run]["epoch_loss"] == expected
+
+
+def test_metric_that_is_a_vector_is_averaged_and_written_number_by_number(
+    ranks: list[dict[str, Any]],
+) -> None:
+    first, second = (rank["vectors"] for rank in ranks)
+    assert first["own"] != second["own"]
+    means = (np.array(first["own"]) + np.array(second["own"])) / 2
+    assert np.allclose(first["seen"], means), "callbacks behind see the vector itself"
+    assert first["seen"] == second["seen"]
+    for epoch, line in enumerate(first["history"]):
+        assert [line[f"f1_score_{place}"] for place in range(3)] == first["seen"][epoch]
+        assert {f"val_f1_score_{place}" for place in range(3)} < set(line)
+    assert [json.loads(line) for line in first["text"].splitlines()] == first["history"]
+    assert {"epoch_f1_score_0", "epoch_f1_score_2"} < set(first["events"])
 
 
 # --- checkpoint and resume -----------------------------------------------------------------------------

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
+import numpy as np
 import pytest
 
 import airflow_hydrogen.runtime as hydrogen
@@ -18,6 +20,7 @@ from airflow_hydrogen.contract.errors import (
     InvalidJobError,
     NotEnoughSlotsError,
     RankFailedError,
+    RanksDivergedError,
 )
 from airflow_hydrogen.runtime import HorovodRunner
 
@@ -39,6 +42,26 @@ def allreduce():
     hvd.init()
     total = hvd.allreduce(tf.constant(hvd.rank() + 1.0), op=hvd.Sum)
     return float(total), hvd.size(), hvd.local_rank()
+
+
+def return_models(apart, compared=False):
+    """Of a stand-in for Keras: TensorFlow takes seconds to import."""
+
+    context = hydrogen.get_context()
+    context.weights_compared = compared
+    kernel = np.full(3, apart * context.rank, "float32")
+
+    class Variable:
+        path = "dense/kernel"
+
+        def __array__(self, dtype=None, copy=None):
+            return kernel
+
+    class Model:
+        trainable_variables = (Variable(),)
+
+    sys.modules["keras"] = types.SimpleNamespace(Model=Model)
+    return Model()
 
 
 def fail_on_rank_1(how):
@@ -91,6 +114,22 @@ def test_rank_0s_return_value_comes_back_and_lines_have_the_rank_in_front(two_ra
 
 def test_horovods_own_api_works_inside_main(two_ranks):
     assert two_ranks.run(allreduce) == (3.0, 2, 0)
+
+
+def test_models_of_ranks_that_have_diverged_are_not_taken(two_ranks):
+    with pytest.raises(
+        RanksDivergedError, match=r"at the end of main the ranks .*on ranks 0 and 1 differ"
+    ) as caught:
+        two_ranks.run(return_models, apart=1e-6)
+    assert caught.value.variable == "dense/kernel"
+    assert caught.value.retryable is False
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"apart": 0}, {"apart": 1, "compared": True}], ids=["same", "compared"]
+)
+def test_models_of_ranks_that_are_the_same_or_were_compared_are_taken(arguments):
+    assert HorovodRunner(-2).run(return_models, **arguments) is not None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +24,8 @@ from airflow_hydrogen.runtime.gang.slots import given_omp_threads, threads_per_t
 from airflow_hydrogen.runtime.gang.stage import RankStage
 from airflow_hydrogen.runtime.gang.topology import assign_ranks
 from airflow_hydrogen.runtime.progress import Beat
-from airflow_hydrogen.runtime.rank.task import RankTask
+from airflow_hydrogen.runtime.rank import checksums
+from airflow_hydrogen.runtime.rank.task import Answer, RankTask
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -48,6 +49,7 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOp
     Raises:
         RankFailedError: a rank failed; the others were stopped.
         GangLostError: Spark lost the stage and no rank said why, or the ranks did not all start.
+        RanksDivergedError: `main` returned models that are not the same.
     """
     context = spark.sparkContext
     host = context.getConf().get("spark.driver.host")
@@ -76,7 +78,7 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOp
             answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
         except Exception as error:
             raise _why(monitor, error) from error
-        return answers[0]
+        return _answer_of_first(answers)
 
 
 def _why(monitor: GangMonitor, error: Exception) -> HydrogenError:
@@ -103,12 +105,13 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
 
     Raises:
         RankFailedError: a rank failed; the others were stopped.
+        RanksDivergedError: `main` returned models that are not the same.
     """
     placements = assign_ranks(["localhost"] * size)
     here = network.gang_address("localhost", [], options.network_interface)
     ports = options.ports()
     stop = threading.Event()
-    answers: dict[int, bytes] = {}
+    answers: dict[int, Answer] = {}
     threads = max(1, len(os.sched_getaffinity(0)) // size)
     monitor = GangMonitor(size, options, log, on_failure=stop.set, on_overdue=stop.set)
 
@@ -157,7 +160,7 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
     failure = monitor.cause() if len(answers) < size else None
     if failure is not None:
         raise failure.to_error(monitor.silent())
-    return answers[0]
+    return _answer_of_first(answers.values())
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,13 @@ class _LocalListener:
 
     def returned(self) -> None:
         self.monitor.returned(self.rank)
+
+
+def _answer_of_first(answers: Iterable[Answer]) -> bytes:
+    """Rank 0's answer, once it is the one that all ranks stand for."""
+    by_rank = sorted(answers, key=lambda answer: answer.rank)
+    checksums.require_equal([answer.weights for answer in by_rank])
+    return by_rank[0].value
 
 
 def _first_lines(error: BaseException, lines: int = 5) -> str:

@@ -25,6 +25,7 @@ from airflow_hydrogen.runtime.rank.task import (
     MARK_VARIABLE,
     PARENT_VARIABLE,
     PIPE_VARIABLE,
+    Answer,
     Placement,
     RankTask,
 )
@@ -115,20 +116,20 @@ class RankProcess:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: wait() says why
             self._pipe.send((task, placement))
 
-    def wait(self, cancelled: Callable[[], bool]) -> bytes:
+    def wait(self, cancelled: Callable[[], bool]) -> Answer:
         """Wait for the rank's end.
 
         Args:
             cancelled: asked several times a second; True ends the process.
 
         Returns:
-            The pickled return value of `main`.
+            What the rank answers.
 
         Raises:
             RankFailed: `main` raised, or the process ended without a result.
             RankCancelled: told to stop.
         """
-        result: bytes | None = None
+        result: Answer | None = None
         failure: RankFailure | None = None
         give_up = float("inf")
         try:

@@ -19,7 +19,7 @@ from airflow_hydrogen.runtime.gang.network import GangAddress
 from airflow_hydrogen.runtime.gang.process import RankCancelled, RankFailed, RankProcess
 from airflow_hydrogen.runtime.gang.topology import assign_ranks, host_of
 from airflow_hydrogen.runtime.rank.failures import RankFailure
-from airflow_hydrogen.runtime.rank.task import Placement, RankTask
+from airflow_hydrogen.runtime.rank.task import Answer, Placement, RankTask
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RankStage:
     omp_threads: str | None
     options: GangOptions
 
-    def __call__(self, _partition: Iterable[int]) -> Iterator[bytes]:
+    def __call__(self, _partition: Iterable[int]) -> Iterator[Answer]:
         from pyspark import BarrierTaskContext
 
         barrier = BarrierTaskContext.get()
@@ -49,15 +49,13 @@ class RankStage:
         placement = placements[barrier.partitionId()]
         channel = TaskChannel(self.channel, placement.rank, placement.host)
         try:
-            answer = self._run(barrier, placements, placement, channel)
-            if placement.rank == 0:
-                yield answer
+            yield self._run(barrier, placements, placement, channel)
         finally:
             channel.close()
 
     def _run(
         self, barrier: Any, placements: list[Placement], placement: Placement, channel: TaskChannel
-    ) -> bytes:
+    ) -> Answer:
         """Meet the other tasks and run the rank. Every task calls allGather once, or the stage hangs."""
         ports = self.options.ports()
         others = [place.host for place in placements if place.host != placement.host]

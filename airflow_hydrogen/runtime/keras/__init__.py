@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from airflow_hydrogen.runtime.keras.checkpoint import CheckpointCallback
 from airflow_hydrogen.runtime.keras.defaults import callbacks
+from airflow_hydrogen.runtime.keras.equality import EqualWeightsCallback, require_equal_weights
 from airflow_hydrogen.runtime.keras.history import EventsCallback, HistoryCallback, ShardEpochCallback
 from airflow_hydrogen.runtime.keras.optimizer import DistributedOptimizer, is_distributed
 from airflow_hydrogen.runtime.keras.synchronize import BroadcastCallback, MetricAverageCallback
@@ -18,6 +19,7 @@ __all__ = [
     "BroadcastCallback",
     "CheckpointCallback",
     "DistributedOptimizer",
+    "EqualWeightsCallback",
     "EventsCallback",
     "HistoryCallback",
     "LearningRateWarmupCallback",
@@ -27,4 +29,5 @@ __all__ = [
     "ShardEpochCallback",
     "callbacks",
     "is_distributed",
+    "require_equal_weights",
 ]

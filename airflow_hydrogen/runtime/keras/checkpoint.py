@@ -11,7 +11,7 @@ from typing import Any, Literal
 import keras
 
 from airflow_hydrogen.contract.errors import CheckpointError
-from airflow_hydrogen.runtime.keras import collectives, state
+from airflow_hydrogen.runtime.keras import collectives, state, tables
 from airflow_hydrogen.runtime.rank.context import get_context
 from airflow_hydrogen.runtime.storage import uris
 from airflow_hydrogen.runtime.storage.checkpoints import Checkpoint, CheckpointStore
@@ -30,12 +30,12 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """Save the training now and then, and resume it where it stopped.
 
     Follows `keras.callbacks.BackupAndRestore`, for several ranks: rank 0 reads and writes, the others
-    get from it what it restored, so that only rank 0 needs to see the URI. Saved are the variables of model
-    and optimizer, the seeds of every rank's dropout, epoch and batch, and the history. A training
-    that was stopped and resumed ends with the same weights as one that was not, provided that the order
-    of its data depends on the epoch alone, as that of `get_dataset_shard` does: the batches of a half-done
-    epoch that were trained on are read and passed over. That epoch's metrics are of its rest alone. The
-    states of other callbacks (EarlyStopping's patience) start anew.
+    get from it what it restored, so that only rank 0 needs to see the URI. Saved are the variables of the
+    model and of all optimizers that it holds, the seeds of every rank's dropout, epoch and batch, and the
+    history. A training that was stopped and resumed ends with the same weights as one that was not, provided
+    that the order of its data depends on the epoch alone, as that of `get_dataset_shard` does: the batches of
+    a half-done epoch that were trained on are read and passed over. That epoch's metrics are of its rest
+    alone. The states of other callbacks (EarlyStopping's patience) start anew.
 
     Each `fit` of a `main` has checkpoints of its own, in the order of the calls: a resumed `main` passes over
     the fits that were complete.
@@ -145,7 +145,13 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
         context = get_context()
         if context.rank != 0 or self._store is None:
             return
-        saved = {"epoch": epoch, "batch": batch, "history": context.history, "seeds": seeds}
+        saved = {
+            "epoch": epoch,
+            "batch": batch,
+            "history": context.history,
+            "seeds": seeds,
+            "tables": tables.checksums(self.model),
+        }
         try:
             self._store.save(self._steps, lambda folder: state.save_variables(self.model, folder), saved)
             self._store.prune(self.keep)
@@ -155,15 +161,18 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
             log.warning("%s; the training goes on, and would resume from the checkpoint before", error)
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
+        later: dict[str, list[Any]] = {}
         if checkpoint is not None:
+            tables.require_those_of(self.model, checkpoint.state.get("tables", ()))
             with checkpoint.folder() as folder:
-                state.load_variables(self.model, folder)
+                later = state.load_variables(self.model, folder)
         state.broadcast_state(self.model)
+        state.broadcast_when_built(self.model, later)
         saved = checkpoint.state["seeds"] if checkpoint is not None else None
         state.set_seeds(self.model, collectives.broadcast_json(saved))
 
     def _require_built(self) -> None:
-        if not all(layer.built for layer in self.model._flatten_layers()):
+        if not state.is_built(self.model):
             raise CheckpointError(
                 "this fit() was complete when the training stopped, and its model has no weights to restore "
                 "yet: start it with a keras.Input, or call it on a batch before fit()"

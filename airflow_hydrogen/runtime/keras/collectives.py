@@ -8,6 +8,7 @@ for ever. Hence every name here is ours.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def broadcast_variables(variables: Sequence[Any]) -> None:
     if size() == 1 or not variables:
         return
     hvd = horovod()
-    _require_same(f"the model has {len(variables)} variables", len(variables))
+    require_same(f"the model has {len(variables)} variables", len(variables))
+    require_same_shapes(variables)
     values = [variable.value for variable in variables]
 
     def broadcast() -> None:
@@ -104,7 +106,58 @@ def gather(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(gathered)
 
 
-def _require_same(what: str, number: int) -> None:
+def differing(numbers: Sequence[int]) -> list[int]:
+    """Where the ranks' numbers are not the same, as indices; on every rank the same. As many on every rank.
+
+    Costs one number a rank where all are the same.
+    """
+    if size() == 1 or len(set(gather(np.array([_crc(list(numbers))], dtype=np.int64)).tolist())) == 1:
+        return []
+    everyone = gather(np.array([numbers], dtype=np.int64))
+    return [int(number) for number in np.flatnonzero((everyone != everyone[0]).any(axis=0))]
+
+
+def first_rank_value(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Rank 0's array, on every rank. Of the same shape and type on every rank."""
+    if size() == 1:
+        return value
+    tensor = tf.constant(value)
+    shared = horovod().broadcast(tensor, root_rank=0, name="hydrogen_value", ignore_name_scope=True)
+    return np.asarray(shared.numpy())
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every rank's value."""
+    if size() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+    lengths = gather(np.array([len(text)], dtype=np.int64)).tolist()
+    everyone = gather(text).tobytes()
+    ends = np.cumsum(lengths).tolist()
+    return [json.loads(everyone[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _crc(value: Any) -> int:
+    return zlib.crc32(repr(value).encode())
+
+
+def require_same_shapes(variables: Sequence[Any]) -> None:
+    """Fail on every rank where the ranks' variables have different shapes or types.
+
+    Raises:
+        OptimizerError: they have.
+    """
+    kinds = [f"{variable.dtype}{list(variable.shape)}" for variable in variables]
+    if others := differing([_crc(kind) for kind in kinds]):
+        number = others[0]
+        everyone = gather_json([variables[number].path, kinds[number]])
+        raise OptimizerError(
+            "the ranks have built different models: "
+            + ", ".join(f"{path!r} is {kind} on rank {rank}" for rank, (path, kind) in enumerate(everyone))
+        )
+
+
+def require_same(what: str, number: int) -> None:
     """Fail on every rank where the ranks disagree, instead of waiting for tensors that nobody sends.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from airflow_hydrogen.runtime.rank.context import get_context, report
+from airflow_hydrogen.runtime.rank.context import get_context, report, scalars
 from airflow_hydrogen.runtime.storage import uris
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class ShardEpochCallback(keras.callbacks.Callback):  # type: ignore[misc]
 class HistoryCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """Report every epoch: one line of the model's history.
 
-    A line holds the metrics, `epoch` (from 0), `seconds`, and `rows_per_second` of all ranks together where
-    the job has training data.
+    A line holds the metrics (of a vector each number, as `f1_score_0`, `f1_score_1`), `epoch` (from 0),
+    `seconds`, and `rows_per_second` of all ranks together where the job has training data.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,9 @@ class EventsCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._writers[run] = tf.io.TFRecordWriter(str(folder / name))
             first = Event(wall_time=time.time(), file_version="brain.Event:2")
             self._writers[run].write(first.SerializeToString())
-        values = [Summary.Value(tag=f"epoch_{name}", simple_value=value) for name, value in metrics.items()]
+        values = [
+            Summary.Value(tag=f"epoch_{name}", simple_value=value) for name, value in scalars(metrics).items()
+        ]
         event = Event(wall_time=time.time(), step=epoch, summary=Summary(value=values))
         self._writers[run].write(event.SerializeToString())
         self._writers[run].flush()

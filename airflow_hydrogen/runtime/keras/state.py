@@ -1,9 +1,9 @@
-"""The state of a model in training: its variables, its optimizer's, its random seeds."""
+"""The state of a model in training: its variables, its optimizers', its random seeds."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from airflow_hydrogen.contract.errors import CheckpointError, OptimizerError
-from airflow_hydrogen.runtime.keras import collectives
+from airflow_hydrogen.runtime.keras import collectives, tables
 
 _SEED = "seed_generator_state"
 _VARIABLES = "variables.npz"
+_ADVICE = "the training code has changed since: remove the checkpoints, or give the job another model URI"
 
 _waiting: weakref.WeakKeyDictionary[Any, list[Callable[[], None]]] = weakref.WeakKeyDictionary()
 
@@ -30,7 +31,7 @@ def when_built(model: keras.Model, action: Callable[[], None]) -> None:
     if model in _waiting:
         _waiting[model].append(action)
         return
-    if all(layer.built for layer in model._flatten_layers()):
+    if is_built(model):
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         action()
@@ -56,9 +57,27 @@ def when_built(model: keras.Model, action: Callable[[], None]) -> None:
     del model.train_step  # the function that was made keeps it
 
 
+def is_built(model: keras.Model) -> bool:
+    """Whether the model has all of its weights.
+
+    A model with a `train_step` and no `call`, such as a GAN, has none of its own, and Keras calls it built
+    only once it has been trained.
+    """
+    has_call = type(model).call is not keras.Model.call
+    return all(layer.built for layer in model._flatten_layers(include_self=has_call))
+
+
 def broadcast_state(model: keras.Model) -> None:
-    """Give every rank rank 0's model and optimizer; the seeds of dropout stay each rank's own."""
-    collectives.broadcast_variables(_shared_variables(model))
+    """Give every rank rank 0's model and optimizers; the seeds of dropout stay each rank's own.
+
+    Raises:
+        OptimizerError: the ranks have different models, or their layers have learnt different tables.
+    """
+    tables.require_equal(model)
+    variables = [*_model_variables(model), *(v for held in _optimizers(model) for v in held.variables)]
+    # An optimizer may be held twice, inside and outside of a LossScaleOptimizer.
+    collectives.broadcast_variables(list({id(variable): variable for variable in variables}.values()))
+    _renew_constants(model)
 
 
 def decorrelate_seeds(model: keras.Model) -> None:
@@ -96,44 +115,156 @@ def set_seeds(model: keras.Model, everyone: Sequence[Sequence[Sequence[int]]]) -
 
 
 def save_variables(model: keras.Model, folder: Path) -> None:
-    """Write the values of the model's and the optimizer's variables, in their order."""
-    variables = _shared_variables(model)
-    values = {f"{number:05d}": np.asarray(variable) for number, variable in enumerate(variables)}
+    """Write the values of the variables of the model and of its optimizers, in their order."""
+    values = {
+        f"{group}/{number:05d}" if group else f"{number:05d}": np.asarray(variable)
+        for group, variables in _saved_groups(model).items()
+        for number, variable in enumerate(variables)
+    }
     with (folder / _VARIABLES).open("wb") as stream:
         np.savez(stream, allow_pickle=False, **values)
 
 
-def load_variables(model: keras.Model, folder: Path) -> None:
+def load_variables(model: keras.Model, folder: Path) -> dict[str, list[Any]]:
     """Set the variables from what `save_variables` wrote.
+
+    Returns:
+        What was saved of optimizers that have not made their variables yet, for `broadcast_when_built`.
 
     Raises:
         CheckpointError: they are another model's; none is changed then.
     """
-    variables = _shared_variables(model)
+    saved: dict[str, list[Any]] = {}
     with np.load(folder / _VARIABLES, allow_pickle=False) as stored:
-        values = [stored[name] for name in sorted(stored.files)]
-    advice = "the training code has changed since: remove the checkpoints, or give the job another model URI"
+        for name in sorted(stored.files):
+            saved.setdefault(name.rpartition("/")[0], []).append(stored[name])
+    groups = _saved_groups(model)
+    if saved.keys() != groups.keys():
+        raise CheckpointError(
+            f"the checkpoint has the state of {len(saved)} optimizers, the model holds {len(groups)}; "
+            f"{_ADVICE}"
+        )
+    later = {
+        name: saved.pop(name)
+        for name, held in _other_optimizers(model).items()
+        # One that was not built when it was saved either has nothing to wait for.
+        if not held.built and len(saved[name]) > len(held.variables)
+    }
+    for variable, value in [pair for name in saved for pair in _pairs(groups[name], saved[name])]:
+        variable.assign(_readable(variable, value))
+    return later
+
+
+def broadcast_when_built(model: keras.Model, saved: Mapping[str, list[Any]]) -> None:
+    """Give rank 0's saved state to the optimizers that make their variables at their first step only.
+
+    That is while Keras traces the training step: nothing is applied yet. On every rank; `saved` is what
+    rank 0 loaded, and empty on the others.
+
+    Raises:
+        CheckpointError: from that step: what was saved is another model's.
+    """
+    others = _other_optimizers(model)
+    for name in collectives.broadcast_json(sorted(saved)):
+        _after_build(others[name], saved.get(name))
+
+
+def _after_build(optimizer: keras.optimizers.Optimizer, saved: list[Any] | None) -> None:
+    build = optimizer.build
+
+    def build_and_load(variables: Sequence[Any]) -> None:
+        optimizer.__dict__.pop("build", None)
+        build(variables)
+        # The new variables have no values yet that could be read.
+        values = saved or [np.zeros(tuple(v.shape), _numpy_type(v)) for v in optimizer.variables]
+        with tf.init_scope():  # out of the graph that is being traced
+            for variable, value in _pairs(optimizer.variables, values):
+                variable.assign(collectives.first_rank_value(_readable(variable, value)))
+
+    optimizer.__dict__["build"] = build_and_load
+
+
+def _pairs(variables: Sequence[Any], values: Sequence[Any]) -> list[tuple[Any, Any]]:
     if len(values) != len(variables):
         raise CheckpointError(
             f"the checkpoint has {len(values)} variables, the model and its optimizer have {len(variables)}; "
-            f"{advice}"
+            f"{_ADVICE}"
         )
     for variable, value in zip(variables, values, strict=True):
         if tuple(variable.shape) != value.shape:
             raise CheckpointError(
                 f"variable {variable.path!r} has shape {tuple(variable.shape)}, the checkpoint's "
-                f"{value.shape}; {advice}"
+                f"{value.shape}; {_ADVICE}"
             )
-    for variable, value in zip(variables, values, strict=True):
-        # NumPy stores types that it does not know, such as bfloat16, as plain bytes.
-        dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
-        variable.assign(value.view(dtype) if value.dtype.kind == "V" else value)
+    return list(zip(variables, values, strict=True))
 
 
-def _shared_variables(model: keras.Model) -> list[Any]:
-    optimizer = getattr(model, "optimizer", None)  # absent before compile()
-    variables = [*model.variables, *(optimizer.variables if optimizer is not None else ())]
-    return [variable for variable in variables if variable.name != _SEED]
+def _readable(variable: Any, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A stored value in the variable's type: NumPy stores those that it does not know as plain bytes."""
+    return value.view(_numpy_type(variable)) if value.dtype.kind == "V" else value
+
+
+def _numpy_type(variable: Any) -> Any:
+    return tf.as_dtype(variable.dtype).as_numpy_dtype
+
+
+def _saved_groups(model: keras.Model) -> dict[str, list[Any]]:
+    """What a checkpoint holds: the model with the optimizer of `compile`, and each other optimizer.
+
+    The first group has no name, so that checkpoints of models with one optimizer are what they always were.
+    """
+    compiled = getattr(model, "optimizer", None)  # absent before compile()
+    first = [*_model_variables(model), *(compiled.variables if compiled is not None else ())]
+    return {"": first, **{name: held.variables for name, held in _other_optimizers(model).items()}}
+
+
+def _other_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
+    """All but the one that the model is compiled with, by their names in a checkpoint."""
+    compiled = getattr(model, "optimizer", None)
+    others = [held for held in _optimizers(model) if held is not compiled]
+    return {f"optimizer-{number}": held for number, held in enumerate(others, 1)}
+
+
+def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Every optimizer that the model and its layers hold, in attributes, lists or dicts: GANs have two."""
+    found = {
+        id(held): held
+        for layer in model._flatten_layers()
+        for value in vars(layer).values()
+        for held in _optimizers_in(value)
+    }
+    return list(found.values())
+
+
+def _optimizers_in(value: Any) -> Iterator[keras.optimizers.Optimizer]:
+    if isinstance(value, keras.optimizers.Optimizer):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _optimizers_in(item)
+    elif isinstance(value, dict):
+        yield from _optimizers_in(list(value.values()))
+
+
+def _renew_constants(model: keras.Model) -> None:
+    """Let layers compute with the values that their variables now have.
+
+    `keras.layers.Normalization` computes with constants that it makes of its variables when it is adapted,
+    and a function that was traced before has them inside.
+    """
+    normalizations = [
+        layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Normalization)
+    ]
+    for layer in normalizations:
+        layer.finalize_state()
+    if normalizations:
+        model.test_function = model.predict_function = None
+        if model.train_function is not None:
+            model.make_train_function(force=True)
+
+
+def _model_variables(model: keras.Model) -> list[Any]:
+    return [variable for variable in model.variables if variable.name != _SEED]
 
 
 def _seed_variables(model: keras.Model) -> list[Any]:

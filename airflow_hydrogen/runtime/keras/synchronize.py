@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import numbers
+import zlib
 from typing import Any
 
 import keras
@@ -68,13 +69,27 @@ class MetricAverageCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Average `logs`, validation metrics included."""
+        """Average `logs`, validation metrics included.
+
+        Raises:
+            OptimizerError: the ranks have different metrics.
+        """
         if not logs:
             return
         # Sorted: the ranks must agree on the order, and a dict has that of its insertions.
-        names = sorted(name for name, value in logs.items() if _is_number(value))
-        for name, mean in zip(names, collectives.average([float(logs[name]) for name in names]), strict=True):
-            logs[name] = mean
+        arrays = {name: np.asarray(logs[name], "float64") for name in sorted(logs) if _is_numeric(logs[name])}
+        shapes = [f"{name}{list(array.shape) if array.ndim else ''}" for name, array in arrays.items()]
+        if collectives.differing([zlib.crc32(repr(shapes).encode())]):
+            everyone = collectives.gather_json(shapes)
+            raise OptimizerError(
+                "the ranks have different metrics: "
+                + "; ".join(f"rank {rank} has {', '.join(found)}" for rank, found in enumerate(everyone))
+                + ": call fit() with the same metrics, validation data and callbacks on every rank"
+            )
+        means = iter(collectives.average([number for array in arrays.values() for number in array.flat]))
+        for name, array in arrays.items():
+            mean = np.array([next(means) for _ in range(array.size)]).reshape(array.shape)
+            logs[name] = mean if array.ndim else mean.item()
 
 
 def _averages_nothing(model: keras.Model) -> bool:
@@ -86,5 +101,8 @@ def _averages_nothing(model: keras.Model) -> bool:
     return optimizer is not None and keras_step and not ours
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Number) or (hasattr(value, "shape") and np.ndim(value) == 0)
+def _is_numeric(value: Any) -> bool:
+    """A number, or an array of them: a metric for each class is one."""
+    return isinstance(value, numbers.Real) or (
+        hasattr(value, "shape") and np.asarray(value).dtype.kind not in "OSU"
+    )

@@ -34,6 +34,7 @@ class TrainContext:
         history: what rank 0 reported so far, one mapping a line.
         resumed_from_epoch: set by the checkpoint callback when it restored one.
         partial_epoch: the epoch of which a resumed training sees only the rest.
+        weights_compared: the ranks were found to have the same weights while they trained.
     """
 
     rank: int
@@ -52,6 +53,7 @@ class TrainContext:
     history: list[dict[str, float]] = field(default_factory=list)
     resumed_from_epoch: int | None = None
     partial_epoch: int | None = None
+    weights_compared: bool = False
     shards: dict[str, DatasetShard] = field(default_factory=dict, repr=False)
     on_report: Callable[[Mapping[str, float], float | None], None] = field(
         default=lambda metrics, seconds_left: None, repr=False
@@ -121,27 +123,54 @@ def report(metrics: Mapping[str, Any], *, seconds_left: float | None = None) -> 
     Call it on every rank, once an epoch: rank 0's numbers are kept. To the watchdog it is progress.
 
     Args:
-        metrics: name -> number, for example `{"epoch": 3, "loss": 0.21}`.
+        metrics: name -> number, for example `{"epoch": 3, "loss": 0.21}`. Of an array each number gets a
+            name of its own: `f1_score_0`, `f1_score_1`.
         seconds_left: how long the training will still take, for the log alone.
 
     Raises:
-        InvalidJobError: a value that is not a number.
+        InvalidJobError: a value that is neither a number nor an array of them, or two of one name.
     """
     progress.current().tick()
-    line = {name: _number(name, value) for name, value in metrics.items()}
+    line = scalars(metrics)
     context = get_context()
     if context.rank == 0:
         context.history.append(line)
     context.on_report(line, seconds_left)
 
 
-def _number(name: str, value: Any) -> float:
-    """A Python number; an infinite or undefined one is refused by JSON, so it becomes a string there."""
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as Python numbers: an array's get names of their own, by their places.
+
+    A metric for each class, such as `keras.metrics.F1Score()`, is an array. One of a single number keeps its
+    name.
+
+    Raises:
+        InvalidJobError: a value that is neither a number nor an array of them, or two of one name.
+    """
+    line: dict[str, float] = {}
+    for name, value in metrics.items():
+        for key, number in _numbers(name, value):
+            if key in line:
+                raise InvalidJobError(f"report: there are two numbers {key!r}: rename one of the metrics")
+            line[key] = number
+    return line
+
+
+def _numbers(name: str, value: Any) -> list[tuple[str, float]]:
+    is_array = isinstance(value, (list, tuple)) or getattr(value, "shape", None)
     try:
-        number = value if isinstance(value, int) else float(value)
+        if not is_array:
+            return [(name, value if isinstance(value, int) else float(value))]
+        import numpy as np  # here: it is there wherever there are arrays
+
+        array = np.asarray(value).astype("float64", casting="same_kind")
     except (TypeError, ValueError):
-        raise InvalidJobError(f"report: {name!r} must be a number, found {value!r}") from None
-    return number
+        raise InvalidJobError(
+            f"report: {name!r} must be a number or an array of numbers, found {value!r}"
+        ) from None
+    if array.size == 1:
+        return [(name, array.item())]
+    return [("_".join([name, *map(str, place)]), number) for place, number in np.ndenumerate(array)]
 
 
 def dump_history(history: list[dict[str, float]]) -> str:

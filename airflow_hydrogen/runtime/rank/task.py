@@ -1,4 +1,4 @@
-"""What a rank is told: its task and its place, as values that travel."""
+"""What a rank is told, and what it answers, as values that travel."""
 
 from __future__ import annotations
 
@@ -57,3 +57,19 @@ class Placement:
     cross_rank: int
     cross_size: int
     host: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rank's process answers once `main` has returned.
+
+    Attributes:
+        rank: the rank.
+        value: rank 0's value, or what it published, pickled.
+        weights: path and checksum of each trainable variable of the Keras model that `main` returned; None
+            where it returned something else, or the ranks have compared their weights themselves.
+    """
+
+    rank: int
+    value: bytes
+    weights: tuple[tuple[str, int], ...] | None = None

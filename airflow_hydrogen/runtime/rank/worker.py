@@ -21,10 +21,10 @@ from airflow_hydrogen.contract.errors import KwargsError
 from airflow_hydrogen.contract.jobs import require_json
 from airflow_hydrogen.runtime import progress
 from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
+from airflow_hydrogen.runtime.rank import checksums, horovod_guard
 from airflow_hydrogen.runtime.rank import context as contexts
-from airflow_hydrogen.runtime.rank import horovod_guard
 from airflow_hydrogen.runtime.rank.failures import RankFailure, lost_peer
-from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Placement, RankTask
+from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Answer, Placement, RankTask
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # once: after a fork is no time to load a library
@@ -44,12 +44,13 @@ def main() -> int:
     try:
         value = _call(task)
         pipe.send("returned", None)
-        answer = _result(task, value) if placement.rank == 0 else pickle.dumps(None)
+        weights = checksums.of_returned(value, contexts.get_context())
+        result = _result(task, value) if placement.rank == 0 else pickle.dumps(None)
     except BaseException as error:
         traceback.print_exc()
         pipe.send("failed", _failure(placement, _cause(error)))
         return 1
-    pipe.send("result", answer)
+    pipe.send("result", Answer(placement.rank, result, weights))
     return 0
 
 
