@@ -61,6 +61,7 @@ def publish(value, uri, layout=None):
         signature=made.signature,
         files=made.files,
         predictor=made.predictor,
+        modules=made.modules,
     )
     directory.publish(staged, uri, manifest, keep_checkpoints=False)
     return uri
