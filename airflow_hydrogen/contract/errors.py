@@ -400,7 +400,8 @@ class UnloadableModelError(ModelError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(
-            f"the model that main returned is not published, because no scorer could load it: {problem}. Put "
+            "the model that main returned is not published, because no scorer could load it: "
+            f"{problem.rstrip('. ')}. Put "
             "custom layers and functions in a module that can be imported and decorate them with "
             "@keras.saving.register_keras_serializable(), put such a layer in the place of a Lambda, or "
             "return an ExportedModel. The checkpoints are kept"

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+LAMBDA = "__lambda__"
+"""What a Python lambda is called in a file. None is ever loaded in safe mode."""
+
 _KERAS = {"keras", "builtins", "tensorflow", "numpy"}
-# Keras's own, but code that travels inside the file: not loaded in safe mode.
-_UNSAFE = {"Lambda", "__lambda__"}
+# Keras's own, but what they run is not: whether they load depends on the process's safe mode.
+_FOREIGN = {"Lambda", "TFSMLayer", "TorchModuleWrapper"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def named_objects(file: Path) -> list[NamedObject]:
 
 
 def is_plain(objects: Sequence[NamedObject]) -> bool:
-    """Whether Keras loads all of these by itself, in any process."""
-    return not any(named.is_custom or named.name in _UNSAFE for named in objects)
+    """Whether Keras loads all of these by itself, in any process alike."""
+    return not any(named.is_custom or named.name in _FOREIGN for named in objects)
 
 
 def custom_modules(objects: Sequence[NamedObject]) -> tuple[str, ...]:

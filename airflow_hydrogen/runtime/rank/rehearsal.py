@@ -50,6 +50,8 @@ def rehearse_keras(folder: Path, manifest: Manifest, model: Any) -> None:
     homeless = [named.name for named in objects if named.module == "__main__"]
     if homeless:
         raise UnloadableModelError(f"{', '.join(homeless)} was defined in the script itself (__main__)")
+    if any(named.name == keras_file.LAMBDA for named in objects):
+        raise UnloadableModelError("it holds a Python lambda, which Keras does not load in safe mode")
     batch = probe(manifest.signature)
     expected = _predictions(model, manifest, batch)
     # Without a prediction to repeat there is none to ask for: a model may well refuse a made-up row.
@@ -113,7 +115,10 @@ def _predictions(model: Any, manifest: Manifest, batch: Arrays) -> Arrays | None
     try:
         first, second = predict(batch), predict(batch)
     except Exception as error:
-        print(f"the model predicts nothing for a made-up row, so that is not compared: {describe(error)}")
+        print(
+            f"the model predicts nothing for a made-up row, so that is not compared: {describe(error)}",
+            flush=True,
+        )
         return None
     same = all(np.array_equal(first[name], second[name], equal_nan=_is_float(first[name])) for name in first)
     return first if same else None

@@ -11,8 +11,8 @@ from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays
 
 _MESSAGE_CHARACTERS = 500
-# Keras puts a whole configuration between its own message and the one that it comes from.
-_CAUSE = "Exception encountered: "
+# Keras puts whole configurations before the message of the error that it met, and behind its own.
+_CAUSE, _CONFIGURATION = "Exception encountered: ", "Full object config:"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def describe(error: Exception) -> str:
     """An error in a line."""
     if isinstance(error, HydrogenError):
         return str(error)
-    text = str(error).rpartition(_CAUSE)[2].strip()
+    text = str(error).rpartition(_CAUSE)[2].partition(_CONFIGURATION)[0].strip()
     line = (text.splitlines() or [""])[0][:_MESSAGE_CHARACTERS]
     return f"{type(error).__name__}: {line}" if line else repr(error)
 
