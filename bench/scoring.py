@@ -24,7 +24,7 @@ from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.manifest import Manifest
-from airflow_hydrogen.runtime.models.predictors import load_predictor
+from airflow_hydrogen.runtime.models.predictors import Predict, load_predictor
 from airflow_hydrogen.runtime.rank import publishing
 from airflow_hydrogen.runtime.rank.context import TrainContext
 from airflow_hydrogen.runtime.scoring import sinks
@@ -237,8 +237,14 @@ class _BatchUdfs:
         return run
 
 
+def _load(model: str) -> Predict:
+    """A local model, whose files stay where they are."""
+    with load_predictor(model, directory.read_manifest(model), None, 1) as predict:
+        return predict
+
+
 def _make_matrix_predict(model: str) -> Callable[[np.ndarray], np.ndarray]:
-    _manifest, predict = load_predictor(model, None, 1)
+    predict = _load(model)
 
     def run(inputs: np.ndarray) -> np.ndarray:
         return predict({INPUT: inputs})[OUTPUT]
@@ -247,7 +253,7 @@ def _make_matrix_predict(model: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _make_columns_predict(model: str) -> Callable[..., np.ndarray]:
-    _manifest, predict = load_predictor(model, None, 1)
+    predict = _load(model)
 
     def run(*inputs: np.ndarray) -> np.ndarray:
         matrix = np.empty((len(inputs[0]), len(inputs)), "float32")
@@ -268,7 +274,7 @@ _row_predict: dict[str, Any] = {}
 
 def _predict_row(model: str, *row: float) -> float:
     if model not in _row_predict:
-        _row_predict[model] = load_predictor(model, None, 1)[1]
+        _row_predict[model] = _load(model)
     return float(_row_predict[model]({INPUT: np.array([row], "float32")})[OUTPUT][0, 0])
 
 

@@ -20,6 +20,7 @@ HydrogenError
 │   ├── EmptyDatasetError
 │   ├── MissingColumnError
 │   ├── ColumnTypeError
+│   ├── ValueRangeError
 │   ├── NullValueError
 │   ├── RaggedTensorError
 │   ├── ColumnCollisionError
@@ -27,8 +28,11 @@ HydrogenError
 ├── ModelError                      the model directory is not usable
 │   ├── NotAModelError
 │   ├── ModelChangedError
+│   ├── ModelReplacedError          published anew while it was in use
 │   ├── ModelFormatError
-│   └── ModelSignatureError
+│   ├── ModelModuleError            code that the model needs is not here
+│   ├── ModelSignatureError
+│   └── UnloadableModelError        trained, but no scorer could load it
 ├── OptimizerError                  an optimizer that would not average, or ranks that do not fit together
 ├── RanksDivergedError              the ranks train different models
 ├── NonFiniteLossError              the loss is NaN or infinite
@@ -299,6 +303,21 @@ class ColumnTypeError(DataError):
         self.found = found
 
 
+class ValueRangeError(DataError):
+    """A whole number that the model's integer dtype does not hold.
+
+    Example: a model whose input "user" is int32, and rows whose column `user` holds 3,000,000,000.
+    """
+
+    def __init__(self, column: str, expected: str, found: object) -> None:
+        super().__init__(
+            f"column {column!r}: expected whole numbers that {expected} holds, found {found}; filter such "
+            f"rows with 'where', or train the model with a wider input than {expected}"
+        )
+        self.column = column
+        self.expected = expected
+
+
 class NullValueError(DataError):
     """A feature or label holds nulls, which a tensor cannot."""
 
@@ -371,6 +390,26 @@ class ModelChangedError(ModelError):
         self.file = file
 
 
+class ModelReplacedError(ModelError):
+    """Another model lies at the URI than the one that was checked before the work began.
+
+    Example: a training publishes to the URI while a partition is scored with the model that was there. The
+    half of the partition that is not scored yet would get another model's predictions.
+    """
+
+    retryable = True  # the next try checks the new one
+
+    def __init__(self, uri: str, checked: str, found: str | None) -> None:
+        now = "there is no model now" if found is None else f"version {found[:12]} is there now"
+        super().__init__(
+            f"the model at {uri!r} changed while it was in use: version {checked[:12]} was checked, {now}; "
+            "run again, and let a model_uri hold one model (for example with {{ run_id }} in it)"
+        )
+        self.uri = uri
+        self.checked = checked
+        self.found = found
+
+
 class ModelFormatError(ModelError):
     """The manifest has a format version that this package does not read."""
 
@@ -381,8 +420,38 @@ class ModelFormatError(ModelError):
         self.uri = uri
 
 
+class ModelModuleError(ModelError):
+    """A module that the model's manifest names, for the layers that it registers, cannot be imported here."""
+
+    def __init__(self, uri: str, module: str, reason: str) -> None:
+        super().__init__(
+            f"model {uri!r} needs the module {module!r}, which registers its custom layers or functions, and "
+            f"it does not import here ({reason}): ship it with py_files, or install it on the cluster"
+        )
+        self.uri = uri
+        self.module = module
+
+
 class ModelSignatureError(ModelError):
     """The model's inputs or outputs cannot be matched with columns."""
+
+
+class UnloadableModelError(ModelError):
+    """The trained model was saved, but a fresh process cannot load it, or it predicts something else there.
+
+    Found by rank 0 before anything is published. Example: a `Lambda` layer, which Keras does not load in
+    its safe mode, or a custom layer of a class in the DAG file, which no scorer can import.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            "the model that main returned is not published, because no scorer could load it: "
+            f"{problem.rstrip('. ')}. Put "
+            "custom layers and functions in a module that can be imported and decorate them with "
+            "@keras.saving.register_keras_serializable(), put such a layer in the place of a Lambda, or "
+            "return an ExportedModel. The checkpoints are kept"
+        )
+        self.problem = problem
 
 
 class OptimizerError(HydrogenError):

@@ -88,6 +88,7 @@ class InferenceReport:
     Attributes:
         output_uri: the partition that was replaced; None on failure.
         model_uri: the model that scored.
+        model_version: its version: the SHA-256 of its manifest, with that of every file in it.
         rows: rows read, which is rows written.
         seconds: seconds by stage: score, commit, total.
         rows_per_second: rows per second of the score stage, start of the Python workers included.
@@ -99,6 +100,7 @@ class InferenceReport:
 
     output_uri: str | None = None
     model_uri: str | None = None
+    model_version: str | None = None
     rows: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows_per_second: float | None = None

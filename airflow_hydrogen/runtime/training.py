@@ -253,6 +253,7 @@ def _publish(
         signature=published.signature,
         files=published.files,
         predictor=published.predictor,
+        modules=published.modules,
         metrics=_finite(outcome.history[-1]) if outcome.history else {},
         entrypoint=job.entrypoint.name,
         np=size,

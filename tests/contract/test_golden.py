@@ -87,6 +87,7 @@ REPORTS = {
     "inference_report": InferenceReport(
         output_uri="/scores/ds=2013-07-01",
         model_uri="/models/flight_delay",
+        model_version="ef" * 32,
         rows=994,
         seconds={"total": 9.0},
         rows_per_second=110.4,
@@ -105,6 +106,7 @@ MANIFEST = Manifest(
         outputs=(OutputSpec("prediction", "float32", (1,)),),
     ),
     files=(FileEntry("model.keras", "ab" * 32, 1234),),
+    modules=("flights.layers",),
     metrics={"loss": 0.5},
     entrypoint="flights.train:main",
     np=2,

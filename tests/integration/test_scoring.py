@@ -6,6 +6,7 @@ import datetime
 import os
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,13 @@ from airflow_hydrogen.contract.errors import (
     EntrypointError,
     InvalidJobError,
     MissingColumnError,
+    ModelReplacedError,
     NotAModelError,
     NullValueError,
     PartitionValueError,
     RaggedTensorError,
     SourceError,
+    UnloadableModelError,
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
@@ -32,7 +35,7 @@ from airflow_hydrogen.runtime.data.dataset import FeatureLayout
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
-from airflow_hydrogen.runtime.rank import publishing
+from airflow_hydrogen.runtime.rank import publishing, rehearsal
 from airflow_hydrogen.runtime.rank.context import TrainContext
 from airflow_hydrogen.runtime.scoring import application, direct
 from airflow_hydrogen.runtime.scoring.application import run_inference
@@ -62,6 +65,7 @@ def publish(value, uri, layout=None):
         signature=made.signature,
         files=made.files,
         predictor=made.predictor,
+        modules=made.modules,
     )
     directory.publish(staged, uri, manifest, keep_checkpoints=False)
     return uri
@@ -291,8 +295,6 @@ def test_one_model_is_loaded_per_worker_and_short_batches_trace_nothing_new(scor
         "    return lambda arrays: {'p': arrays['x'][:, 0]}\n"
     )
     spark.sparkContext.addPyFile(str(module))
-    import sys
-
     sys.path.insert(0, str(tmp_path))
     try:
         (tmp_path / "weights").write_text("x")
@@ -389,13 +391,112 @@ def test_the_partitions_own_column_is_left_to_the_folders_name(score, linear, tm
     assert list(found.columns) == ["a", "b", "prediction"]
 
 
-def test_a_keras_file_with_code_in_it_is_not_loaded(score, tmp_path):
+def refused(layer, tmp_path):
+    """What is said of a model with this layer; nothing is published."""
     import keras
 
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Lambda(lambda x: x)])
-    uri = publish(model, str(tmp_path / "lambda"), matrix_layout("a"))
-    with pytest.raises(Exception, match=r"(?i)lambda.*deserializ|safe_mode|unsafe"):
+    with pytest.raises(UnloadableModelError) as caught:
+        publish(keras.Sequential([keras.Input((1,)), layer]), str(tmp_path / "refused"), matrix_layout("a"))
+    assert not (tmp_path / "refused").exists()
+    assert not caught.value.retryable
+    return str(caught.value)
+
+
+def test_a_model_with_a_lambda_is_not_published(tmp_path):
+    import keras
+    from keras.src.saving.serialization_lib import SafeModeScope
+
+    with SafeModeScope(False):  # as enable_unsafe_deserialization() in main does, and in no scorer
+        message = refused(keras.layers.Lambda(lambda x: 2 * x), tmp_path)
+    assert "it holds a Python lambda, which Keras does not load in safe mode. Put custom" in message
+
+
+def test_a_layer_of_the_dag_file_is_not_published(tmp_path, monkeypatch):
+    """Its module is there in the rank's process, where it was pickled by value, and nowhere else."""
+    import keras
+
+    @keras.saving.register_keras_serializable("dag")
+    class Twice(keras.layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+    Twice.__module__ = "a_dag_file"
+    assert "needs the module 'a_dag_file'" in refused(Twice(), tmp_path)
+    Twice.__module__ = "__main__"
+    assert "dag>Twice was defined in the script itself" in refused(Twice(), tmp_path)
+
+
+def test_a_model_that_predicts_otherwise_when_it_is_loaded_again_is_not_published(linear):
+    folder = pathlib.Path(linear)
+    manifest = directory.read_manifest(linear)
+    rehearsal.rehearse_keras(folder, manifest, dense([[1.0], [10.0]]))
+    with pytest.raises(
+        UnloadableModelError, match="it predicts another 'prediction' for the same row, .9.1."
+    ):
+        rehearsal.rehearse_keras(folder, manifest, dense([[1.0], [20.0]]))
+
+
+def test_a_model_whose_predictions_cannot_be_repeated_is_published(tmp_path, capsys):
+    import keras
+
+    words = keras.layers.StringLookup(vocabulary=["a"], num_oov_indices=0, output_mode="one_hot")
+    model = keras.Sequential([keras.Input((1,), name="word", dtype="string"), words])
+    publish(model, str(tmp_path / "words"), FeatureLayout("columns", (ColumnSpec("word", "string"),)))
+    assert "the model predicts nothing for a made-up row, so that is not compared" in capsys.readouterr().out
+
+
+@pytest.fixture
+def layers_module(tmp_path, monkeypatch):
+    """A module of the project's that registers layers."""
+    (tmp_path / "project_layers.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable('project')\n"
+        "class Scale(keras.layers.Layer):\n"
+        "    def __init__(self, by, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.by = by\n"
+        "    def call(self, inputs):\n"
+        "        return inputs * self.by\n"
+        "    def get_config(self):\n"
+        "        return {**super().get_config(), 'by': self.by}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import project_layers
+
+    yield project_layers
+    del sys.modules["project_layers"]
+
+
+def test_a_layer_of_the_projects_is_imported_before_the_model_is_loaded(
+    score, tmp_path, layers_module, spark, lake
+):
+    import keras
+
+    model = keras.Sequential([keras.Input((1,)), layers_module.Scale(3.0)])
+    uri = publish(model, str(tmp_path / "scaled"), matrix_layout("a"))
+    assert directory.read_manifest(uri).modules == ("project_layers",)
+    spark.sparkContext.addPyFile(str(tmp_path / "project_layers.py"))
+    report, found = score(uri, keep_columns=["a"])
+    assert report.model_version == directory.read_manifest(uri).version
+    assert np.allclose(found["prediction"], 3 * found["a"])
+
+
+def test_a_model_that_is_published_while_it_scores_scores_no_row(score, linear, lake, tmp_path, monkeypatch):
+    """The driver has checked the model; before the workers load it, the URI gets another one."""
+    uri = publish(dense([[1.0], [10.0]]), str(tmp_path / "nightly"), matrix_layout("a", "b"))
+    plan = application.plan_columns
+
+    def publish_then_plan(*given):
+        publish(dense([[2.0], [20.0]]), uri, matrix_layout("a", "b"))
+        return plan(*given)
+
+    monkeypatch.setattr(application, "plan_columns", publish_then_plan)
+    with pytest.raises(
+        ModelReplacedError, match="changed while it was in use: version .* run again"
+    ) as caught:
         score(uri)
+    assert caught.value.retryable
+    assert not (tmp_path / "scores").exists() or os.listdir(tmp_path / "scores") == []
 
 
 def test_a_model_that_does_not_fit_the_dataset_is_not_published(tmp_path):

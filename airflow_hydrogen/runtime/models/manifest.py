@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 from airflow_hydrogen.contract.errors import ModelFormatError, NotAModelError
@@ -103,6 +106,7 @@ class Manifest:
         signature: inputs with their columns, and outputs.
         files: every file that loading reads.
         predictor: `package.module:function` that loads the model instead of the framework's own loader.
+        modules: what is imported before the framework's own loader runs: they register custom layers.
         metrics: the last line of history.
         entrypoint: what trained it.
         np: ranks that trained it.
@@ -118,6 +122,7 @@ class Manifest:
     signature: Signature
     files: tuple[FileEntry, ...]
     predictor: str | None = None
+    modules: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     entrypoint: str = ""
     np: int = 1
@@ -128,6 +133,11 @@ class Manifest:
     created: str = ""
     format_version: int = FORMAT_VERSION
 
+    @cached_property
+    def version(self) -> str:
+        """The SHA-256 of `manifest.json`. It holds the files' hashes, so one version is one model."""
+        return hashlib.sha256(self.dumps().encode()).hexdigest()
+
     def dumps(self) -> str:
         """The text of `manifest.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
@@ -137,7 +147,7 @@ class Manifest:
         """Read the text of `manifest.json`.
 
         Raises:
-            NotAModelError: not JSON, or not a manifest.
+            NotAModelError: not JSON, not a manifest, or one of files that are not in the model's folder.
             ModelFormatError: another format version.
         """
         try:
@@ -147,6 +157,25 @@ class Manifest:
                 raise ModelFormatError(uri, version, FORMAT_VERSION)
             document["signature"] = Signature.from_dict(document["signature"])
             document["files"] = tuple(FileEntry(**entry) for entry in document["files"])
-            return cls(**document)
+            document["modules"] = tuple(document.get("modules", ()))
+            manifest = cls(**document)
+            _require_inside(manifest)
+            return manifest
         except (ValueError, KeyError, TypeError) as error:
             raise NotAModelError(uri, f"its manifest.json cannot be read ({error!r})") from error
+
+
+def _require_inside(manifest: Manifest) -> None:
+    """Refuse names that lead out of the model's folder, and an entry that is none of its files."""
+    names = [entry.path for entry in manifest.files]
+    for name in (*names, manifest.entry):
+        path = PurePosixPath(name)
+        if (
+            name != str(path)
+            or "\0" in name
+            or path.is_absolute()
+            or not {"..", "."}.isdisjoint({name, *path.parts})
+        ):
+            raise ValueError(f"{name!r} is not the name of a file in the model's folder")
+    if not any(f"{name}/".startswith(f"{manifest.entry}/") for name in names):
+        raise ValueError(f"its entry {manifest.entry!r} is none of its files")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from airflow_hydrogen.contract.errors import ModelSignatureError
+from airflow_hydrogen.contract.errors import ModelModuleError, ModelSignatureError
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
-from airflow_hydrogen.runtime.models.directory import open_model
+from airflow_hydrogen.runtime.models.directory import hold_model, pinned
 from airflow_hydrogen.runtime.models.manifest import Manifest
 
 Arrays = Mapping[str, np.ndarray]
@@ -18,36 +20,80 @@ Predict = Callable[[Arrays], Arrays]
 """Input name -> array of shape (rows, ...) to output name -> array of shape (rows, ...)."""
 
 
-def load_predictor(uri: str, override: str | None, threads: int) -> tuple[Manifest, Predict]:
-    """Load a model once.
+@contextmanager
+def load_predictor(uri: str, manifest: Manifest, override: str | None, threads: int) -> Iterator[Predict]:
+    """Load one version of a model, whatever lies at the URI by now.
 
     Args:
-        uri: the model's folder; its hashes are checked first.
+        uri: the model's folder; its files are held against the manifest's hashes first.
+        manifest: of the version that is wanted.
         override: `package.module:function` in place of the manifest's own loader.
         threads: math threads of this process.
 
+    Returns:
+        The predict function. The files that it was loaded from stay for as long as the block lasts.
+
     Raises:
+        ModelReplacedError: another model was published, before or while this one was loaded.
         ModelError: the model cannot be used.
         EntrypointError: the predictor does not import.
     """
-    manifest, folder = open_model(uri)
+    with hold_model(uri, manifest) as held:
+        with pinned(uri, manifest):
+            predict = load(uri, manifest, held.folder, override, threads)
+            held.require_untouched()
+        yield predict
+
+
+def load(uri: str, manifest: Manifest, folder: Path, override: str | None, threads: int) -> Predict:
+    """Load a model from a folder whose files are what its manifest says."""
     predictor = override or manifest.predictor
     if predictor is not None:
-        return manifest, resolve_import_path(predictor)(str(folder / manifest.entry))
+        predict: Predict = resolve_import_path(predictor)(str(folder / manifest.entry))
+        return predict
     if manifest.framework not in _LOADERS:
         raise ModelSignatureError(
             f"model {uri!r} has framework {manifest.framework!r} and no predictor; known frameworks are "
             f"{', '.join(_LOADERS)}: pass predictor='package.module:function'"
         )
+    for module in manifest.modules:
+        with _needed(uri, module):
+            importlib.import_module(module)
     _limit_threads(threads)
-    return manifest, _LOADERS[manifest.framework](folder / manifest.entry, manifest)
+    return _LOADERS[manifest.framework](folder / manifest.entry, manifest)
+
+
+def require_modules(uri: str, manifest: Manifest) -> None:
+    """Look for the modules that register the model's custom layers, without importing them.
+
+    Raises:
+        ModelModuleError: naming the one that is not there.
+    """
+    for module in manifest.modules:
+        with _needed(uri, module):
+            if importlib.util.find_spec(module) is None:
+                raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
+@contextmanager
+def _needed(uri: str, module: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ModelModuleError(uri, module, f"{type(error).__name__}: {error}") from error
 
 
 def _load_keras(path: Path, manifest: Manifest) -> Predict:
     import keras
+
+    return predict_function(keras.models.load_model(path, compile=False, safe_mode=True), manifest)
+
+
+def predict_function(model: Any, manifest: Manifest) -> Predict:
+    """A Keras model as a function from arrays to arrays, traced once for batches of any length."""
+    import keras
     import tensorflow as tf
 
-    model = keras.models.load_model(path, compile=False, safe_mode=True)
     names = [spec.name for spec in manifest.signature.outputs]
     # A Sequential model, and a functional one of a lone tensor, take the tensor itself.
     single = isinstance(model, keras.Sequential) or not isinstance(model.input, (Mapping, list, tuple))
@@ -83,6 +129,15 @@ _LOADERS: dict[str, Callable[[Path, Manifest], Predict]] = {
     "keras": _load_keras,
     "tensorflow": _load_saved_model,
 }
+
+
+def numpy_dtype(name: str) -> Any:
+    """NumPy's dtype of an input; TensorFlow brings those that NumPy itself has not."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import tensorflow as tf
+
+    return tf.bfloat16.as_numpy_dtype
 
 
 def _tensor_specs(tf: Any, manifest: Manifest) -> dict[str, Any]:

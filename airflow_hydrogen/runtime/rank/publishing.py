@@ -13,9 +13,18 @@ from typing import Any
 from airflow_hydrogen.contract.errors import ModelSignatureError
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.dataset import FeatureLayout
+from airflow_hydrogen.runtime.models import keras_file
 from airflow_hydrogen.runtime.models.directory import describe_files
 from airflow_hydrogen.runtime.models.exports import ExportedModel
-from airflow_hydrogen.runtime.models.manifest import HISTORY, FileEntry, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.manifest import (
+    HISTORY,
+    FileEntry,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    Signature,
+)
+from airflow_hydrogen.runtime.rank import rehearsal
 from airflow_hydrogen.runtime.rank.context import TrainContext, dump_history
 from airflow_hydrogen.runtime.storage import filesystems, uris
 
@@ -33,6 +42,11 @@ class Published:
     signature: Signature
     files: tuple[FileEntry, ...]
     predictor: str | None = None
+    modules: tuple[str, ...] = ()
+
+    def manifest(self) -> Manifest:
+        """As much of the manifest as loading the model needs."""
+        return Manifest(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +79,7 @@ def save(value: Any, staged_uri: str, context: TrainContext) -> Published | None
 
     Raises:
         ModelSignatureError: the model's inputs cannot be matched with columns.
+        UnloadableModelError: no scorer could load what was saved.
     """
     if not (isinstance(value, ExportedModel) or _is_keras_model(value)):
         return None
@@ -75,11 +90,10 @@ def save(value: Any, staged_uri: str, context: TrainContext) -> Published | None
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(value, ExportedModel):
         published = _save_exported(value, folder, layout)
+        rehearsal.rehearse_export(folder, published.manifest())
     else:
-        value.save(folder / KERAS_FILE)
-        published = Published(
-            "keras", KERAS_FILE, keras_signature(value, layout), describe_files(folder, [KERAS_FILE])
-        )
+        published = _save_keras(value, folder, layout)
+        rehearsal.rehearse_keras(folder, published.manifest(), value)
     (folder / HISTORY).write_text(dump_history(context.history))
     if local is None:
         filesystems.upload(folder, staged_uri)
@@ -171,6 +185,13 @@ def _match_inputs(
             f"has {', '.join(map(repr, columns))}"
         )
     return tuple(InputSpec(name, (columns[name],), *specs[name]) for name in names)
+
+
+def _save_keras(model: Any, folder: Path, layout: FeatureLayout | None) -> Published:
+    signature = keras_signature(model, layout)
+    model.save(folder / KERAS_FILE)
+    modules = keras_file.custom_modules(keras_file.named_objects(folder / KERAS_FILE))
+    return Published("keras", KERAS_FILE, signature, describe_files(folder, [KERAS_FILE]), modules=modules)
 
 
 def _save_exported(model: ExportedModel, folder: Path, layout: FeatureLayout | None) -> Published:

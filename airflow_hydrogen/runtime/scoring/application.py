@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.predictors import require_modules
 from airflow_hydrogen.runtime.scoring import direct, sinks
 from airflow_hydrogen.runtime.scoring.inference import Scorer
 from airflow_hydrogen.runtime.session import original_error, spark_session
@@ -55,11 +55,15 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     predictor = job.predictor or manifest.predictor
     if predictor:
         resolve_import_path(predictor)
+    else:
+        require_modules(job.model_uri, manifest)
     spark = spark_session(job)
     frame = sources.read_prepared(spark, job.source, prepare, job.prepare_kwargs)
     scored = score(spark, frame, manifest, job)
     print(
-        f"scoring {sources.describe(job.source)} with {manifest.framework} model {job.model_uri}", flush=True
+        f"scoring {sources.describe(job.source)} with {manifest.framework} model {job.model_uri}, "
+        f"version {manifest.version[:12]}",
+        flush=True,
     )
     try:
         rows = sinks.replace_partition(scored, job.sink, job.run)
@@ -74,6 +78,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     return InferenceReport(
         output_uri=output_uri,
         model_uri=uris.canonical(job.model_uri),
+        model_version=manifest.version,
         rows=rows,
         seconds={"total": round(seconds, 3)},
         rows_per_second=rows / seconds,
@@ -93,7 +98,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
     scorer = Scorer(
         model_uri=uris.canonical(job.model_uri),
-        model_version=hashlib.sha256(manifest.dumps().encode()).hexdigest(),
+        manifest=manifest,
         predictor=job.predictor,
         keep=tuple(keep),
         outputs=outputs,
@@ -222,7 +227,10 @@ def _spark_type(spec: OutputSpec) -> Any:
 
 
 def _casts(found: str, wanted: str) -> bool:
-    """Whether a column's element type goes into an input's dtype without losing its meaning."""
+    """Whether a column's element type goes into an input's dtype without losing its meaning.
+
+    Whole numbers may go into a narrower dtype: their values are looked at when they are there.
+    """
     if "string" in (found, wanted):
         return found == wanted
     if wanted.startswith(("float", "bfloat")):

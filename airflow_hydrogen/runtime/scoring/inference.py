@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_hydrogen.contract.errors import ModelSignatureError, PartitionValueError, RaggedTensorError
+from airflow_hydrogen.contract.errors import (
+    ModelSignatureError,
+    PartitionValueError,
+    RaggedTensorError,
+    ValueRangeError,
+)
 from airflow_hydrogen.runtime.data.columns import stack, to_numpy
 from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
 
-# One model per Python worker process, kept from task to task while Spark reuses the process.
-_loaded: dict[tuple[str, str, str | None], tuple[Manifest, Predict]] = {}
+# One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
+_loaded: dict[tuple[str, str, str | None], Predict] = {}
+_files = ExitStack()
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Scorer:
 
     Attributes:
         model_uri: the model's folder.
-        model_version: hash of its manifest: a model published anew at the same URI is loaded anew.
+        manifest: of the model that the driver checked: no other one is used, whatever lies at the URI.
         predictor: loader in place of the manifest's own, or None.
         keep: columns of the source that pass through untouched.
         outputs: output name -> column name.
@@ -34,7 +42,7 @@ class Scorer:
     """
 
     model_uri: str
-    model_version: str
+    manifest: Manifest
     predictor: str | None
     keep: tuple[str, ...]
     outputs: Mapping[str, str]
@@ -45,23 +53,25 @@ class Scorer:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Score one task's batches; the model is loaded when the first row comes."""
         for batch in rebatch(batches, self.batch_rows):
-            manifest, predict = self._model()
-            yield self._score(batch, manifest, predict)
+            yield self._score(batch, self._model())
 
-    def _model(self) -> tuple[Manifest, Predict]:
-        key = (self.model_uri, self.model_version, self.predictor)
+    def _model(self) -> Predict:
+        key = (self.model_uri, self.manifest.version, self.predictor)
         if key not in _loaded:
             _loaded.clear()  # a worker that outlives a model must not hold two
-            _loaded[key] = load_predictor(self.model_uri, self.predictor, self.threads)
+            _files.close()
+            _loaded[key] = _files.enter_context(
+                load_predictor(self.model_uri, self.manifest, self.predictor, self.threads)
+            )
         return _loaded[key]
 
-    def _score(self, batch: pa.RecordBatch, manifest: Manifest, predict: Predict) -> pa.RecordBatch:
+    def _score(self, batch: pa.RecordBatch, predict: Predict) -> pa.RecordBatch:
         for column, value in self.constants.items():
             if column in batch.schema.names:
                 _require_constant(column, batch.column(column), value)
-        outputs = predict(model_inputs(batch, manifest.signature.inputs))
+        outputs = predict(model_inputs(batch, self.manifest.signature.inputs))
         arrays = [batch.column(name) for name in self.keep]
-        for spec in manifest.signature.outputs:
+        for spec in self.manifest.signature.outputs:
             if spec.name in self.outputs:
                 arrays.append(output_column(spec, outputs, batch.num_rows))
         return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values()])
@@ -102,7 +112,7 @@ def model_inputs(batch: pa.RecordBatch, inputs: Sequence[InputSpec]) -> dict[str
         Input name -> array of shape (rows, *shape) in the input's dtype; strings as objects.
 
     Raises:
-        NullValueError, RaggedTensorError, ColumnTypeError: naming the column.
+        NullValueError, RaggedTensorError, ColumnTypeError, ValueRangeError: naming the column.
     """
     arrays = {}
     for spec in inputs:
@@ -113,11 +123,28 @@ def model_inputs(batch: pa.RecordBatch, inputs: Sequence[InputSpec]) -> dict[str
         if spec.dtype == "string":
             arrays[spec.name] = columns[0].reshape(-1, *spec.shape)
             continue
+        if "float" not in spec.dtype:
+            for column, values in zip(spec.columns, columns, strict=True):
+                if (lost := value_beyond(spec.dtype, values)) is not None:
+                    raise ValueRangeError(column.name, spec.dtype, lost)
         matrix = columns[0] if len(columns) == 1 and not spec.shape else stack(columns, spec.dtype)
         if spec.shape and matrix.shape[1] != int(np.prod(spec.shape)):
             raise RaggedTensorError(spec.columns[0].name, int(np.prod(spec.shape)), [matrix.shape[1]])
         arrays[spec.name] = np.ascontiguousarray(matrix.reshape(-1, *spec.shape), dtype=spec.dtype)
     return arrays
+
+
+def value_beyond(dtype: str, values: np.ndarray) -> Any:
+    """A value that an integer or boolean dtype does not hold; None where it holds all."""
+    wanted = np.dtype(dtype)
+    if not values.size or np.can_cast(values.dtype, wanted, "safe"):
+        return None
+    if values.dtype.kind == "f" and not (whole := np.equal(np.floor(values), values)).all():  # NaN too
+        return values[~whole][0]
+    lowest, highest = (0, 1) if wanted.kind == "b" else (np.iinfo(wanted).min, np.iinfo(wanted).max)
+    # Python's own numbers: NumPy would compare uint64 with int64 as floats.
+    smallest, largest = np.asarray(values.min()).item(), np.asarray(values.max()).item()
+    return smallest if smallest < lowest else largest if largest > highest else None
 
 
 def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
@@ -144,6 +171,11 @@ def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
     else:
         # Layers exist that give another type than their symbolic output says; Spark has no float16.
         dtype = "float32" if spec.dtype == "float16" else spec.dtype
+        if "float" not in dtype and (lost := value_beyond(dtype, values)) is not None:
+            raise ModelSignatureError(
+                f"output {spec.name!r} gave {lost}, which its signature's {dtype} does not hold; cast it in "
+                "the model"
+            )
         flat = pa.array(np.ascontiguousarray(values, dtype=dtype).ravel())
     dimensions = () if spec.shape in ((), (1,)) else spec.shape
     for size in reversed(dimensions):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from airflow_hydrogen.runtime.storage import uris
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+_COPY_BYTES = 8 * 1024 * 1024
 
 
 def resolve(uri: str) -> tuple[FileSystem, str]:
@@ -124,6 +127,17 @@ def download(uri: str, folder: Path) -> None:
     filesystem, path = resolve(uri)
     folder.mkdir(parents=True, exist_ok=True)
     copy_files(path, str(folder), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
+
+
+def download_file(uri: str, path: Path) -> None:
+    """Copy one file to a local path.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    filesystem, inner = resolve(uri)
+    with filesystem.open_input_stream(inner) as stream, path.open("wb") as file:
+        shutil.copyfileobj(stream, file, _COPY_BYTES)
 
 
 def move(source: str, target: str) -> None:

@@ -1,14 +1,30 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
 
-from airflow_hydrogen.contract.errors import ModelChangedError, ModelFormatError, NotAModelError
+from airflow_hydrogen.contract.errors import (
+    ModelChangedError,
+    ModelFormatError,
+    ModelModuleError,
+    ModelReplacedError,
+    NotAModelError,
+)
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.models import directory
-from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.models import directory, predictors
+from airflow_hydrogen.runtime.models.manifest import FileEntry, InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.predictors import load_predictor
+from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage.hashing import sha256_of
 
 
 def _publish(folder, content="weights", **changes):
@@ -20,8 +36,6 @@ def _publish(folder, content="weights", **changes):
         (InputSpec("x", (ColumnSpec("a", "float32"), ColumnSpec("p", "float32", 3)), "float32", (4,)),),
         (OutputSpec("prediction", "float32", (1,)),),
     )
-    from pathlib import Path
-
     manifest = Manifest(
         framework="keras",
         entry="model.keras",
@@ -94,3 +108,219 @@ def test_a_manifest_that_cannot_be_read_is_not_a_model(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(NotAModelError, match="cannot be read"):
         directory.open_model(str(tmp_path))
+
+
+def _rewrite(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "entry", ["../../x", "/etc/passwd", "model", "model.keras/x", "events", "", ".", "./x"]
+)
+def test_an_entry_that_is_none_of_the_files_is_refused(tmp_path, entry):
+    _publish(tmp_path / "m")
+    _rewrite(tmp_path / "m", entry=entry)
+    with pytest.raises(NotAModelError, match="cannot be read .*entry|not the name of a file in the model's"):
+        directory.open_model(str(tmp_path / "m"))
+
+
+PARTS = st.lists(st.sampled_from(["..", ".", "", "a", "b", "a.keras", "\0"]), max_size=4)
+
+
+@given(PARTS, st.lists(PARTS, min_size=1, max_size=3))
+def test_what_a_manifest_names_lies_in_the_models_folder(entry, paths):
+    signature = Signature((), ())
+    files = tuple(FileEntry("/".join(path), "", 0) for path in paths)
+    text = Manifest(framework="x", entry="/".join(entry), signature=signature, files=files).dumps()
+    try:
+        manifest = Manifest.loads("m", text)
+    except NotAModelError:
+        return
+    for name in (manifest.entry, *(file.path for file in manifest.files)):
+        assert os.path.normpath(f"/m/{name}") == f"/m/{name}"
+    assert any(os.path.commonpath([manifest.entry, file.path]) == manifest.entry for file in manifest.files)
+
+
+def test_a_folder_of_files_is_an_entry(tmp_path):
+    (tmp_path / "saved_model" / "variables").mkdir(parents=True)
+    (tmp_path / "saved_model" / "variables" / "index").write_text("x")
+    manifest = Manifest(
+        framework="tensorflow",
+        entry="saved_model",
+        signature=Signature((), ()),
+        files=directory.describe_files(tmp_path, ["saved_model"]),
+    )
+    assert Manifest.loads("m", manifest.dumps()) == manifest
+
+
+def test_a_manifest_of_before_there_were_modules_is_read(tmp_path):
+    written = _publish(tmp_path / "m")
+    path = tmp_path / "m" / "manifest.json"
+    document = json.loads(path.read_text())
+    del document["modules"]
+    path.write_text(json.dumps(document))
+    assert directory.read_manifest(str(tmp_path / "m")) == written
+
+
+# --- one version, whatever is published meanwhile -------------------------------------------------------
+
+
+def test_the_version_is_the_hash_of_the_manifest_file(tmp_path):
+    written = _publish(tmp_path / "m")
+    assert written.version == sha256_of(tmp_path / "m" / "manifest.json")
+    assert _publish(tmp_path / "m", "other").version != written.version
+
+
+def test_another_model_than_the_one_that_was_checked_is_refused(tmp_path):
+    checked = _publish(tmp_path / "m", "old")
+    now = _publish(tmp_path / "m", "new")
+    with (
+        pytest.raises(
+            ModelReplacedError,
+            match=f"version {checked.version[:12]} was checked, version {now.version[:12]}",
+        ) as caught,
+        directory.hold_model(str(tmp_path / "m"), checked),
+    ):
+        pass
+    assert caught.value.retryable
+
+
+def test_a_model_that_was_removed_after_it_was_checked(tmp_path):
+    checked = _publish(tmp_path / "m")
+    (tmp_path / "m" / "manifest.json").unlink()
+    (tmp_path / "m" / "model.keras").unlink()
+    with (
+        pytest.raises(ModelReplacedError, match="there is no model now; run again"),
+        directory.hold_model(str(tmp_path / "m"), checked),
+    ):
+        pass
+
+
+def test_a_damaged_file_of_the_checked_model_is_no_other_model(tmp_path):
+    checked = _publish(tmp_path / "m")
+    (tmp_path / "m" / "model.keras").write_text("weightz")
+    with (
+        pytest.raises(ModelChangedError, match="file 'model.keras' has another sha256") as caught,
+        directory.hold_model(str(tmp_path / "m"), checked),
+    ):
+        pass
+    assert not caught.value.retryable
+
+
+@pytest.fixture
+def text_predictor(tmp_path, monkeypatch):
+    """A predictor that is the text of the model's file, and what happens just before that is read."""
+    code = (
+        "import pathlib\n"
+        "before = []\n"
+        "def load(path):\n"
+        "    for act in before: act()\n"
+        "    return pathlib.Path(path).read_text()\n"
+    )
+    (tmp_path / "text_predictor.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("text_predictor")
+    yield module
+    del sys.modules["text_predictor"]
+
+
+def _load(folder, manifest):
+    with load_predictor(str(folder), manifest, "text_predictor:load", 1) as predict:
+        return predict
+
+
+def test_a_model_that_is_published_between_the_check_of_the_files_and_their_loading(tmp_path, text_predictor):
+    checked = _publish(tmp_path / "m", "old")
+    assert _load(tmp_path / "m", checked) == "old"
+    text_predictor.before.append(lambda: _publish(tmp_path / "m", "new"))
+    with pytest.raises(ModelReplacedError, match=f"version {checked.version[:12]} was checked"):
+        _load(tmp_path / "m", checked)
+
+
+def test_an_error_of_the_loader_itself_stays_what_it_is(tmp_path, text_predictor):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    checked = _publish(tmp_path / "m")
+    text_predictor.before.append(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _load(tmp_path / "m", checked)
+
+
+def test_a_module_that_the_model_needs_and_that_is_not_there_is_named(tmp_path):
+    manifest = _publish(tmp_path / "m", modules=("json", "no_such.layers"))
+    for use in (
+        lambda: predictors.require_modules("m", manifest),
+        lambda: predictors.load("m", manifest, tmp_path / "m", None, 1),
+    ):
+        with pytest.raises(
+            ModelModuleError, match="needs the module 'no_such.layers'.* ship it with py_files"
+        ):
+            use()
+
+
+# --- elsewhere than on this machine ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store that is not local: fake://name lies in a folder."""
+    resolve = filesystems.resolve
+    folder = tmp_path / "store"
+
+    def resolve_fake(uri):
+        if uri.startswith("fake://"):
+            return LocalFileSystem(), f"{folder}/{uri.removeprefix('fake://')}"
+        return resolve(uri)
+
+    monkeypatch.setattr(filesystems, "resolve", resolve_fake)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return folder
+
+
+def test_of_a_model_elsewhere_its_own_files_are_copied_and_no_more(store):
+    written = _publish(store / "m")
+    (store / "m" / "checkpoints").mkdir()
+    (store / "m" / "checkpoints" / "large").write_text("x" * 1000)
+    manifest, folder = directory.open_model("fake://m")
+    assert manifest == written
+    assert [path.name for path in folder.rglob("*")] == ["model.keras"]
+
+
+def test_a_host_that_has_the_checked_model_scores_with_it_though_another_was_published(store):
+    checked = _publish(store / "m", "old")
+    directory.open_model("fake://m")
+    _publish(store / "m", "new")
+    with directory.hold_model("fake://m", checked) as held:
+        assert (held.folder / "model.keras").read_text() == "old"
+
+
+@pytest.mark.parametrize("content", ["new", "other"])
+def test_a_host_that_has_not_gets_no_other_one(store, content):
+    checked = _publish(store / "m", "old")
+    _publish(store / "m", content)
+    with pytest.raises(ModelReplacedError), directory.hold_model("fake://m", checked):
+        pass
+
+
+def test_a_publishing_elsewhere_that_is_under_way_is_waited_for_by_another_try(store, monkeypatch):
+    """The manifest goes first there: a reader that has read it finds other files, or none."""
+    _publish(store / "m")
+
+    def remove_before(uri, path):
+        (store / "m" / "manifest.json").unlink(missing_ok=True)
+        (store / "m" / "model.keras").unlink()
+        raise FileNotFoundError(uri)
+
+    monkeypatch.setattr(filesystems, "download_file", remove_before)
+    with pytest.raises(ModelReplacedError, match="there is no model now"):
+        directory.open_model("fake://m")
+
+
+def test_a_missing_file_elsewhere_is_named(store):
+    _publish(store / "m")
+    (store / "m" / "model.keras").unlink()
+    with pytest.raises(ModelChangedError, match="file 'model.keras' is missing"):
+        directory.open_model("fake://m")

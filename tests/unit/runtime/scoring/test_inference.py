@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_hydrogen.contract.errors import ModelSignatureError, PartitionValueError
+from airflow_hydrogen.contract.errors import ModelSignatureError, PartitionValueError, ValueRangeError
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.scoring import inference
@@ -61,6 +64,47 @@ def test_named_inputs_take_the_shape_of_the_signature():
     }
 
 
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+def _holds(dtype, number):
+    if dtype == "bool":
+        return number in (0, 1)
+    return np.iinfo(dtype).min <= number <= np.iinfo(dtype).max
+
+
+@given(st.data(), st.sampled_from([*INTEGERS, "bool"]), st.sampled_from([*INTEGERS, "bool"]), st.booleans())
+def test_whole_numbers_arrive_as_they_are_or_not_at_all(data, found, wanted, matrix):
+    bounds = (0, 1) if found == "bool" else (np.iinfo(found).min, np.iinfo(found).max)
+    numbers = data.draw(
+        st.lists(st.one_of(st.integers(*bounds), st.sampled_from([0, 1, *bounds])), min_size=1, max_size=4)
+    )
+    spec = InputSpec("x", _columns("a", dtype=wanted), wanted, (1,) if matrix else ())
+    batch = _batch(a=pa.array(np.array(numbers, found)))
+    if all(_holds(wanted, number) for number in numbers):
+        made = model_inputs(batch, [spec])["x"]
+        assert made.dtype == wanted
+        assert [int(number) for number in made.ravel()] == numbers
+    else:
+        with pytest.raises(ValueRangeError, match=f"'a': expected whole numbers that {wanted} holds, found"):
+            model_inputs(batch, [spec])
+
+
+def test_a_whole_number_beyond_the_inputs_dtype_is_named():
+    spec = InputSpec("user", _columns("user", dtype="int32"), "int32", (1,))
+    with pytest.raises(ValueRangeError, match="column 'user': expected .* int32 holds, found 3000000000"):
+        model_inputs(_batch(user=pa.array([1, 3_000_000_000])), [spec])
+
+
+@pytest.mark.parametrize(
+    ("values", "lost"),
+    [(np.array([2**31]), "2147483648"), (np.array([0.5]), "0.5"), (np.array([np.nan]), "nan")],
+)
+def test_an_output_that_its_signatures_dtype_does_not_hold_is_not_written(values, lost):
+    with pytest.raises(ModelSignatureError, match=f"output 'p' gave {lost}, which its signature's int32"):
+        output_column(OutputSpec("p", "int32", ()), {"p": values}, 1)
+
+
 @pytest.mark.parametrize(
     ("shape", "values", "type_", "expected"),
     [
@@ -99,19 +143,22 @@ def scorer(monkeypatch):
     """A scorer of a model that doubles `a`, and the list of its loads."""
     signature = Signature((InputSpec("a", _columns("a"), "float32", ()),), (OutputSpec("p", "float32", ()),))
     manifest = Manifest(framework="keras", entry="", signature=signature, files=())
-    loads = []
+    loads, held = [], []
 
-    def load(uri, predictor, threads):
-        loads.append(uri)
-        return manifest, lambda arrays: {"p": arrays["a"] * 2}
+    @contextmanager
+    def load(uri, manifest, predictor, threads):
+        loads.append(manifest.created)
+        held.append(manifest.created)
+        yield lambda arrays: {"p": arrays["a"] * 2}
+        held.remove(manifest.created)
 
     monkeypatch.setattr(inference, "load_predictor", load)
     monkeypatch.setattr(inference, "_loaded", {})
 
-    def make(**changes):
+    def make(created="", **changes):
         fields = {
             "model_uri": "m",
-            "model_version": "1",
+            "manifest": dataclasses.replace(manifest, created=created),
             "predictor": None,
             "keep": ("k", "a"),
             "outputs": {"p": "score"},
@@ -121,8 +168,9 @@ def scorer(monkeypatch):
         }
         return Scorer(**{**fields, **changes})
 
-    make.loads = loads
-    return make
+    make.loads, make.held = loads, held
+    yield make
+    inference._files.close()
 
 
 def test_kept_columns_pass_through_and_predictions_follow(scorer):
@@ -136,8 +184,9 @@ def test_the_model_is_loaded_once_for_many_tasks_and_anew_when_it_was_published_
     list(scorer()([batch]))
     list(scorer()([batch]))
     assert len(scorer.loads) == 1
-    list(scorer(model_version="2")([batch]))
-    assert len(scorer.loads) == 2
+    list(scorer(created="2013")([batch]))
+    assert scorer.loads == ["", "2013"]
+    assert scorer.held == ["2013"]
 
 
 def test_a_task_without_rows_loads_no_model(scorer):
