@@ -15,6 +15,8 @@ HydrogenError
 │   └── ContractVersionError        a job or report of another version
 ├── DataError                       the data does not fit the job
 │   ├── SourceError                 a source that cannot be read
+│   ├── DatasetChangedError         a file that is not the one that was listed
+│   ├── SchemaMismatchError         files that make no one table
 │   ├── EmptyDatasetError
 │   ├── MissingColumnError
 │   ├── ColumnTypeError
@@ -218,6 +220,37 @@ class SourceError(DataError):
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(f"source {source} cannot be read: {reason}")
         self.source = source
+
+
+class DatasetChangedError(DataError):
+    """A file is gone or is another one than when the files were listed.
+
+    Example: a job compacts `s3://lake/flights` while a training reads it in place.
+    """
+
+    retryable = True  # the next try lists the files anew
+
+    def __init__(self, uri: str, file: str, change: str) -> None:
+        super().__init__(
+            f"{file or uri!r} of dataset {uri!r} changed after the files were listed: {change}; read a snapshot "
+            "that nobody writes to, or run the task again"
+        )
+        self.uri = uri
+        self.file = file
+
+
+class SchemaMismatchError(DataError):
+    """The files of a dataset have columns or types that differ, and cannot be read as one table.
+
+    Example: a nightly job wrote `delay` as int64 on most days and as float64 on days with nulls.
+    """
+
+    def __init__(self, uri: str, difference: str) -> None:
+        super().__init__(
+            f"the files of {uri!r} have different schemas: {difference}; write them with one schema, or choose "
+            "and cast the columns in the source's SQL or in 'prepare'"
+        )
+        self.uri = uri
 
 
 class EmptyDatasetError(DataError):
