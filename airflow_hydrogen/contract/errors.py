@@ -21,7 +21,11 @@ HydrogenError
 │   ├── NullValueError
 │   ├── RaggedTensorError
 │   ├── ColumnCollisionError
-│   └── PartitionValueError
+│   ├── PartitionValueError
+│   └── PartitionFilesError         files are not those that a partition's list names
+├── SinkError                       a partition could not be replaced: the old one is as it was
+│   ├── RowsLostError               the rows that were written are not those that are there
+│   └── PartitionTakenError         a newer try writes the same partition
 ├── ModelError                      the model directory is not usable
 │   ├── NotAModelError
 │   ├── ModelChangedError
@@ -300,6 +304,58 @@ class PartitionValueError(DataError):
             f"column {column!r}: the sink's partition is {expected!r}, the source has rows of "
             f"{', '.join(repr(value) for value in found)}; filter the source with 'where'"
         )
+
+
+class PartitionFilesError(DataError):
+    """The files of a partition are not those that its `_hydrogen_files.json` names."""
+
+    retryable = True  # it may have been replaced while it was looked at
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(
+            f"{where!r} {problem}; write the partition again, or remove its _hydrogen_files.json where every "
+            "file in the folder is to be read"
+        )
+        self.where = where
+
+
+# --- the sink ----------------------------------------------------------------------------------------
+
+
+class SinkError(HydrogenError):
+    """A partition could not be replaced. What was there before is there."""
+
+
+class RowsLostError(SinkError):
+    """The rows that the executors wrote are not those that the driver finds.
+
+    Example: `Sink.parquet("/data/scores")` on a cluster whose hosts have a `/data` of their own each.
+    """
+
+    def __init__(self, uri: str, written: int, rows: int, files: int) -> None:
+        super().__init__(
+            f"the executors wrote {written} rows for {uri!r}, the driver finds {rows} rows in {files} "
+            "files: the sink must be storage that every host sees, such as an object store, HDFS or a "
+            "network mount; the partition is as it was"
+        )
+        self.uri = uri
+        self.written = written
+        self.rows = rows
+
+
+class PartitionTakenError(SinkError):
+    """Another try began to write the same partition after this one: the newest wins.
+
+    Example: Airflow lost sight of a try that still ran, and started the next one.
+    """
+
+    def __init__(self, uri: str, owner: str) -> None:
+        super().__init__(
+            f"partition {uri!r} is written by {owner}, which began after this one: its rows will stand there, and "
+            "nothing of this one's was put in place"
+        )
+        self.uri = uri
+        self.owner = owner
 
 
 # --- the model ---------------------------------------------------------------------------------------
