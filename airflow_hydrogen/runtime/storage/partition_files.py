@@ -1,15 +1,19 @@
 """Which files of a folder are its rows: those that its list names, or all where it has no list.
 
 Where a folder cannot be exchanged for another at once (object stores, HDFS, NFS), a swap brings the new
-files in beside the old ones and then writes `_hydrogen_files.json`: from that moment they are the
-folder's rows. Readers that ask here see the old rows or the new ones, never both and never none. Spark and
-pyarrow skip the list itself, because of its underscore.
+files in beside the old ones and then writes a list of them, `_hydrogen_files-00000002-<token>.json`: from
+that moment they are the folder's rows. Readers that ask here see the old rows or the new ones, never both
+and never none. Spark and pyarrow skip the list itself, because of its underscore.
+
+Lists are numbered and the highest counts. None is ever overwritten, so that a try that was overtaken and
+comes late changes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,15 +21,15 @@ from typing import Any
 from airflow_hydrogen.contract.errors import PartitionFilesError
 from airflow_hydrogen.runtime.storage import filesystems, uris
 
-FILES = "_hydrogen_files.json"
 FORMAT_VERSION = 1
 
+_LIST = re.compile(r"_hydrogen_files-(\d{8,})-[0-9a-z]+\.json")
 _LOOKS = 5
 
 
 @dataclass(frozen=True)
 class FileList:
-    """What `_hydrogen_files.json` says.
+    """What a list of files says.
 
     Attributes:
         files: (name below the folder, bytes) of every file that holds rows.
@@ -40,12 +44,12 @@ class FileList:
     model: str | None = None
 
     def dumps(self) -> bytes:
-        """The content of `_hydrogen_files.json`."""
+        """The content of the list's file."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1).encode()
 
     @classmethod
     def loads(cls, where: str, content: bytes) -> FileList:
-        """Read the content of `_hydrogen_files.json`.
+        """Read the content of a list's file.
 
         Args:
             where: the file, for messages.
@@ -70,6 +74,28 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in name.split("/"))
 
 
+def list_name(number: int, token: str) -> str:
+    """The name of a list in its folder."""
+    return f"_hydrogen_files-{number:08d}-{token}.json"
+
+
+def list_number(name: str) -> int | None:
+    """The number of a list by its name in its folder; None for other files."""
+    match = _LIST.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def newest_lists(names: Iterable[str]) -> dict[str, str]:
+    """The lists that count: folder ("" for the root) -> name of the list below the root."""
+    newest: dict[str, tuple[int, str]] = {}
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        number = list_number(base)
+        if number is not None and not (folder and is_hidden(folder)):
+            newest[folder] = max(newest.get(folder, (-1, "")), (number, name))
+    return {folder: name for folder, (_number, name) in newest.items()}
+
+
 def visible_files(
     found: Iterable[tuple[str, int]], read_list: Callable[[str], bytes]
 ) -> list[tuple[str, int]]:
@@ -89,27 +115,22 @@ def visible_files(
             replaced between the two looks, or somebody removed a file.
     """
     sizes = dict(found)
-    listed: dict[str, dict[str, int]] = {}
-    for name in sizes:
-        folder, _, base = name.rpartition("/")
-        if base == FILES and not (folder and is_hidden(folder)):
-            listed[folder] = dict(FileList.loads(name, read_list(name)).files)
-    visible = {}
-    for name, size in sizes.items():
-        if size and not is_hidden(name):
-            governor = _nearest(name, listed)
-            if governor is None or name[len(governor) :].lstrip("/") in listed[governor]:
-                visible[name] = size
-    for folder, files in listed.items():
-        for relative, size in files.items():
-            name = f"{folder}/{relative}" if folder else relative
-            if _nearest(name, listed) == folder and sizes.get(name) != size:
-                there = f"{sizes[name]} bytes" if name in sizes else "no such file"
-                raise PartitionFilesError(
-                    f"{folder}/{FILES}" if folder else FILES,
-                    f"names {relative!r} with {size} bytes, found {there}",
-                )
-    return sorted(visible.items())
+    lists = newest_lists(sizes)
+    wanted = {
+        f"{folder}/{name}" if folder else name: (where, size)
+        for folder, where in lists.items()
+        for name, size in FileList.loads(where, read_list(where)).files
+        if _nearest(f"{folder}/{name}" if folder else name, lists) == folder
+    }
+    for name, (where, size) in wanted.items():
+        if sizes.get(name) != size:
+            there = f"{sizes[name]} bytes" if name in sizes else "no such file"
+            raise PartitionFilesError(where, f"names {name!r} with {size} bytes, found {there}")
+    return sorted(
+        (name, size)
+        for name, size in sizes.items()
+        if name in wanted or (size and not is_hidden(name) and _nearest(name, lists) is None)
+    )
 
 
 def listed_files(uri: str) -> list[tuple[str, int]]:

@@ -6,7 +6,9 @@ import pytest
 
 from airflow_hydrogen.contract.errors import PartitionFilesError
 from airflow_hydrogen.runtime.storage import filesystems, uris
-from airflow_hydrogen.runtime.storage.partition_files import FILES, FileList, listed_files, visible_files
+from airflow_hydrogen.runtime.storage.partition_files import FileList, list_name, listed_files, visible_files
+
+FILES = list_name(2, "aa")
 
 
 def _visible(sizes, **lists):
@@ -26,6 +28,13 @@ def test_a_list_hides_what_it_does_not_name():
     assert _visible({"old": 1}, root=[]) == []
 
 
+def test_of_several_lists_the_highest_counts():
+    lists = {list_name(9, "ff"): [("old", 1)], list_name(10, "aa"): [("new", 2)]}
+    contents = {name: FileList(tuple(files)).dumps() for name, files in lists.items()}
+    found = [("old", 1), ("new", 2), *((name, 1) for name in contents)]
+    assert visible_files(found, contents.__getitem__) == [("new", 2)]
+
+
 def test_every_partition_of_a_table_has_a_list_of_its_own():
     sizes = {"ds=1/old": 1, "ds=1/new": 2, "ds=2/old": 3, "ds=10/old": 4}
     assert _visible(sizes, **{"ds=1": [("new", 2)]}) == [("ds=1/new", 2), ("ds=10/old", 4), ("ds=2/old", 3)]
@@ -41,7 +50,7 @@ def test_a_file_that_is_not_as_its_list_says_is_an_error(sizes):
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format_version": 9, "files": []}', b"\xff"])
 def test_a_list_that_cannot_be_read_is_an_error(content):
-    with pytest.raises(PartitionFilesError, match="_hydrogen_files.json"):
+    with pytest.raises(PartitionFilesError, match="_hydrogen_files-00000002-aa.json"):
         visible_files([(FILES, 1)], lambda name: content)
 
 
