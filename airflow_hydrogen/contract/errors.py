@@ -237,8 +237,8 @@ class DatasetChangedError(DataError):
 
     def __init__(self, uri: str, file: str, change: str) -> None:
         super().__init__(
-            f"{file or uri!r} of dataset {uri!r} changed after the files were listed: {change}; read a snapshot "
-            "that nobody writes to, or run the task again"
+            f"{file or uri!r} of dataset {uri!r} changed after the files were listed: {change}; read a "
+            "snapshot that nobody writes to, or run the task again"
         )
         self.uri = uri
         self.file = file
@@ -252,8 +252,8 @@ class SchemaMismatchError(DataError):
 
     def __init__(self, uri: str, difference: str) -> None:
         super().__init__(
-            f"the files of {uri!r} have different schemas: {difference}; write them with one schema, or choose "
-            "and cast the columns in the source's SQL or in 'prepare'"
+            f"the files of {uri!r} have different schemas: {difference}; write them with one schema, or "
+            "choose and cast the columns in the source's SQL or in 'prepare'"
         )
         self.uri = uri
 

@@ -83,7 +83,7 @@ def _source(spec: ModuleSpec) -> bytes | None:
 
 
 def _root(name: str, spec: ModuleSpec) -> Path | None:
-    """The folder or zip on the path from which a module's top-level package comes; None for installed ones."""
+    """The folder or zip on the path that a module's top-level package lies in; None for installed ones."""
     if not spec.origin or name.partition(".")[0] in sys.stdlib_module_names:
         return None
     depth = name.count(".") + (1 if spec.submodule_search_locations is not None else 0)

@@ -7,14 +7,21 @@ lie in the folder itself and, where folders below it are named like `ds=2013-01-
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_hydrogen.contract.errors import DatasetChangedError, SchemaMismatchError, SourceError
+from airflow_hydrogen.contract.errors import (
+    DatasetChangedError,
+    PartitionFilesError,
+    SchemaMismatchError,
+    SourceError,
+)
 from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage.partition_files import newest_lists, visible_files
 
 # pyarrow is imported late: the list passes through Spark's Python workers on its way to the ranks.
 if TYPE_CHECKING:
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _FOOTER_THREADS = 16
+_LOOKS = 5
 # Spark lists these, for their schemas, and reads no rows from them.
 _SUMMARIES = ("_metadata", "_common_metadata")
 _TYPE_BYTES = {"BOOLEAN": 0.125, "INT32": 4.0, "INT64": 8.0, "INT96": 8.0, "FLOAT": 4.0, "DOUBLE": 8.0}
@@ -85,12 +93,15 @@ class Listing:
         files: in name order.
         partitioned: columns hide in the names of folders, as in `ds=2013-01-01/`.
         single: the URI is one file.
+        chosen: lists of ours say which of the files there are the rows (`storage.partition_files`): Spark,
+            which does not know of them, has to be told each file.
     """
 
     uri: str
     files: tuple[ListedFile, ...]
     partitioned: bool = False
     single: bool = False
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,22 +196,40 @@ class DatasetFiles:
 
 
 def list_dataset(uri: str) -> Listing:
-    """The Parquet files that Spark reads below a URI; none where there is nothing."""
+    """The Parquet files that Spark reads below a URI; none where there is nothing.
+
+    A folder that is replaced between two looks is looked at again.
+
+    Raises:
+        PartitionFilesError: a file that a list of ours names is not there, however often one looks.
+    """
+    for _ in range(_LOOKS - 1):
+        with contextlib.suppress(PartitionFilesError, FileNotFoundError):
+            return _look(uri)
+    return _look(uri)
+
+
+def _look(uri: str) -> Listing:
     from pyarrow.fs import FileSelector, FileType
 
     filesystem, root = filesystems.resolve(uri)
     itself = filesystem.get_file_info(root)
     if itself.type == FileType.File:
-        found = ListedFile(itself.base_name, itself.size, itself.mtime_ns or 0)
-        shown, _ = as_spark_lists([found])
-        return Listing(uri, tuple(shown), single=True)
+        files, _ = as_spark_lists([ListedFile(itself.base_name, itself.size, itself.mtime_ns or 0)])
+        return Listing(uri, tuple(files), single=True)
     prefix = len(root.rstrip("/")) + 1
-    files, partitioned = as_spark_lists(
+    found = [
         ListedFile(info.path[prefix:], info.size, info.mtime_ns or 0)
         for info in filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
         if info.type == FileType.File
-    )
-    return Listing(uri, tuple(files), partitioned)
+    ]
+    chosen = bool(newest_lists(file.name for file in found))
+    if chosen:
+        sizes = [(file.name, file.size) for file in found]
+        kept = {name for name, _ in visible_files(sizes, lambda name: _read(filesystem, root, name))}
+        found = [file for file in found if file.name in kept]
+    files, partitioned = as_spark_lists(found)
+    return Listing(uri, tuple(files), partitioned, chosen=chosen)
 
 
 def as_spark_lists(found: Iterable[ListedFile]) -> tuple[list[ListedFile], bool]:
@@ -252,9 +281,7 @@ def read_footers(listing: Listing, columns: Sequence[str] | None = None) -> Data
                 stored[name] = stored.get(name, 0.0) + size.stored
                 decoded[name] = decoded.get(name, 0.0) + size.decoded
             files.append(
-                DataFile(
-                    "" if listing.single else file.name, file.size, number, footer.rows, footer.sizes
-                )
+                DataFile("" if listing.single else file.name, file.size, number, footer.rows, footer.sizes)
             )
     rows = max(1, sum(sum(file.rows) for file in files))
     sizes = {name: ColumnBytes(stored[name] / rows, decoded[name] / rows) for name in stored}
@@ -270,9 +297,7 @@ class _Footer(NamedTuple):
     @classmethod
     def of(cls, metadata: Any, columns: Sequence[str] | None) -> _Footer:
         wanted = None if columns is None else set(columns)
-        tops = [
-            metadata.schema.column(place).path.partition(".")[0] for place in range(metadata.num_columns)
-        ]
+        tops = [metadata.schema.column(place).path.partition(".")[0] for place in range(metadata.num_columns)]
         rows, sizes = [], []
         totals: dict[str, ColumnBytes] = {}
         for index in range(metadata.num_row_groups):
@@ -317,6 +342,11 @@ def _is_hidden(name: str) -> bool:
 
 def _is_skipped(part: str) -> bool:
     return (part.startswith("_") and "=" not in part) or part.startswith(".") or part.endswith("._COPYING_")
+
+
+def _read(filesystem: Any, root: str, name: str) -> bytes:
+    with filesystem.open_input_stream(_path(root, name)) as stream:
+        return bytes(stream.read())
 
 
 def _path(root: str, name: str) -> str:

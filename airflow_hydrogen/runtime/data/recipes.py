@@ -1,7 +1,8 @@
 """Everything that decides the rows of a prepared dataset, part by part.
 
-What an earlier try has prepared is used again only if every part is as it was. The parts are kept as hashes,
-so that a marker beside the data holds no argument's value, and by name, so that the log can say which changed.
+What an earlier try has prepared is used again only if every part is as it was. The parts are kept as
+hashes, so that a marker beside the data holds no argument's value, and by name, so that the log can say
+which changed.
 """
 
 from __future__ import annotations
@@ -60,14 +61,16 @@ def recipe(
         hashes = source_hashes(prepare.__module__)
         parts["prepare"] = name
         parts["prepare_kwargs"] = prepare_kwargs
-        parts |= {_CODE: None} if hashes is None else {
-            f"{_CODE} in {module}": digest for module, digest in hashes.items()
-        }
+        parts |= (
+            {_CODE: None}
+            if hashes is None
+            else {f"{_CODE} in {module}": digest for module, digest in hashes.items()}
+        )
     return {name: _UNKNOWN if part is None else _hash(part) for name, part in parts.items()}
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What speaks against using rows that were prepared by another recipe; nothing if all is as it was. Pure."""
+    """Why rows that were prepared by one recipe are not those of another; nothing if they are. Pure."""
     unknown = [f"{name} cannot be known" for name, part in now.items() if part == _UNKNOWN]
     names = dict.fromkeys([*now, *before])
     changed = [name for name in names if now.get(name) != before.get(name)]
@@ -94,7 +97,7 @@ def _files_of(frame: DataFrame) -> str | None:
     What is no file (a table of a database, rows that `prepare` made itself) has nothing by which to see
     that it changed.
     """
-    plan = frame._jdf.queryExecution().optimizedPlan()  # type: ignore[operator]
+    plan = frame._jdf.queryExecution().optimizedPlan()
     plans = [plan, *_sequence(plan.subqueriesAll())]
     found: set[str] = set()
     for leaf in (leaf for part in plans for leaf in _sequence(part.collectLeaves())):

@@ -16,7 +16,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data import recipes
-from airflow_hydrogen.runtime.data.files import DatasetFiles, SchemaDifference, list_dataset, read_footers
+from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
 from airflow_hydrogen.runtime.storage import filesystems, uris
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ def stage(
         if not reasons and written.total_rows != found["rows"]:
             reasons = [f"{found['rows']:,} rows were written and {written.total_rows:,} are there"]
         if not reasons:
-            print(f"dataset {name!r}: using the {found['rows']:,} rows that an earlier try prepared", flush=True)
+            print(
+                f"dataset {name!r}: using the {found['rows']:,} rows that an earlier try prepared", flush=True
+            )
             return StagedDataset(written, recipes.fingerprint(recipe), in_place=False)
         print(f"dataset {name!r}: prepared again: {'; '.join(reasons)}", flush=True)
         filesystems.remove(marker)  # what is there is no longer what it says
@@ -158,8 +160,8 @@ def stage(
         raise UnwritableUriError(
             "model_uri",
             uri,
-            f"Spark wrote {rows:,} rows there and the driver finds {files.total_rows:,}: all hosts must see the "
-            "same folder",
+            f"Spark wrote {rows:,} rows there and the driver finds {files.total_rows:,}: all hosts must see "
+            "the same folder",
         )
     if not rows:
         raise EmptyDatasetError(name, describe(source))
@@ -219,6 +221,11 @@ def _read_files(spark: SparkSession, source: Source) -> DataFrame:
     assert source.uri is not None
     defaults = _CSV_DEFAULTS if source.kind == "csv" else {}
     reader = spark.read.format(source.kind).options(**{**defaults, **source.options})
+    if source.kind == "parquet" and (listing := list_dataset(source.uri)).chosen:
+        if not listing.files:
+            raise SourceError(describe(source), "the list of files in it names none")
+        files = [uris.spark_uri(uris.join(source.uri, file.name)) for file in listing.files]
+        return reader.option("basePath", uris.spark_uri(source.uri)).load(files)
     return reader.load(uris.spark_uri(source.uri))
 
 

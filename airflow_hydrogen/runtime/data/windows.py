@@ -6,6 +6,7 @@ from several row groups, from each the share that it has of their rows, and is s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -75,10 +76,10 @@ def plan_windows(
 
 
 def blocks(slices: Sequence[RowSlice], groups: int) -> list[Sequence[RowSlice]]:
-    """Cut slices into blocks that are read together: at most `groups` each, of about the same number. Pure."""
+    """Cut slices into blocks that are read together: at most `groups`, and about as many in each. Pure."""
     count = -(-len(slices) // groups)
     ends = [len(slices) * number // count for number in range(count + 1)] if count else [0]
-    return [slices[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
+    return [slices[start:stop] for start, stop in itertools.pairwise(ends)]
 
 
 def read_windows(
@@ -145,9 +146,7 @@ def _batches(
                         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _rows_of(
-    batches: Iterable[pa.RecordBatch], part: RowSlice, rows: int
-) -> Iterator[list[pa.RecordBatch]]:
+def _rows_of(batches: Iterable[pa.RecordBatch], part: RowSlice, rows: int) -> Iterator[list[pa.RecordBatch]]:
     """A slice's rows of the batches of its row group: `rows` at a time, the last time perhaps fewer."""
     position = 0
     given: list[pa.RecordBatch] = []

@@ -34,7 +34,7 @@ class TrainContext:
         history: what rank 0 reported so far, one mapping a line.
         resumed_from_epoch: set by the checkpoint callback when it restored one.
         partial_epoch: the epoch of which a resumed training sees only the rest.
-        dataset_files: name -> the list of these files that the driver made, so that all ranks read by one list.
+        dataset_files: name -> the list of these files that the driver made: all ranks read by it.
     """
 
     rank: int

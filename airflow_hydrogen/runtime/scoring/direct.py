@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # What a task reads, uncompressed: enough to be worth its start, little enough to be worth another try.
 _TASK_BYTES = 128 * 1024 * 1024
 _MIN_TASK_BYTES = 8 * 1024 * 1024
-# Where that makes too few for the slots that are there now: several each, so that all end at about the same time.
+# Where that makes too few for the slots that are there now: several each, so that all end together.
 _TASKS_PER_SLOT = 4
 _BUFFER_BYTES = 1024 * 1024
 
