@@ -64,12 +64,12 @@ def read(spark: SparkSession, source: Source) -> DataFrame:
     Raises:
         SourceError: a path that is not there, a query or condition that does not resolve.
     """
-    from pyspark.errors import AnalysisException, ParseException
+    from pyspark.errors import AnalysisException, ParseException, SparkRuntimeException
 
     try:
         frame = _READERS[source.kind](spark, source)
         return frame if source.where is None else frame.where(source.where)
-    except (AnalysisException, ParseException) as error:
+    except (AnalysisException, ParseException, SparkRuntimeException) as error:
         raise SourceError(describe(source), str(error).strip().splitlines()[0]) from error
 
 
