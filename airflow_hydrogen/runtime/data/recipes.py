@@ -27,6 +27,8 @@ _CODE = "prepare's code"
 # How the rows are laid out, but not which they are.
 _LAYOUT = ("the layout's version", "the number of ranks")
 _UNKNOWN = ""
+# Spark sets it by itself, to a folder below where the driver was started.
+_WAREHOUSE = "spark.sql.warehouse.dir"
 
 Recipe = dict[str, str]
 
@@ -47,7 +49,9 @@ def recipe(
         ranks: size of the gang.
     """
     settings = {
-        key: value for key, value in frame.sparkSession.sparkContext.getConf().getAll() if ".sql." in key
+        key: value
+        for key, value in frame.sparkSession.sparkContext.getConf().getAll()
+        if key.startswith("spark.sql.") and key != _WAREHOUSE
     }
     parts: dict[str, Any] = {
         "the layout's version": _LAYOUT_VERSION,
