@@ -239,10 +239,10 @@ def as_spark_lists(found: Iterable[ListedFile]) -> tuple[list[ListedFile], bool]
         The files in name order, and whether columns hide in the names of folders. Without such columns
         only files that lie in the folder itself count.
     """
-    shown = sorted(file for file in found if file.size and not _is_hidden(file.name))
-    if any("=" in file.name.rpartition("/")[0] for file in shown):
-        return shown, True
-    return [file for file in shown if "/" not in file.name], False
+    shown = sorted(file for file in found if not _is_hidden(file.name))
+    # An empty file holds no rows, and yet makes its folder a partition.
+    partitioned = any("=" in file.name.rpartition("/")[0] for file in shown)
+    return [file for file in shown if file.size and (partitioned or "/" not in file.name)], partitioned
 
 
 def read_footers(listing: Listing, columns: Sequence[str] | None = None) -> DatasetFiles:
