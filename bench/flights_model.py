@@ -78,12 +78,13 @@ def gang(data: str, notes: Path, *, checkpoints: bool = False, lines: str = "") 
     def run(folder: str) -> None:
         from airflow_hydrogen.contract.jobs import Entrypoint
         from airflow_hydrogen.runtime import HorovodRunner
+        from airflow_hydrogen.runtime.data.files import list_dataset, read_footers
         from airflow_hydrogen.runtime.rank.task import RankTask
 
         task = RankTask(
             Entrypoint.parse("bench.flights_model:train"),
             kwargs={"notes": folder, "lines": lines},
-            datasets={"train": data},
+            datasets={"train": read_footers(list_dataset(data))},
             checkpoints_uri=f"{folder}/checkpoints" if checkpoints else None,
         )
         HorovodRunner(RANKS).run_task(task)

@@ -17,6 +17,8 @@ HydrogenError
 │   └── ContractVersionError        a job or report of another version
 ├── DataError                       the data does not fit the job
 │   ├── SourceError                 a source that cannot be read
+│   ├── DatasetChangedError         a file that is not the one that was listed
+│   ├── SchemaMismatchError         files that make no one table
 │   ├── EmptyDatasetError
 │   ├── MissingColumnError
 │   ├── ColumnTypeError
@@ -24,7 +26,12 @@ HydrogenError
 │   ├── NullValueError
 │   ├── RaggedTensorError
 │   ├── ColumnCollisionError
-│   └── PartitionValueError
+│   ├── PartitionValueError
+│   └── PartitionFilesError         files are not those that a partition's list names
+├── SinkError                       a partition could not be replaced: the old one is as it was
+│   ├── RowsLostError               the rows that were written are not those that are there
+│   ├── FilesLostError              files that were brought in are not all there
+│   └── PartitionTakenError         a newer try writes the same partition
 ├── ModelError                      the model directory is not usable
 │   ├── NotAModelError
 │   ├── ModelChangedError
@@ -269,6 +276,37 @@ class SourceError(DataError):
         self.source = source
 
 
+class DatasetChangedError(DataError):
+    """A file is gone or is another one than when the files were listed.
+
+    Example: a job compacts `s3://lake/flights` while a training reads it in place.
+    """
+
+    retryable = True  # the next try lists the files anew
+
+    def __init__(self, uri: str, file: str, change: str) -> None:
+        super().__init__(
+            f"{file or uri!r} of dataset {uri!r} changed after the files were listed: {change}; read a "
+            "snapshot that nobody writes to, or run the task again"
+        )
+        self.uri = uri
+        self.file = file
+
+
+class SchemaMismatchError(DataError):
+    """The files of a dataset have columns or types that differ, and cannot be read as one table.
+
+    Example: a nightly job wrote `delay` as int64 on most days and as float64 on days with nulls.
+    """
+
+    def __init__(self, uri: str, difference: str) -> None:
+        super().__init__(
+            f"the files of {uri!r} have different schemas: {difference}; write them with one schema, or "
+            "choose and cast the columns in the source's SQL or in 'prepare'"
+        )
+        self.uri = uri
+
+
 class EmptyDatasetError(DataError):
     """There is not one row to train on."""
 
@@ -364,6 +402,79 @@ class PartitionValueError(DataError):
             f"column {column!r}: the sink's partition is {expected!r}, the source has rows of "
             f"{', '.join(repr(value) for value in found)}; filter the source with 'where'"
         )
+
+
+class PartitionFilesError(DataError):
+    """The files of a partition are not those that its list of files names."""
+
+    retryable = True  # it may have been replaced while it was looked at
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(
+            f"{where!r} {problem}; write the partition again, or remove its _hydrogen_files-*.json where "
+            "every file in the folder is to be read"
+        )
+        self.where = where
+
+
+# --- the sink ----------------------------------------------------------------------------------------
+
+
+class SinkError(HydrogenError):
+    """A partition could not be replaced. What was there before is there."""
+
+
+class RowsLostError(SinkError):
+    """The rows that the executors wrote are not those that the driver finds.
+
+    Example: `Sink.parquet("/data/scores")` on a cluster whose hosts have a `/data` of their own each.
+    """
+
+    def __init__(self, uri: str, written: int, found: int) -> None:
+        super().__init__(
+            f"the executors wrote {written} rows for {uri!r}, the driver finds {found}: the sink must be "
+            "storage that every host sees, such as an object store, HDFS or a network mount; the partition "
+            "is as it was"
+        )
+        self.uri = uri
+        self.written = written
+        self.found = found
+
+
+class FilesLostError(SinkError):
+    """Files that were brought into a partition are not there, or not whole."""
+
+    retryable = True
+
+    def __init__(self, uri: str, files: Iterable[str]) -> None:
+        self.uri = uri
+        self.files = sorted(files)
+        super().__init__(
+            f"new files of {uri!r} are missing or cut: {', '.join(map(repr, self.files[:5]))}; the old ones "
+            "are still its rows"
+        )
+
+
+class PartitionTakenError(SinkError):
+    """Another try began to write the same partition after this one: the newest wins.
+
+    Example: Airflow lost sight of a try that still ran, and started the next one.
+
+    Attributes:
+        owner: who took it, or None where that one has already finished.
+        retryable: True where nobody writes it any more. While somebody does, a retry would only take it
+            from them.
+    """
+
+    def __init__(self, uri: str, owner: str | None) -> None:
+        who = owner or "a try that has finished"
+        super().__init__(
+            f"partition {uri!r} was taken by {who}, which began after this one; none of this one's rows were "
+            "put in place. Let one task alone write a partition"
+        )
+        self.uri = uri
+        self.owner = owner
+        self.retryable = owner is None  # type: ignore[misc]
 
 
 # --- the model ---------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def _train(
         kwargs=job.entrypoint_kwargs,
         args=tuple(job.entrypoint_args),
         script=script,
-        datasets={name: dataset.uri for name, dataset in staged.items()},
+        datasets={name: dataset.files for name, dataset in staged.items()},
         checkpoints_uri=checkpoints_uri,
         events_uri=uris.join(uri, EVENTS),
         publish_uri=staged_uri,

@@ -167,11 +167,32 @@ def test_types_that_spark_reads_otherwise_and_partition_folders_go_through_spark
 
     def readable(folder, *columns):
         source = Source.parquet(str(tmp_path / folder))
-        return direct.readable_row_groups(source, sources.read(spark, source).schema, columns)
+        return direct.readable_files(source, sources.read(spark, source).schema, columns)
 
-    assert [group.rows for group in readable("plain", "a")] == [1]
+    assert readable("plain", "a").total_rows == 1
     assert readable("plain", "a", "at") is None
     assert readable("parts", "a") is None
+
+
+def test_workers_read_the_files_that_spark_lists_and_no_others(score, linear, lake):
+    copies = pathlib.Path(lake) / "copies"
+    copies.mkdir()
+    (copies / "rows.parquet").write_bytes((pathlib.Path(lake) / "rows.parquet").read_bytes())
+    report, _ = score(linear)
+    assert report.rows == 100
+
+
+def test_a_file_that_changes_before_a_worker_reads_it_is_named(spark, linear, lake, tmp_path):
+    job = InferenceJob(
+        model_uri=linear,
+        source=Source.parquet(lake),
+        sink=Sink.parquet(str(tmp_path / "scores")),
+        report_uri=str(tmp_path / "report.json"),
+    )
+    frame = application.score(spark, sources.read(spark, job.source), directory.open_model(linear)[0], job)
+    write(pathlib.Path(lake) / "rows.parquet", a=[1.0], b=[1])
+    with pytest.raises(Exception, match="DatasetChangedError: 'rows.parquet' of dataset .* it had"):
+        frame.collect()
 
 
 def test_kept_columns_and_output_names_are_chosen(score, linear):

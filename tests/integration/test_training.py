@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import time
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyspark.errors import PySparkException
 
 import airflow_hydrogen.runtime as hydrogen
 from airflow_hydrogen.contract.errors import (
@@ -18,14 +24,20 @@ from airflow_hydrogen.contract.errors import (
     EntrypointError,
     NotEnoughSlotsError,
     RankFailedError,
+    SchemaMismatchError,
     SourceError,
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
+from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data.dataset import DatasetShard
+from airflow_hydrogen.runtime.data.files import list_dataset
+from airflow_hydrogen.runtime.data.recipes import changes, recipe
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
+from airflow_hydrogen.runtime.storage.partition_files import FileList, list_name
 from airflow_hydrogen.runtime.training import run_training
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
@@ -188,6 +200,137 @@ def test_a_script_is_trained_with_its_arguments(make_job, tmp_path):
     job = make_job(Entrypoint.parse(str(script)), entrypoint_args=[str(tmp_path / "mark")], np=1)
     assert run_training(job).result is None
     assert (tmp_path / "mark").read_text() == "ran"
+
+
+# --- what is read, and what is prepared again --------------------------------------------------------------
+
+_FOLDERS = st.sampled_from(["", "sub/", "ds=1/", "ds=2/", "_x/", ".y/", "_e=1/", "_metadata_/", "sub/ds=1/"])
+_NAMES = st.sampled_from(
+    ["p0.parquet", "p1", "_SUCCESS", ".p.crc", "a=b.parquet", "_c=d", "_metadata", "x._COPYING_", "a b%20#c"]
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.tuples(_FOLDERS, _NAMES, st.booleans()), min_size=1, max_size=5))
+def test_the_files_of_a_dataset_are_those_that_spark_lists(spark, tmp_path_factory, found):
+    root = tmp_path_factory.mktemp("layout")
+    for folder, name, is_empty in found:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / name).write_bytes(b"" if is_empty else b"x")
+    try:
+        frame = spark.read.schema("a long").parquet(str(root))
+        paths = [unquote(uri).partition(f"{root}/")[2] for uri in frame.inputFiles()]
+    except PySparkException:  # folders that Spark refuses to read together: it is left to Spark to say so
+        assert list_dataset(str(root)).partitioned
+        return
+    # Spark lists empty files and summaries, and reads no rows from them.
+    data = [path for path in paths if path.rpartition("/")[2] != "_metadata"]
+    listing = list_dataset(str(root))
+    assert [file.name for file in listing.files] == sorted(
+        path for path in data if (root / path).stat().st_size
+    )
+    assert listing.partitioned == any("=" in path.rpartition("/")[0] for path in data)
+
+
+@pytest.fixture
+def stage(spark, tmp_path, lake):
+    def run(source=None, **changes):
+        source = source or Source.parquet(lake, where="a < 99")
+        return sources.stage(spark, "train", source, str(tmp_path / "data"), **{"ranks": 1, **changes})
+
+    return run
+
+
+def test_rows_are_prepared_again_when_what_decides_them_changed(stage, lake, tmp_path, monkeypatch, capsys):
+    def said(*given, **named):
+        stage(*given, **named)
+        return capsys.readouterr().out.strip()
+
+    module = tmp_path / "recipe_prepare.py"
+    module.write_text("import recipe_helper\ndef f(spark, frame, n=1):\n    return frame\n")
+    helper = tmp_path / "recipe_helper.py"
+    helper.write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    prepare = importlib.import_module("recipe_prepare").f
+    again = "dataset 'train': prepared again: "
+    assert said() == ""
+    assert said() == "dataset 'train': using the 1,000 rows that an earlier try prepared"
+    assert said(Source.parquet(lake, where="a < 98")) == f"{again}the source's where changed"
+    assert f"{again}prepare changed; prepare_kwargs changed; prepare's code in recipe_helper changed" in said(
+        Source.parquet(lake, where="a < 98"), prepare=prepare
+    )
+    helper.write_text("x = 1\n")
+    changed = said(Source.parquet(lake, where="a < 98"), prepare=prepare)
+    assert changed == f"{again}prepare's code in recipe_helper changed"
+    changed = said(Source.parquet(lake, where="a < 98"), prepare=prepare, prepare_kwargs={"n": 2})
+    assert changed == f"{again}prepare_kwargs changed"
+
+    query = "select * from l where a < (select max(a) from m)"
+    tables = {"l": Source.parquet(lake), "m": Source.parquet(f"{lake}/0.parquet")}
+    assert "the source's query changed" in said(Source.sql(query, **tables))
+    assert "using the" in said(Source.sql(query, **tables))
+    os.utime(f"{lake}/0.parquet", ns=(1, 1))
+    assert said(Source.sql(query, **tables)) == f"{again}the source's files changed"
+
+    data = str(tmp_path / "data")
+    assert "a <" not in (tmp_path / "data" / "_STAGED.json").read_text()
+    [first, *_] = [file.name for file in list_dataset(data).files]
+    (tmp_path / "data" / first).unlink()
+    assert "rows were written and" in said(Source.sql(query, **tables))
+
+
+def test_rows_that_come_from_no_files_are_never_used_again(spark, lake):
+    source = Source.parquet(lake)
+    frame = sources.read(spark, source)
+    mixed = frame.union(spark.sql("select * from values (1, 2, 3), (4, 5, 6)"))
+    assert changes({}, recipe(mixed, source, None, {}, 1))[0] == "the source's files cannot be known"
+    known = recipe(frame.join(frame.groupBy("a").count(), "a"), source, None, {}, 1)
+    assert changes(known, known) == []
+
+
+def test_sorted_rows_are_shuffled_when_they_are_staged(spark, stage, tmp_path):
+    pq.write_table(pa.table({"y": np.repeat([0.0, 1.0], 20_000)}), tmp_path / "sorted.parquet")
+    staged = stage(Source.parquet(str(tmp_path / "sorted.parquet"), where="y >= 0"))
+    assert staged.rows == 40_000
+    shard = DatasetShard(staged.files, shuffle=False)
+    means = [np.mean(batch.column("y").to_numpy()) for batch in shard.to_batches(100)]
+    assert np.std(means) <= 1.3 * 0.5 / np.sqrt(100)
+
+
+def test_a_file_that_lacks_a_column_is_read_as_spark_reads_it(stage, lake, capsys):
+    one = pa.array([1.0], pa.float32())
+    pq.write_table(pa.table({"a": one, "b": one}), f"{lake}/2.parquet")
+    staged = stage(Source.parquet(lake))
+    assert not staged.in_place
+    assert staged.rows == 1001
+    assert "column 'y' is not in '2.parquet', and float in the first file" in capsys.readouterr().out
+
+
+def test_a_type_that_spark_cannot_read_is_named_with_its_file(stage, lake):
+    pq.write_table(pa.table({"a": ["x"], "b": [1.0], "y": [1.0]}), f"{lake}/2.parquet")
+    with pytest.raises(SchemaMismatchError, match=r"column 'a' is string in '2\.parquet', and float in the"):
+        stage(Source.parquet(lake))
+
+
+def test_where_a_list_of_ours_lies_spark_reads_its_files(stage, spark, lake, tmp_path):
+    table = tmp_path / "table"
+    for day in ("1", "2"):
+        (table / f"ds={day}").mkdir(parents=True)
+        for name in ("old.parquet", "new.parquet"):
+            shutil.copy(f"{lake}/0.parquet", table / f"ds={day}" / name)
+    size = (table / "ds=2" / "new.parquet").stat().st_size
+    chosen = FileList((("new.parquet", size),))
+    (table / "ds=2" / list_name(1, "ab")).write_bytes(chosen.dumps())
+    frame = sources.read(spark, Source.parquet(str(table)))
+    assert {row.ds: row["count"] for row in frame.groupBy("ds").count().collect()} == {1: 1000, 2: 500}
+    assert stage(Source.parquet(str(table / "ds=2"))).rows == 500
+
+
+def test_options_and_patterns_are_left_to_spark(stage, lake):
+    shutil.copytree(lake, f"{lake}/sub")
+    deep = Source(kind="parquet", uri=lake, options={"recursiveFileLookup": "true"})
+    assert stage(deep).rows == 2000
+    assert stage(Source.parquet(f"{lake}/[0].parquet")).rows == 500
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------

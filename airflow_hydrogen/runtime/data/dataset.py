@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,20 +17,18 @@ from airflow_hydrogen.contract.errors import (
     InvalidJobError,
     MissingColumnError,
 )
-from airflow_hydrogen.runtime import progress
 from airflow_hydrogen.runtime.data.columns import ColumnSpec, dtype_of, stack, to_numpy
+from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles, list_dataset, read_footers
 from airflow_hydrogen.runtime.data.shards import RowSlice, assign_shards, rows_per_rank, shuffled_order
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.data.windows import plan_windows, read_windows
+from airflow_hydrogen.runtime.storage import uris
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 Layout = Literal["matrix", "columns"]
 
-_READ_ROWS = 8_192
-_WINDOW_ROWS = 65_536
-_WINDOW_BYTES = 32 * 1024 * 1024
-_STREAM_BYTES = 1024 * 1024
+_PROBE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class FeatureLayout:
 
 @dataclass(frozen=True)
 class _RowGroup:
-    file: str
+    file: DataFile
     index: int
     rows: int
 
@@ -55,11 +52,12 @@ class DatasetShard:
     Every rank reads the same number of rows in an epoch (`shards.assign_shards`), whatever the number of
     rows, row groups and ranks: all take the same number of steps. Which rows, and in which order, is a
     function of `seed` and the epoch: row groups are dealt out in another order each epoch, and rows are
-    shuffled within windows of at most 65,536 rows and 32 MB, so memory does not depend on the size of
-    the data.
+    shuffled within windows of at most 65,536 rows and 32 MB. A window takes rows from up to 32 row groups
+    at once, so that sorted files do not give sorted batches. Memory does not depend on the size of the data.
 
     Args:
-        uri: a folder of Parquet files with one schema, or one file.
+        data: the list of files that the driver made, or the URI of a folder of Parquet files with one schema
+            or of one file: then the list is made here.
         rank, size: this rank and the number of ranks.
         name: the dataset's name, for messages.
         seed: of the shuffle.
@@ -67,11 +65,12 @@ class DatasetShard:
 
     Raises:
         EmptyDatasetError: no rows.
+        SchemaMismatchError: columns or types that differ between the files.
     """
 
     def __init__(
         self,
-        uri: str,
+        data: str | DatasetFiles,
         *,
         rank: int = 0,
         size: int = 1,
@@ -79,28 +78,32 @@ class DatasetShard:
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        self.uri, self.rank, self.size, self.name = uri, rank, size, name
+        self.rank, self.size, self.name = rank, size, name
         self.seed, self.shuffle = seed, shuffle
         self.layout: FeatureLayout | None = None
         self.error: DataError | None = None
         self._epoch: int | None = None
         self._next_epoch = 0
-        self._filesystem, self._root = filesystems.resolve(uri)
-        self._files = parquet_files(uri)
-        self._groups, self._row_bytes = self._read_footers()
+        self.files = data if isinstance(data, DatasetFiles) else read_footers(list_dataset(data))
+        self.files.require_one_schema()
+        self._groups = [
+            _RowGroup(file, index, rows)
+            for file in self.files.files
+            for index, rows in enumerate(file.rows)
+            if rows
+        ]
         self.total_rows = sum(group.rows for group in self._groups)
         if not self.total_rows:
-            raise EmptyDatasetError(name, f"{len(self._files)} Parquet files in {uri}")
+            raise EmptyDatasetError(name, f"{len(self.files.files)} Parquet files in {self.files.uri}")
 
     def __len__(self) -> int:
         """Rows that this rank reads in an epoch: the same on every rank."""
         return rows_per_rank(self.total_rows, self.size)
 
-    @cached_property
+    @property
     def schema(self) -> pa.Schema:
-        """Arrow schema of the files."""
-        with pq.ParquetFile(self._open(self._files[0])) as file:
-            return file.schema_arrow
+        """Arrow schema of the files; where the order of their columns differs, the first file's."""
+        return self.files.schemas[0]
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration belongs to, so that a resumed run goes on in the same order.
@@ -157,7 +160,7 @@ class DatasetShard:
 
         Raises:
             MissingColumnError, ColumnTypeError: before anything is read; the columns are named.
-            NullValueError, RaggedTensorError: while reading.
+            NullValueError, RaggedTensorError, DatasetChangedError: while reading.
         """
         import tensorflow as tf
 
@@ -193,26 +196,6 @@ class DatasetShard:
 
     # --- reading -------------------------------------------------------------------------------------
 
-    def _open(self, file: str) -> Any:
-        return self._filesystem.open_input_file(file)
-
-    def _read_footers(self) -> tuple[list[_RowGroup], Mapping[str, float]]:
-        groups: list[_RowGroup] = []
-        column_bytes: dict[str, int] = {}
-        for file in self._files:
-            with self._open(file) as stream:
-                metadata = pq.read_metadata(stream)
-            for index in range(metadata.num_row_groups):
-                group = metadata.row_group(index)
-                if group.num_rows:
-                    groups.append(_RowGroup(file, index, group.num_rows))
-                for position in range(group.num_columns):
-                    column = group.column(position)
-                    top = column.path_in_schema.partition(".")[0]
-                    column_bytes[top] = column_bytes.get(top, 0) + column.total_uncompressed_size
-        rows = max(1, sum(group.rows for group in groups))
-        return groups, {name: size / rows for name, size in column_bytes.items()}
-
     def _begin_epoch(self) -> int:
         epoch = self._next_epoch if self._epoch is None else self._epoch
         self._next_epoch = epoch + 1
@@ -226,38 +209,21 @@ class DatasetShard:
 
     def _windows(self, columns: Sequence[str], epoch: int, batch_size: int) -> Iterator[pa.Table]:
         """The rank's rows of an epoch in shuffled windows of bounded size."""
-        row_bytes = max(1.0, sum(self._row_bytes.get(name, 8.0) for name in columns))
-        limit = max(batch_size, min(_WINDOW_ROWS, int(_WINDOW_BYTES / row_bytes)))
+        sizes = [self.files.columns[name] for name in columns]
+        remote = uris.local_path(self.files.uri) is None
+        plan = plan_windows(sizes, self.total_rows / len(self._groups), batch_size, remote=remote)
+        if not self.shuffle:
+            plan = replace(plan, groups=1)
         random = np.random.default_rng([self.seed, epoch, self.rank])
-        waiting: list[pa.Table] = []
-        rows = 0
-        for chunk in self._chunks(columns, self._slices(epoch), min(_READ_ROWS, limit)):
-            progress.current().tick()
-            waiting.append(chunk)
-            rows += chunk.num_rows
-            if rows >= limit:
-                yield self._shuffled(waiting, random)
-                waiting, rows = [], 0
-        if waiting:
-            yield self._shuffled(waiting, random)
 
-    def _shuffled(self, chunks: list[pa.Table], random: np.random.Generator) -> pa.Table:
-        table = pa.concat_tables(chunks)
-        return table.take(random.permutation(table.num_rows)) if self.shuffle else table
+        def open_group(number: int) -> tuple[pq.ParquetFile, int]:
+            group = self._groups[number]
+            return self.files.open(group.file, plan.buffer_bytes), group.index
 
-    def _chunks(self, columns: Sequence[str], slices: Sequence[RowSlice], rows: int) -> Iterator[pa.Table]:
-        for part in slices:
-            group = self._groups[part.row_group]
-            # Buffered and not read ahead: a column chunk streams through, however large the row group is.
-            with pq.ParquetFile(self._open(group.file), buffer_size=_STREAM_BYTES, pre_buffer=False) as file:
-                position = 0
-                for batch in file.iter_batches(rows, row_groups=[group.index], columns=list(columns)):
-                    start, stop = max(part.start - position, 0), min(part.stop - position, batch.num_rows)
-                    if start < stop:
-                        yield pa.Table.from_batches([batch.slice(start, stop - start)]).select(columns)
-                    position += batch.num_rows
-                    if position >= part.stop:
-                        break
+        # Files may differ in whether they allow nulls: the tables that are made of them must not.
+        schema = pa.schema([self.schema.field(name).with_nullable(True) for name in columns])
+        for table in read_windows(self._slices(epoch), plan, schema, batch_size, open_group):
+            yield table.take(random.permutation(table.num_rows)) if self.shuffle else table
 
     # --- columns -------------------------------------------------------------------------------------
 
@@ -277,8 +243,11 @@ class DatasetShard:
     def _width(self, name: str) -> int:
         """Numbers in the first row's list; the other rows are held against it while they are read."""
         group = self._groups[0]
-        with pq.ParquetFile(self._open(group.file)) as file:
+        file = self.files.open(group.file, _PROBE_BYTES)
+        try:
             first = next(file.iter_batches(1, row_groups=[group.index], columns=[name]))
+        finally:
+            file.close(force=True)
         return int(to_numpy(name, first.column(0)).shape[1])
 
 
@@ -331,25 +300,6 @@ class _Encoder:
         if self._single_label:
             return inputs, spec_of(self._labels[0])
         return inputs, {spec.name: spec_of(spec) for spec in self._labels}
-
-
-def parquet_files(uri: str) -> list[str]:
-    """Paths of the Parquet files below a URI, hidden ones and Spark's markers left out, in name order."""
-    from pyarrow.fs import FileType
-
-    filesystem, root = filesystems.resolve(uri)
-    if filesystem.get_file_info(root).type == FileType.File:
-        return [root]
-    return [f"{root}/{name}" for name, size in filesystems.list_files(uri) if size and not _is_hidden(name)]
-
-
-def has_partition_folders(uri: str) -> bool:
-    """Whether columns hide in folder names, as in `ds=2013-01-01/`."""
-    return any("=" in name for name, _size in filesystems.list_files(uri))
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "_")) and "=" not in part for part in name.split("/"))
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:

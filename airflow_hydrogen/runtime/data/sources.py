@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_hydrogen.contract.errors import EmptyDatasetError, EntrypointError, SourceError
+from airflow_hydrogen.contract.errors import (
+    EmptyDatasetError,
+    EntrypointError,
+    SchemaMismatchError,
+    SourceError,
+    UnwritableUriError,
+)
 from airflow_hydrogen.contract.jobs import Source
-from airflow_hydrogen.runtime.data.dataset import has_partition_folders, parquet_files
+from airflow_hydrogen.runtime.data import recipes
+from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
 from airflow_hydrogen.runtime.storage import filesystems, uris
 
 if TYPE_CHECKING:
@@ -24,6 +30,8 @@ _ROW_GROUP_BYTES = 16 * 1024 * 1024
 _MAX_ROW_GROUP_BYTES = 256 * 1024 * 1024
 _MARKER = "_STAGED.json"
 _FILTERED = "airflow_hydrogen_rows"
+_SHUFFLE_SEED = 0
+_GLOB = frozenset("*?[]{}\\")
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,24 @@ class StagedDataset:
     """Parquet that the ranks read.
 
     Attributes:
-        uri: its folder.
-        rows: rows in it.
-        fingerprint: hash of the names and sizes of the files that the rows came from.
+        files: the list that they read by.
+        fingerprint: hash of all that decides the rows.
         in_place: the source itself, because it fits already.
     """
 
-    uri: str
-    rows: int
+    files: DatasetFiles
     fingerprint: str
     in_place: bool
+
+    @property
+    def uri(self) -> str:
+        """Its folder."""
+        return self.files.uri
+
+    @property
+    def rows(self) -> int:
+        """Rows in it."""
+        return self.files.total_rows
 
 
 def read(spark: SparkSession, source: Source) -> DataFrame:
@@ -49,7 +65,7 @@ def read(spark: SparkSession, source: Source) -> DataFrame:
     Raises:
         SourceError: a path that is not there, a query or condition that does not resolve.
     """
-    from pyspark.errors import AnalysisException, ParseException
+    from pyspark.errors import AnalysisException, ParseException, SparkRuntimeException
 
     try:
         if source.where is None:
@@ -62,7 +78,7 @@ def read(spark: SparkSession, source: Source) -> DataFrame:
         # On lines of its own, so that a comment at the end of the condition ends with it.
         condition = f"SELECT * FROM {_FILTERED} WHERE (\n{source.where}\n)"
         return session.sql(condition, args=dict(source.where_args))
-    except (AnalysisException, ParseException) as error:
+    except (AnalysisException, ParseException, SparkRuntimeException) as error:
         raise SourceError(describe(source), str(error).strip().splitlines()[0]) from error
 
 
@@ -100,8 +116,8 @@ def stage(
     """Make a dataset ready for a gang.
 
     A plain Parquet source whose row groups are small enough is read in place. Everything else goes
-    through Spark once and is written with several files a rank and row groups of 16 MB, its rows dealt out
-    round-robin. What an earlier try wrote from the same files is used again.
+    through Spark once and is written with several files a rank and row groups of 16 MB, its rows shuffled.
+    What an earlier try wrote is used again, if everything that decides the rows is as it was.
 
     Args:
         spark: the session.
@@ -115,40 +131,88 @@ def stage(
         SourceError: the source cannot be read.
         EmptyDatasetError: no rows.
     """
-    if prepare is None and source.kind == "parquet" and source.where is None:
+    difference = None
+    if prepare is None and is_plain_parquet(source):
         assert source.uri is not None
-        rows = _rows_that_fit(source.uri)
-        if rows:
-            files = [
-                (path, size) for path, size in filesystems.list_files(source.uri) if path.endswith(".parquet")
-            ]
-            return StagedDataset(source.uri, rows, _fingerprint(files), in_place=True)
+        listing = list_dataset(source.uri)
+        files = None if listing.partitioned else read_footers(listing)
+        difference = files.difference() if files else None
+        if files and files.total_rows and difference is None and _fit(files):
+            return StagedDataset(files, recipes.of_files(listing), in_place=True)
+    if difference is not None:
+        print(f"dataset {name!r}: {difference}; Spark reads the files by the schema of one", flush=True)
     frame = read_prepared(spark, source, prepare, prepare_kwargs or {})
-    fingerprint = _fingerprint([(file, _size(file)) for file in frame.inputFiles()])
+    recipe = recipes.recipe(frame, source, prepare, prepare_kwargs or {}, ranks)
     marker = uris.join(uri, _MARKER)
     if filesystems.exists(marker):
         found = json.loads(filesystems.read_bytes(marker))
-        if found["fingerprint"] == fingerprint:
+        written = read_footers(list_dataset(uri))
+        reasons = recipes.changes(found.get("recipe", {}), recipe)
+        if not reasons and written.total_rows != found["rows"]:
+            reasons = [f"{found['rows']:,} rows were written and {written.total_rows:,} are there"]
+        if not reasons:
             print(
                 f"dataset {name!r}: using the {found['rows']:,} rows that an earlier try prepared", flush=True
             )
-            return StagedDataset(uri, found["rows"], fingerprint, in_place=False)
-    (
-        frame.repartition(ranks * _FILES_PER_RANK)
-        .write.mode("overwrite")
-        .option("parquet.block.size", _ROW_GROUP_BYTES)
-        .parquet(uris.spark_uri(uri))
-    )
-    rows = count_rows(uri)
+            return StagedDataset(written, recipes.fingerprint(recipe), in_place=False)
+        print(f"dataset {name!r}: prepared again: {'; '.join(reasons)}", flush=True)
+        filesystems.remove(marker)  # what is there is no longer what it says
+    try:
+        rows = _write(frame, uri, ranks * _FILES_PER_RANK)
+    except Exception as error:
+        if difference is None or "PARQUET_COLUMN_DATA_TYPE_MISMATCH" not in str(error):
+            raise
+        assert source.uri is not None
+        raise SchemaMismatchError(source.uri, str(difference)) from error
+    files = read_footers(list_dataset(uri))
+    if files.total_rows != rows:
+        raise UnwritableUriError(
+            "model_uri",
+            uri,
+            f"Spark wrote {rows:,} rows there and the driver finds {files.total_rows:,}: all hosts must see "
+            "the same folder",
+        )
     if not rows:
         raise EmptyDatasetError(name, describe(source))
-    filesystems.write_bytes(marker, json.dumps({"fingerprint": fingerprint, "rows": rows}).encode())
-    return StagedDataset(uri, rows, fingerprint, in_place=False)
+    document = {"recipe": recipe, "rows": rows}
+    filesystems.write_bytes(marker, json.dumps(document, indent=1).encode())
+    return StagedDataset(files, recipes.fingerprint(recipe), in_place=False)
+
+
+def is_plain_parquet(source: Source) -> bool:
+    """Whether a source is the rows of Parquet files as they lie, without filter, option or pattern."""
+    return (
+        source.kind == "parquet"
+        and source.where is None
+        and not source.options
+        and not set(source.uri or "") & _GLOB
+    )
 
 
 def count_rows(uri: str) -> int:
     """Rows of the Parquet files below a URI, from their footers."""
-    return sum(metadata.num_rows for metadata in _footers(uri))
+    return read_footers(list_dataset(uri)).total_rows
+
+
+def _write(frame: DataFrame, uri: str, files: int) -> int:
+    """Write rows shuffled; the number of those that were written.
+
+    The rows of each partition are dealt out to all files in an order that Spark repeats where it has to run a
+    task again, so that each comes once. Within a file their order is random.
+    """
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as sql
+
+    written = Observation()
+    (
+        frame.repartition(files)
+        .sortWithinPartitions(sql.rand(_SHUFFLE_SEED))
+        .observe(written, sql.count(sql.lit(1)).alias("rows"))
+        .write.mode("overwrite")
+        .option("parquet.block.size", _ROW_GROUP_BYTES)
+        .parquet(uris.spark_uri(uri))
+    )
+    return int(written.get["rows"])
 
 
 def describe(source: Source) -> str:
@@ -159,48 +223,20 @@ def describe(source: Source) -> str:
     return f"sql {source.query!r}{where}" if source.kind == "sql" else f"{source.kind} {source.uri!r}{where}"
 
 
-def _rows_that_fit(uri: str) -> int:
-    """Rows of Parquet that a gang can read as it lies; 0 where it cannot, or there is none.
-
-    It can where row groups are of moderate size and no column hides in folder names (`ds=2013-01-01/`).
-    """
-    if has_partition_folders(uri):
-        return 0
-    rows = 0
-    for metadata in _footers(uri):
-        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-        if any(group.total_byte_size > _MAX_ROW_GROUP_BYTES for group in groups):
-            return 0
-        rows += metadata.num_rows
-    return rows
-
-
-def _footers(uri: str) -> list[Any]:
-    import pyarrow.parquet as pq
-
-    filesystem, _ = filesystems.resolve(uri)
-    if not filesystems.exists(uri):
-        return []
-    footers = []
-    for path in parquet_files(uri):
-        with filesystem.open_input_file(path) as stream:
-            footers.append(pq.read_metadata(stream))
-    return footers
-
-
-def _size(uri: str) -> int:
-    filesystem, path = filesystems.resolve(uri)
-    return int(filesystem.get_file_info(path).size or 0)
-
-
-def _fingerprint(files: list[tuple[str, int]]) -> str:
-    return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()
+def _fit(files: DatasetFiles) -> bool:
+    """Whether a gang can read files as they lie: whether their row groups are of moderate size."""
+    return all(size <= _MAX_ROW_GROUP_BYTES for file in files.files for size in file.sizes)
 
 
 def _read_files(spark: SparkSession, source: Source) -> DataFrame:
     assert source.uri is not None
     defaults = _CSV_DEFAULTS if source.kind == "csv" else {}
     reader = spark.read.format(source.kind).options(**{**defaults, **source.options})
+    if source.kind == "parquet" and (listing := list_dataset(source.uri)).chosen:
+        if not listing.files:
+            raise SourceError(describe(source), "the list of files in it names none")
+        files = [uris.spark_uri(uris.join(source.uri, file.name)) for file in listing.files]
+        return reader.option("basePath", uris.spark_uri(source.uri)).load(files)
     return reader.load(uris.spark_uri(source.uri))
 
 

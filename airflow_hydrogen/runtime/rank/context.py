@@ -14,6 +14,7 @@ from airflow_hydrogen.runtime import progress
 
 if TYPE_CHECKING:
     from airflow_hydrogen.runtime.data.dataset import DatasetShard
+    from airflow_hydrogen.runtime.data.files import DatasetFiles
 
 
 @dataclass
@@ -35,6 +36,7 @@ class TrainContext:
         resumed_from_epoch: set by the checkpoint callback when it restored one.
         partial_epoch: the epoch of which a resumed training sees only the rest.
         weights_compared: the ranks were found to have the same weights while they trained.
+        dataset_files: name -> the list of these files that the driver made: all ranks read by it.
     """
 
     rank: int
@@ -54,6 +56,7 @@ class TrainContext:
     resumed_from_epoch: int | None = None
     partial_epoch: int | None = None
     weights_compared: bool = False
+    dataset_files: Mapping[str, DatasetFiles] = field(default_factory=dict, repr=False)
     shards: dict[str, DatasetShard] = field(default_factory=dict, repr=False)
     on_report: Callable[[Mapping[str, float], float | None], None] = field(
         default=lambda metrics, seconds_left: None, repr=False
@@ -111,9 +114,8 @@ def get_dataset_shard(name: str = "train") -> DatasetShard:
             "pass train_data, validation_data or datasets"
         )
     if name not in context.shards:
-        context.shards[name] = DatasetShard(
-            context.datasets[name], rank=context.rank, size=context.size, name=name
-        )
+        data = context.dataset_files.get(name, context.datasets[name])
+        context.shards[name] = DatasetShard(data, rank=context.rank, size=context.size, name=name)
     return context.shards[name]
 
 

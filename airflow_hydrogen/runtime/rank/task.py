@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from airflow_hydrogen.contract.jobs import Entrypoint
+from airflow_hydrogen.runtime.data.files import DatasetFiles
 
 # The pipe's file descriptor and the parent's process id, which `worker` reads.
 PIPE_VARIABLE = "AIRFLOW_HYDROGEN_PIPE"
@@ -23,7 +24,7 @@ class RankTask:
         kwargs: keyword arguments of a function.
         args: the command line of a script.
         script: the script's text, for hosts that do not see its path.
-        datasets: name -> URI of prepared Parquet files.
+        datasets: name -> the list of Parquet files that the driver made.
         checkpoints_uri, events_uri: where they go; None keeps none.
         publish_uri: folder for the model that `main` returns on rank 0; None returns the value itself.
         fingerprint: the job's.
@@ -36,7 +37,7 @@ class RankTask:
     kwargs: Mapping[str, object] = field(default_factory=dict)
     args: tuple[str, ...] = ()
     script: str | None = None
-    datasets: Mapping[str, str] = field(default_factory=dict)
+    datasets: Mapping[str, DatasetFiles] = field(default_factory=dict)
     checkpoints_uri: str | None = None
     events_uri: str | None = None
     publish_uri: str | None = None

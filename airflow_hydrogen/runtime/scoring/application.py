@@ -17,6 +17,7 @@ from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.runtime import versions
 from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.data.columns import dtype_of
+from airflow_hydrogen.runtime.data.files import DatasetFiles
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.models.directory import open_model
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
-_TASKS_PER_SLOT = 4
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -108,9 +108,9 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     )
     needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
     schema = output_schema(frame.schema, keep, outputs, manifest.signature)
-    groups = None if job.prepare else direct.readable_row_groups(job.source, frame.schema, needed)
-    if groups:
-        return _score_directly(spark, direct.deal(groups, _TASKS_PER_SLOT * slots), needed, scorer, schema)
+    files = None if job.prepare else direct.readable_files(job.source, frame.schema, needed)
+    if files and files.total_rows:
+        return _score_directly(spark, files, slots, needed, scorer, schema)
     if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
         frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
@@ -123,17 +123,19 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
 
 def _score_directly(
     spark: SparkSession,
-    hands: Sequence[Sequence[direct.RowGroup]],
+    files: DatasetFiles,
+    slots: int,
     columns: Sequence[str],
     scorer: Scorer,
     schema: StructType,
 ) -> DataFrame:
     """Tasks that read their row groups themselves; each gets its number as its only row."""
+    hands = direct.deal(direct.row_groups(files), slots)
 
     def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in numbers:
             for number in batch.column(0).to_pylist():
-                yield from scorer(direct.read(hands[number], columns, scorer.batch_rows))
+                yield from scorer(direct.read(files, hands[number], columns, scorer.batch_rows))
 
     return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema)
 

@@ -5,23 +5,53 @@ from hypothesis import strategies as st
 
 from airflow_hydrogen.runtime.scoring.direct import RowGroup, deal
 
+MB = 2**20
+
 groups = st.lists(
-    st.builds(RowGroup, path=st.sampled_from("abc"), index=st.integers(0, 9), rows=st.integers(1, 1000)),
-    max_size=30,
+    st.builds(RowGroup, file=st.integers(0, 3), index=st.integers(0, 9), size=st.integers(1, 300 * MB)),
+    max_size=40,
 )
 
 
-@given(groups, st.integers(1, 8))
-def test_every_row_group_is_dealt_once_and_no_hand_is_empty(found, tasks):
-    hands = deal(found, tasks)
-    key = repr
-    assert sorted((group for hand in hands for group in hand), key=key) == sorted(found, key=key)
-    assert len(hands) == min(tasks, len(found))
+def sizes_of(hands):
+    return [sum(group.size for group in hand) for hand in hands]
+
+
+@given(groups, st.integers(0, 8))
+def test_every_row_group_is_dealt_once_and_no_hand_is_empty(found, slots):
+    hands = deal(found, slots)
+    assert sorted((group for hand in hands for group in hand), key=repr) == sorted(found, key=repr)
+    assert len(hands) <= len(found)
     assert all(hands)
 
 
-@given(groups, st.integers(1, 8))
-def test_no_hand_has_more_than_a_row_group_above_another(found, tasks):
-    rows = [sum(group.rows for group in hand) for hand in deal(found, tasks)]
-    if rows:
-        assert max(rows) - min(rows) <= max(group.rows for group in found)
+@given(groups, st.integers(0, 8))
+def test_no_hand_has_more_than_a_row_group_above_another(found, slots):
+    sizes = sizes_of(deal(found, slots))
+    if sizes:
+        assert max(sizes) - min(sizes) <= max(group.size for group in found)
+
+
+@given(groups, st.integers(0, 8))
+def test_tasks_are_of_about_128_mb_and_not_beyond_a_row_group_more(found, slots):
+    largest = max((group.size for group in found), default=0)
+    assert all(size <= 128 * MB + largest for size in sizes_of(deal(found, slots)))
+
+
+@given(groups, st.integers(0, 8))
+def test_tasks_are_not_made_tiny_for_slots(found, slots):
+    total = sum(group.size for group in found)
+    assert len(deal(found, slots)) <= max(1, total // (8 * MB), -(-total // (128 * MB)))
+
+
+def test_a_large_table_is_cut_whatever_slots_there_are_now():
+    table = [RowGroup(0, index, 16 * MB) for index in range(640)]  # 10 GB
+    assert len(deal(table, 1)) == len(deal(table, 0)) == 80
+
+
+def test_less_data_is_cut_for_the_slots():
+    table = [RowGroup(0, index, 4 * MB) for index in range(60)]
+    assert len(deal(table, 1)) == 4
+    assert len(deal(table, 4)) == 16
+    assert len(deal(table, 100)) == 30
+    assert len(deal(table[:1], 100)) == 1

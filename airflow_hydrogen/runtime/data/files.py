@@ -1,0 +1,353 @@
+"""The one list of a Parquet dataset's files and row groups.
+
+Whoever decides makes the list once (the driver) and hands it out; ranks and workers are told, and look at
+nothing for themselves. What is listed is what Spark reads: `spark.read.parquet(folder)` takes the files that
+lie in the folder itself and, where folders below it are named like `ds=2013-01-01`, those in these too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_hydrogen.contract.errors import (
+    DatasetChangedError,
+    PartitionFilesError,
+    SchemaMismatchError,
+    SourceError,
+)
+from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage.partition_files import newest_lists, visible_files
+
+# pyarrow is imported late: the list passes through Spark's Python workers on its way to the ranks.
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_FOOTER_THREADS = 16
+_LOOKS = 5
+# Spark lists these, for their schemas, and reads no rows from them.
+_SUMMARIES = ("_metadata", "_common_metadata")
+_TYPE_BYTES = {"BOOLEAN": 0.125, "INT32": 4.0, "INT64": 8.0, "INT96": 8.0, "FLOAT": 4.0, "DOUBLE": 8.0}
+_OFFSET_BYTES = 4.0
+
+
+class ListedFile(NamedTuple):
+    """A file as the store lists it; `name` is relative to the dataset's folder."""
+
+    name: str
+    size: int
+    modified_ns: int
+
+
+class DataFile(NamedTuple):
+    """A file with what its footer says.
+
+    Attributes:
+        name: relative to the dataset's folder; "" where the dataset is one file.
+        size: bytes.
+        schema: which of the dataset's schemas it has.
+        rows: rows of each row group.
+        sizes: uncompressed bytes of each row group, of the columns that were asked for.
+    """
+
+    name: str
+    size: int
+    schema: int
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+class ColumnBytes(NamedTuple):
+    """Average bytes of a column in a row: as it is stored (not compressed), and as Arrow holds it."""
+
+    stored: float
+    decoded: float
+
+
+@dataclass(frozen=True)
+class SchemaDifference:
+    """The first column in which a file differs from the first file; None for a column that is not there."""
+
+    file: str
+    column: str
+    expected: str | None
+    found: str | None
+
+    def __str__(self) -> str:
+        found = f"{self.found} in {self.file!r}" if self.found else f"not in {self.file!r}"
+        expected = f"{self.expected} in the first file" if self.expected else "not in the first file"
+        return f"column {self.column!r} is {found}, and {expected}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What Spark would read below a URI.
+
+    Attributes:
+        uri: a folder, or one file.
+        files: in name order.
+        partitioned: columns hide in the names of folders, as in `ds=2013-01-01/`.
+        single: the URI is one file.
+        chosen: lists of ours say which of the files there are the rows (`storage.partition_files`): Spark,
+            which does not know of them, has to be told each file.
+    """
+
+    uri: str
+    files: tuple[ListedFile, ...]
+    partitioned: bool = False
+    single: bool = False
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """Files and row groups of a dataset: a value that travels to ranks and workers.
+
+    Attributes:
+        uri: the folder, or the one file.
+        files: in name order, those without rows left out.
+        columns: bytes of each column.
+    """
+
+    uri: str
+    files: tuple[DataFile, ...]
+    columns: Mapping[str, ColumnBytes]
+    _schemas: tuple[bytes, ...] = field(repr=False)
+
+    @property
+    def total_rows(self) -> int:
+        """Rows in all files."""
+        return sum(sum(file.rows) for file in self.files)
+
+    @functools.cached_property
+    def schemas(self) -> tuple[pa.Schema, ...]:
+        """The schemas that occur, the first file's first."""
+        import pyarrow as pa
+
+        return tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in self._schemas)
+
+    @functools.cached_property
+    def _place(self) -> tuple[Any, str]:
+        """Made once: the filesystem of an object store looks for credentials and opens connections."""
+        return filesystems.resolve(self.uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: the fields, and nothing that a process has looked up for itself."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def difference(self) -> SchemaDifference | None:
+        """Where the files' schemas differ: a column too few or too many, or another type.
+
+        The order of the columns does not count, nor whether nulls are allowed.
+        """
+        if len(self._schemas) < 2:
+            return None
+        expected, *others = [{item.name: item.type for item in schema} for schema in self.schemas]
+        for number, found in enumerate(others, 1):
+            for column in (*expected, *found):
+                if expected.get(column) != found.get(column):
+                    name = next(file.name for file in self.files if file.schema == number)
+                    types = (expected.get(column), found.get(column))
+                    return SchemaDifference(name, column, *(type_ and str(type_) for type_ in types))
+        return None
+
+    def require_one_schema(self) -> None:
+        """Refuse files that cannot be read as one table.
+
+        Raises:
+            SchemaMismatchError: naming file, column and types.
+        """
+        difference = self.difference()
+        if difference is not None:
+            raise SchemaMismatchError(self.uri, str(difference))
+
+    def open(self, file: DataFile, buffer_bytes: int) -> pq.ParquetFile:
+        """Open a file of the list, if it is still the one that was listed.
+
+        Args:
+            file: one of `files`.
+            buffer_bytes: column chunks are read in pieces of this size, however large they are.
+
+        Raises:
+            DatasetChangedError: it is gone, or is another one by now.
+        """
+        import pyarrow.parquet as pq
+
+        filesystem, root = self._place
+        try:
+            stream = filesystem.open_input_file(_path(root, file.name))
+        except FileNotFoundError:
+            raise DatasetChangedError(self.uri, file.name, "it is gone") from None
+        size = stream.size()
+        if size != file.size:
+            stream.close()
+            raise DatasetChangedError(self.uri, file.name, f"it had {file.size:,} bytes and has {size:,}")
+        opened = pq.ParquetFile(stream, buffer_size=buffer_bytes, pre_buffer=False)
+        rows = opened.metadata.num_rows
+        if (opened.metadata.num_row_groups, rows) != (len(file.rows), sum(file.rows)):
+            opened.close(force=True)
+            raise DatasetChangedError(self.uri, file.name, f"it had {sum(file.rows):,} rows and has {rows:,}")
+        return opened
+
+
+def list_dataset(uri: str) -> Listing:
+    """The Parquet files that Spark reads below a URI; none where there is nothing.
+
+    A folder that is replaced between two looks is looked at again.
+
+    Raises:
+        PartitionFilesError: a file that a list of ours names is not there, however often one looks.
+    """
+    for _ in range(_LOOKS - 1):
+        with contextlib.suppress(PartitionFilesError, FileNotFoundError):
+            return _look(uri)
+    return _look(uri)
+
+
+def _look(uri: str) -> Listing:
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem, root = filesystems.resolve(uri)
+    itself = filesystem.get_file_info(root)
+    if itself.type == FileType.File:
+        files, _ = as_spark_lists([ListedFile(itself.base_name, itself.size, itself.mtime_ns or 0)])
+        return Listing(uri, tuple(files), single=True)
+    prefix = len(root.rstrip("/")) + 1
+    found = [
+        ListedFile(info.path[prefix:], info.size, info.mtime_ns or 0)
+        for info in filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+        if info.type == FileType.File
+    ]
+    chosen = bool(newest_lists(file.name for file in found))
+    if chosen:
+        sizes = [(file.name, file.size) for file in found]
+        kept = {name for name, _ in visible_files(sizes, lambda name: _read(filesystem, root, name))}
+        found = [file for file in found if file.name in kept]
+    files, partitioned = as_spark_lists(found)
+    return Listing(uri, tuple(files), partitioned, chosen=chosen)
+
+
+def as_spark_lists(found: Iterable[ListedFile]) -> tuple[list[ListedFile], bool]:
+    """Those of all files below a folder that Spark takes rows from. Pure.
+
+    Returns:
+        The files in name order, and whether columns hide in the names of folders. Without such columns
+        only files that lie in the folder itself count.
+    """
+    shown = sorted(file for file in found if not _is_hidden(file.name))
+    # An empty file holds no rows, and yet makes its folder a partition.
+    partitioned = any("=" in file.name.rpartition("/")[0] for file in shown)
+    return [file for file in shown if file.size and (partitioned or "/" not in file.name)], partitioned
+
+
+def read_footers(listing: Listing, columns: Sequence[str] | None = None) -> DatasetFiles:
+    """Complete a list by what the files' footers say: each is read once, several at a time.
+
+    Args:
+        listing: the files.
+        columns: those whose bytes count; all by default.
+
+    Raises:
+        SourceError: a file that is not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    filesystem, root = filesystems.resolve(listing.uri)
+
+    def footer_of(file: ListedFile) -> _Footer:
+        name = "" if listing.single else file.name
+        try:
+            with filesystem.open_input_file(_path(root, name)) as stream:
+                return _Footer.of(pq.read_metadata(stream), columns)
+        except FileNotFoundError:
+            raise DatasetChangedError(listing.uri, file.name, "it is gone") from None
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"parquet {listing.uri!r}", f"file {file.name!r}: {error}") from error
+
+    schemas: dict[bytes, int] = {}
+    files: list[DataFile] = []
+    stored: dict[str, float] = {}
+    decoded: dict[str, float] = {}
+    with ThreadPoolExecutor(_FOOTER_THREADS, "footers") as pool:
+        for file, footer in zip(listing.files, pool.map(footer_of, listing.files), strict=True):
+            number = schemas.setdefault(footer.schema, len(schemas))
+            for name, size in footer.columns.items():
+                stored[name] = stored.get(name, 0.0) + size.stored
+                decoded[name] = decoded.get(name, 0.0) + size.decoded
+            files.append(
+                DataFile("" if listing.single else file.name, file.size, number, footer.rows, footer.sizes)
+            )
+    rows = max(1, sum(sum(file.rows) for file in files))
+    sizes = {name: ColumnBytes(stored[name] / rows, decoded[name] / rows) for name in stored}
+    return DatasetFiles(listing.uri, tuple(files), sizes, tuple(schemas))
+
+
+class _Footer(NamedTuple):
+    schema: bytes
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+    columns: dict[str, ColumnBytes]
+
+    @classmethod
+    def of(cls, metadata: Any, columns: Sequence[str] | None) -> _Footer:
+        wanted = None if columns is None else set(columns)
+        tops = [metadata.schema.column(place).path.partition(".")[0] for place in range(metadata.num_columns)]
+        rows, sizes = [], []
+        totals: dict[str, ColumnBytes] = {}
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            size = 0
+            for place, top in enumerate(tops):
+                chunk = group.column(place)
+                stored, decoded = totals.get(top, (0.0, 0.0))
+                totals[top] = ColumnBytes(
+                    stored + chunk.total_uncompressed_size,
+                    decoded + _decoded_bytes(chunk, metadata.schema.column(place).length),
+                )
+                if wanted is None or top in wanted:
+                    size += chunk.total_uncompressed_size
+            rows.append(group.num_rows)
+            sizes.append(size)
+        # Without metadata: writers leave their own notes there, which are no difference.
+        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        return cls(schema.serialize().to_pybytes(), tuple(rows), tuple(sizes), totals)
+
+
+def _decoded_bytes(chunk: Any, length: int) -> float:
+    """What a column chunk takes in Arrow: encodings (dictionaries, runs, nulls) make it smaller in the file.
+
+    Exact for numbers. Strings are known by their encoded size alone.
+    """
+    width = _TYPE_BYTES.get(chunk.physical_type)
+    if width is not None:
+        return float(chunk.num_values * width)
+    if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
+        return float(chunk.num_values * length)
+    return float(chunk.total_uncompressed_size + chunk.num_values * _OFFSET_BYTES)
+
+
+def _is_hidden(name: str) -> bool:
+    """Spark's rule, for each folder on the way and for the file."""
+    *folders, file = name.split("/")
+    return _is_skipped(file) or any(
+        _is_skipped(folder) and not folder.startswith(_SUMMARIES) for folder in folders
+    )
+
+
+def _is_skipped(part: str) -> bool:
+    return (part.startswith("_") and "=" not in part) or part.startswith(".") or part.endswith("._COPYING_")
+
+
+def _read(filesystem: Any, root: str, name: str) -> bytes:
+    with filesystem.open_input_stream(_path(root, name)) as stream:
+        return bytes(stream.read())
+
+
+def _path(root: str, name: str) -> str:
+    return f"{root.rstrip('/')}/{name}" if name else root

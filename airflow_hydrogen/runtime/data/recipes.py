@@ -1,0 +1,123 @@
+"""Everything that decides the rows of a prepared dataset, part by part.
+
+What an earlier try has prepared is used again only if every part is as it was. The parts are kept as
+hashes, so that a marker beside the data holds no argument's value, and by name, so that the log can say
+which changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_hydrogen.contract.jobs import Source
+from airflow_hydrogen.runtime.data.code import source_hashes
+from airflow_hydrogen.runtime.data.files import Listing
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+# How `sources.stage` lays rows out. A new number makes older tries' data be prepared again.
+_LAYOUT_VERSION = 2
+_FILES = "the source's files"
+_CODE = "prepare's code"
+# How the rows are laid out, but not which they are.
+_LAYOUT = ("the layout's version", "the number of ranks")
+_UNKNOWN = ""
+# Spark sets it by itself, to a folder below where the driver was started.
+_WAREHOUSE = "spark.sql.warehouse.dir"
+
+Recipe = dict[str, str]
+
+
+def recipe(
+    frame: DataFrame,
+    source: Source,
+    prepare: Callable[..., Any] | None,
+    prepare_kwargs: Mapping[str, Any],
+    ranks: int,
+) -> Recipe:
+    """Name of a part -> its hash; an empty one where a part cannot be known.
+
+    Args:
+        frame: what is going to be written: its plan says which files it reads.
+        source: the job's source.
+        prepare, prepare_kwargs: the user's function.
+        ranks: size of the gang.
+    """
+    settings = {
+        key: value
+        for key, value in frame.sparkSession.sparkContext.getConf().getAll()
+        if key.startswith("spark.sql.") and key != _WAREHOUSE
+    }
+    parts: dict[str, Any] = {
+        "the layout's version": _LAYOUT_VERSION,
+        "the number of ranks": ranks,
+        "Spark's SQL settings": settings,
+        **{f"the source's {field}": value for field, value in source.to_dict().items()},
+        _FILES: _files_of(frame),
+    }
+    if prepare is not None:
+        name = f"{prepare.__module__}:{getattr(prepare, '__qualname__', type(prepare).__qualname__)}"
+        hashes = source_hashes(prepare.__module__)
+        parts["prepare"] = name
+        parts["prepare_kwargs"] = prepare_kwargs
+        parts |= (
+            {_CODE: None}
+            if hashes is None
+            else {f"{_CODE} in {module}": digest for module, digest in hashes.items()}
+        )
+    return {name: _UNKNOWN if part is None else _hash(part) for name, part in parts.items()}
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Why rows that were prepared by one recipe are not those of another; nothing if they are. Pure."""
+    unknown = [f"{name} cannot be known" for name, part in now.items() if part == _UNKNOWN]
+    names = dict.fromkeys([*now, *before])
+    changed = [name for name in names if now.get(name) != before.get(name)]
+    return [*unknown, *(f"{name} changed" for name in changed if now.get(name) != _UNKNOWN)]
+
+
+def fingerprint(recipe: Mapping[str, str]) -> str:
+    """One hash of all that decides which rows there are."""
+    return _hash({name: part for name, part in recipe.items() if name not in _LAYOUT})
+
+
+def of_files(listing: Listing) -> str:
+    """The fingerprint of files that are read as they lie."""
+    return _hash(listing.files)
+
+
+def _hash(part: object) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _files_of(frame: DataFrame) -> str | None:
+    """All files that a plan reads, with sizes and times of change; None where it reads something else too.
+
+    What is no file (a table of a database, rows that `prepare` made itself) has nothing by which to see
+    that it changed.
+    """
+    plan = frame._jdf.queryExecution().optimizedPlan()
+    plans = [plan, *_sequence(plan.subqueriesAll())]
+    found: set[str] = set()
+    for leaf in (leaf for part in plans for leaf in _sequence(part.collectLeaves())):
+        kind = leaf.getClass().getSimpleName()
+        if kind in ("OneRowRelation", "Range"):
+            continue
+        if kind != "LogicalRelation" or leaf.relation().getClass().getSimpleName() != "HadoopFsRelation":
+            return None
+        location = leaf.relation().location()
+        if location.getClass().getSimpleName() != "InMemoryFileIndex":
+            return None
+        # One call for all files: each is shown with path, length and modification_time.
+        statuses = location.allFiles().mkString("\n")
+        found.update(re.sub(r"access_time=\d+", "", statuses).splitlines())
+    return _hash(sorted(found))
+
+
+def _sequence(items: Any) -> list[Any]:
+    return [items.apply(place) for place in range(items.size())]
