@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import HydrogenError, ModelError
 from airflow_hydrogen.contract.jobs import TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
@@ -23,7 +24,7 @@ from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.rank.task import RankTask
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
 from airflow_hydrogen.runtime.session import spark_session
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 DATA = "data"
 

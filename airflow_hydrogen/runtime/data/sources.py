@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import EmptyDatasetError, EntrypointError, SourceError
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data.dataset import has_partition_folders, parquet_files
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -115,7 +116,7 @@ def stage(
             ]
             return StagedDataset(source.uri, rows, _fingerprint(files), in_place=True)
     frame = read_prepared(spark, source, prepare, prepare_kwargs or {})
-    fingerprint = _fingerprint([(file, _size(file)) for file in frame.inputFiles()])
+    fingerprint = _fingerprint([(file, _size(uris.from_input_file(file))) for file in frame.inputFiles()])
     marker = uris.join(uri, _MARKER)
     if filesystems.exists(marker):
         found = json.loads(filesystems.read_bytes(marker))

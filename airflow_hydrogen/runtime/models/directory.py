@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelChangedError, NotAModelError
 from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, MANIFEST, FileEntry, Manifest
-from airflow_hydrogen.runtime.storage import filesystems, swap, uris
+from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
 
 _READ_BYTES = 1024 * 1024

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     ColumnCollisionError,
     ColumnTypeError,
@@ -25,7 +26,7 @@ from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signa
 from airflow_hydrogen.runtime.scoring import direct, sinks
 from airflow_hydrogen.runtime.scoring.inference import Scorer
 from airflow_hydrogen.runtime.session import original_error, spark_session
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data.dataset import has_partition_folders, parquet_files
-from airflow_hydrogen.runtime.storage import uris
 
 if TYPE_CHECKING:
     import pyarrow as pa
