@@ -22,7 +22,7 @@ def browsable(uri: str) -> str:
         uri: a path, or a URI such as `s3://bucket/key` or `gs://bucket/key`.
     """
     location = uris.parse(uri)
-    key = quote(location.path[1:])
+    key = quote(location.path[1:], safe="/=")
     match location.store:
         case "file":
             return f"file:///{key}"
