@@ -107,6 +107,7 @@ def test_arrow_finds_the_key_as_it_stands(root: str, names: list[str]) -> None:
     assert path == "/".join(["lake", *names])
 
 
+@settings(max_examples=30)
 @given(NAMES, st.sampled_from(["{}", "file:{}", "file://{}", "file://localhost{}", "FILE:{}/", "{}//"]))
 def test_a_local_file_has_the_name_that_was_given(names: list[str], form: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
