@@ -7,6 +7,7 @@ HydrogenError
 │   ├── EntrypointPickleError       a callable that cannot be pickled
 │   ├── KwargsError                 arguments that are not JSON
 │   ├── NotEnoughSlotsError         np against the task slots of the cluster
+│   ├── InvalidUriError             a URI that names no place
 │   ├── UnwritableUriError          found before any work is done
 │   ├── UriInUseError               another application works at the same URI
 │   ├── SharedModelUriError         two tasks of one run publish at the same URI
@@ -203,6 +204,20 @@ class NeverEnoughError(InvalidJobError):
             "lower it, or let conn_id name a cluster"
         )
         self.master = master
+
+
+class InvalidUriError(InvalidJobError):
+    """A URI that names no place for a model, a table or a report.
+
+    Example: `s3://bucket`, beside which nothing can be written, or `data:2024/train`, which is as much a URI
+    as a path.
+    """
+
+    def __init__(self, uri: str, problem: str, argument: str = "URI") -> None:
+        super().__init__(f"{argument} {uri!r} {problem}")
+        self.uri = uri
+        self.problem = problem
+        self.argument = argument
 
 
 class UnwritableUriError(InvalidJobError):

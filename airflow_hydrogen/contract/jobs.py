@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from airflow_hydrogen.contract import CONTRACT_VERSION
+from airflow_hydrogen.contract import CONTRACT_VERSION, uris
 from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError, KwargsError
 from airflow_hydrogen.contract.gang import GangOptions
 
@@ -337,6 +337,7 @@ class TrainJob:
             raise InvalidJobError("entrypoint_kwargs are for a function; a script takes entrypoint_args")
         self.gang.check_size(self.np)
         _require_uri("model_uri", self.model_uri)
+        uris.require_folder("model_uri", self.model_uri)
 
     def fingerprint(self) -> str:
         """Hash of what decides the model: a retry has the same one, a changed job another.
@@ -449,6 +450,7 @@ class InferenceJob:
         if self.keep_columns is not None:
             object.__setattr__(self, "keep_columns", tuple(self.keep_columns))
         _require_uri("model_uri", self.model_uri)
+        uris.require_folder("sink", uris.partition_uri(self.sink.uri, self.sink.partition))
         _require_import_path("prepare", self.prepare)
         _require_import_path("predictor", self.predictor)
         require_json("prepare_kwargs", self.prepare_kwargs)
@@ -561,6 +563,7 @@ def _require_int(argument: str, value: object) -> None:
 def _require_uri(argument: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip():
         raise InvalidJobError(f"{argument} must be a URI or a path, found {value!r}")
+    uris.parse(value, argument)
 
 
 def _require_import_path(argument: str, value: object) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from airflow_hydrogen.contract import reports
+from airflow_hydrogen.contract import reports, uris
 from airflow_hydrogen.contract.reports import Report
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
 
 
 def read(uri: str) -> Report | None:
@@ -14,13 +17,9 @@ def read(uri: str) -> Report | None:
     Raises:
         ContractVersionError: written by another version of this package.
     """
+    path = uris.local_path(uri)
     try:
-        if (path := _local(uri)) is not None:
-            text = path.read_text()
-        else:
-            from airflow.sdk import ObjectStoragePath
-
-            text = ObjectStoragePath(uri).read_text()
+        text = path.read_text() if path is not None else _remote(uri).read_text()
     except FileNotFoundError:
         return None
     return reports.loads(text)
@@ -28,27 +27,25 @@ def read(uri: str) -> Report | None:
 
 def write(uri: str, text: str) -> None:
     """Write a report, as an application does."""
-    if (path := _local(uri)) is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    path = uris.local_path(uri)
+    if path is None:
+        _remote(uri).write_text(text)
         return
-    from airflow.sdk import ObjectStoragePath
-
-    ObjectStoragePath(uri).write_text(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def delete(uri: str) -> None:
     """Remove the report of an earlier application, if there is one."""
-    if (path := _local(uri)) is not None:
+    path = uris.local_path(uri)
+    if path is not None:
         path.unlink(missing_ok=True)
-        return
+    else:
+        _remote(uri).unlink(missing_ok=True)
+
+
+def _remote(uri: str) -> ObjectStoragePath:
     from airflow.sdk import ObjectStoragePath
 
-    ObjectStoragePath(uri).unlink(missing_ok=True)
-
-
-def _local(uri: str) -> Path | None:
-    """A path without a scheme, or with `file:` in any of its spellings."""
-    if uri.startswith("file:"):
-        return Path("/" + uri.removeprefix("file:").lstrip("/"))
-    return None if "://" in uri else Path(uri)
+    root, key = uris.airflow_parts(uri)
+    return ObjectStoragePath(root) / key

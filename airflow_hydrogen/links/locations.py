@@ -8,6 +8,8 @@ from urllib.parse import quote
 import attrs
 from airflow.sdk import BaseOperatorLink
 
+from airflow_hydrogen.contract import uris
+
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
@@ -19,16 +21,18 @@ def browsable(uri: str) -> str:
     Args:
         uri: a path, or a URI such as `s3://bucket/key` or `gs://bucket/key`.
     """
-    scheme, found, rest = uri.partition("://")
-    if not found:
-        return f"file://{uri}" if uri.startswith("/") else uri
-    bucket, _, key = rest.partition("/")
-    if scheme in ("s3", "s3a", "s3n"):
-        prefix = quote(key.rstrip("/") + "/") if key else ""
-        return f"https://s3.console.aws.amazon.com/s3/buckets/{bucket}?prefix={prefix}"
-    if scheme == "gs":
-        return f"https://console.cloud.google.com/storage/browser/{bucket}/{quote(key)}"
-    return uri
+    location = uris.parse(uri)
+    key = quote(location.path[1:], safe="/=")
+    match location.store:
+        case "file":
+            return f"file:///{key}"
+        case "s3":
+            prefix = f"{key}/" if key else ""
+            return f"https://s3.console.aws.amazon.com/s3/buckets/{location.authority}?prefix={prefix}"
+        case "gs":
+            return f"https://console.cloud.google.com/storage/browser/{location.authority}/{key}"
+        case _:
+            return uri
 
 
 @attrs.define()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_hydrogen.contract import jobs
+from airflow_hydrogen.contract import jobs, uris
 from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError
 from airflow_hydrogen.contract.jobs import Job, Run
 from airflow_hydrogen.contract.reports import Report
@@ -208,7 +208,8 @@ class HydrogenOperator(ClusterModeOperator):
         application of the try before still running, and then waits for its report.
         """
         identity = hashlib.sha256(repr(dataclasses.astuple(run)).encode()).hexdigest()[:12]
-        return f"{self._shared_report_base().rstrip('/')}.report-{identity}{submission}.json"
+        base, name = uris.canonical(self._shared_report_base()), f".report-{identity}{submission}.json"
+        return uris.join(base, name) if uris.is_root(base) else base + name
 
     def _pack(self, job: Job, folder: Path, cluster_mode: bool) -> None:
         """Write everything that is submitted into a folder that only this user can read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.links.locations import OutputLocationLink, SparkUILink
@@ -96,7 +97,7 @@ class ArrowInferenceOperator(HydrogenOperator):
     def output_location(self) -> str:
         """The partition that the run replaces, or the whole output."""
         sink = to_sink("sink", self.sink)
-        return "/".join([sink.uri.rstrip("/"), *(f"{key}={value}" for key, value in sink.partition.items())])
+        return uris.partition_uri(sink.uri, sink.partition)
 
     def _shared_report_base(self) -> str:
         return to_sink("sink", self.sink).uri  # beside the table, not in it

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import HydrogenError, ModelError, SharedModelUriError
 from airflow_hydrogen.contract.jobs import Run, TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
@@ -27,7 +28,7 @@ from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.rank.task import RankTask
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
 from airflow_hydrogen.runtime.session import spark_session
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.runtime.storage.owners import Ownership
 
 DATA = "data"

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions as F
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     ColumnCollisionError,
     ColumnTypeError,
@@ -39,6 +41,7 @@ from airflow_hydrogen.runtime.rank import publishing, rehearsal
 from airflow_hydrogen.runtime.rank.context import TrainContext
 from airflow_hydrogen.runtime.scoring import application, direct
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.runtime.storage import filesystems
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
 
@@ -209,6 +212,19 @@ def test_a_partition_is_replaced_and_the_others_are_left_alone(score, linear, la
     assert report.rows == len(found) == 30
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "scores" / "ds=2013-01-02").iterdir()} == before
     assert sorted(os.listdir(tmp_path / "scores")) == ["ds=2013-01-01", "ds=2013-01-02"]
+
+
+def test_spark_and_we_agree_on_the_name_of_a_partition(score, linear, spark, tmp_path):
+    hour = "2024-01-01T00:00 %20 100% #ü+?='&"
+    table = str(tmp_path / "the table%20#1")
+    report, found = score(linear, sink=Sink.parquet(table, partition={"hour": hour}))
+    assert report.rows == len(found) == 100
+    assert os.listdir(table) == ["hour=2024-01-01T00%3A00 %2520 100%25 %23ü+%3F%3D%27&"]
+    frame = spark.read.parquet(uris.spark_uri(table))
+    assert frame.where(F.col("hour") == hour).count() == frame.count() == 100
+    assert all(filesystems.exists(uris.from_input_file(file)) for file in frame.inputFiles())
+    frame.withColumn("hour", F.lit(hour)).write.partitionBy("hour").parquet(f"file://{tmp_path}/by-spark")
+    assert [name for name in os.listdir(tmp_path / "by-spark") if "=" in name] == os.listdir(table)
 
 
 def test_no_rows_leave_an_empty_partition(score, linear, lake):

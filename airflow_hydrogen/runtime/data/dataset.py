@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     ColumnTypeError,
     DataError,
@@ -21,7 +22,6 @@ from airflow_hydrogen.runtime.data.columns import ColumnSpec, dtype_of, stack, t
 from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles, list_dataset, read_footers
 from airflow_hydrogen.runtime.data.shards import RowSlice, assign_shards, rows_per_rank, shuffled_order
 from airflow_hydrogen.runtime.data.windows import plan_windows, read_windows
-from airflow_hydrogen.runtime.storage import uris
 
 if TYPE_CHECKING:
     import tensorflow as tf

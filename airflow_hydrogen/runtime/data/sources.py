@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     EmptyDatasetError,
     EntrypointError,
@@ -17,7 +18,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data import recipes
 from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import keras
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import CheckpointError
 from airflow_hydrogen.runtime.keras import collectives, state, tables
 from airflow_hydrogen.runtime.rank.context import get_context
-from airflow_hydrogen.runtime.storage import uris
 from airflow_hydrogen.runtime.storage.checkpoints import Checkpoint, CheckpointStore
 
 OnError = Literal["raise", "continue"]

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.runtime.rank.context import get_context, report, scalars
-from airflow_hydrogen.runtime.storage import uris
 
 log = logging.getLogger(__name__)
 

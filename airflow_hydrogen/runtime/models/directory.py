@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelChangedError, ModelReplacedError, NotAModelError
 from airflow_hydrogen.runtime.models import copies
 from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, MANIFEST, FileEntry, Manifest
-from airflow_hydrogen.runtime.storage import filesystems, swap, uris
+from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
 
 

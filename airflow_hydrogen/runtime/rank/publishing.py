@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelSignatureError
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.dataset import FeatureLayout
@@ -26,7 +27,7 @@ from airflow_hydrogen.runtime.models.manifest import (
 )
 from airflow_hydrogen.runtime.rank import rehearsal
 from airflow_hydrogen.runtime.rank.context import TrainContext, dump_history
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 KERAS_FILE = "model.keras"
 SAVED_MODEL_FOLDER = "saved_model"

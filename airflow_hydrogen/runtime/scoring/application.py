@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     ColumnCollisionError,
     ColumnTypeError,
@@ -26,7 +27,7 @@ from airflow_hydrogen.runtime.models.predictors import require_modules
 from airflow_hydrogen.runtime.scoring import direct, sinks
 from airflow_hydrogen.runtime.scoring.inference import Scorer
 from airflow_hydrogen.runtime.session import original_error, spark_session
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
     import pyarrow as pa

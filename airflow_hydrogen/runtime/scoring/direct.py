@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
 from airflow_hydrogen.runtime.data.sources import is_plain_parquet
-from airflow_hydrogen.runtime.storage import uris
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.sources import count_rows
-from airflow_hydrogen.runtime.storage import filesystems, swap, uris
+from airflow_hydrogen.runtime.storage import filesystems, swap
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-# What Spark leaves as it is in the names of partition folders; the rest it escapes as %XX.
-_UNESCAPED = " !$&'()+,-.;@_`|~"
-
 
 def partition_uri(sink: Sink) -> str:
     """The folder that a run replaces: `uri/ds=2013-01-01`, or `uri` itself without a partition."""
-    folders = [
-        f"{quote(key, safe=_UNESCAPED)}={quote(value, safe=_UNESCAPED)}"
-        for key, value in sink.partition.items()
-    ]
-    return uris.join(uris.canonical(sink.uri), *folders)
+    return uris.partition_uri(sink.uri, sink.partition)
 
 
 def replace_partition(frame: DataFrame, sink: Sink, run: Run | None) -> int:

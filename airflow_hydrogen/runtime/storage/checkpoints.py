@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import CheckpointError
 from airflow_hydrogen.contract.jobs import describe_changes
-from airflow_hydrogen.runtime.storage import filesystems, swap, uris
+from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
 
 MANIFEST = "checkpoint.json"

@@ -1,7 +1,8 @@
 """URI -> filesystem. Everything that the runtime stores goes through here.
 
 Local paths, `file://`, and whatever `pyarrow.fs.FileSystem.from_uri` knows: `s3://`, `gs://`, `abfs://`,
-`hdfs://`. Spark's own spelling of S3 (`s3a://`) is understood.
+`hdfs://`. Hadoop's spellings of S3 (`s3a://`, `s3n://`) are understood. What the characters of a URI mean
+says `contract/uris.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import UnwritableUriError
-from airflow_hydrogen.runtime.storage import uris
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -30,9 +31,7 @@ def resolve(uri: str) -> tuple[FileSystem, str]:
     path = uris.local_path(uri)
     if path is not None:
         return LocalFileSystem(), str(path)
-    if uri.startswith("s3a://"):
-        uri = f"s3://{uri.removeprefix('s3a://')}"
-    filesystem, inner = FileSystem.from_uri(uri)
+    filesystem, inner = FileSystem.from_uri(uris.arrow_uri(uri))
     return filesystem, inner
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import OwnershipLostError, UriInUseError
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 BEAT_S = 10.0
 STALE_S = 6 * BEAT_S

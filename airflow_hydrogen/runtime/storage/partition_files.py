@@ -18,8 +18,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import PartitionFilesError
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 FORMAT_VERSION = 1
 

@@ -9,7 +9,8 @@ import secrets
 import shutil
 from pathlib import Path
 
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.runtime.storage import filesystems
 
 _AT_FDCWD = -100
 

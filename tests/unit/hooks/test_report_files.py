@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from airflow.sdk import ObjectStoragePath
+from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_hydrogen.contract import reports
+from airflow_hydrogen.contract import reports, uris
 from airflow_hydrogen.contract.errors import ContractVersionError
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.hooks import report_files
@@ -23,6 +25,40 @@ def test_report_is_written_read_and_deleted(tmp_path: Path, form: str) -> None:
     assert report_files.read(uri) == TrainReport(model_uri="/m")
     report_files.delete(uri)
     assert report_files.read(uri) is None
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "memory://{}"])
+def test_a_report_has_the_name_that_was_given(tmp_path: Path, form: str) -> None:
+    name = "T00%3A00 a b#1?x=%20+ü?#.json"
+    report_files.write(form.format(tmp_path / name), TEXT)
+    assert report_files.read(form.format(tmp_path / name)) == TrainReport(model_uri="/m")
+    if form == "memory://{}":
+        assert MemoryFileSystem().exists(f"{tmp_path}/{name}")
+        report_files.delete(form.format(tmp_path / name))
+        assert not MemoryFileSystem().exists(f"{tmp_path}/{name}")
+    else:
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "s3n", "gs"])
+def test_airflow_is_told_of_the_key_as_it_stands(scheme: str) -> None:
+    for key in [
+        "a%3Ab",
+        "a b",
+        "a#b",
+        "/?#x",
+        "a?b",
+        "a:b",
+        "a+b",
+        "aüb",
+        "a%b",
+        "[a]",
+        "a\nb",
+        "a?versionId=3",
+    ]:
+        root, inner = uris.airflow_parts(f"{scheme}://lake/{key}")
+        path = ObjectStoragePath(root) / inner
+        assert (path.protocol, path.path) == ("gs" if scheme == "gs" else "s3", f"lake/{key.lstrip('/')}")
 
 
 def test_report_of_another_version_is_refused(tmp_path: Path) -> None:

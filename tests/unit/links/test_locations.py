@@ -16,7 +16,7 @@ from airflow_hydrogen.operators.train import HorovodTrainOperator
     ("uri", "address"),
     [
         ("/models/m", "file:///models/m"),
-        ("models/m", "models/m"),
+        ("file:/models/a b#1%", "file:///models/a%20b%231%25"),
         ("https://host/m", "https://host/m"),
         ("s3a://lake/a b/m", "https://s3.console.aws.amazon.com/s3/buckets/lake?prefix=a%20b/m/"),
         ("s3://lake", "https://s3.console.aws.amazon.com/s3/buckets/lake?prefix="),

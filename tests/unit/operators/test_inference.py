@@ -10,8 +10,9 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, Asset, AssetAlias, Connection
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import NotAModelError
-from airflow_hydrogen.contract.jobs import Sink, Source
+from airflow_hydrogen.contract.jobs import Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.testing import fake_spark_submit, run_task
@@ -130,6 +131,21 @@ def test_shared_report_lies_beside_the_table_and_not_in_it(tmp_path: Path) -> No
     with fake_spark_submit(connection=connection) as submissions:
         run_task(operator(sink=sink, durable=False), ds="1")
     assert submissions[0].job.report_uri.startswith(f"{tmp_path}/scored.report-")
+
+
+@pytest.mark.parametrize("uri", ["s3://lake", "hdfs:/"])
+def test_shared_report_of_a_table_that_is_a_whole_bucket_lies_in_that_bucket(uri: str) -> None:
+    base = uris.canonical(uri).rstrip("/")
+    task = operator(sink=Sink.parquet(uri, partition={"ds": "1"}))
+    report_uri = task._shared_report_uri(Run(dag_id="d", task_id="t", run_id="r"))
+    assert uris.parse(report_uri).path.startswith("/.report-")
+    assert uris.parse(report_uri).authority == uris.parse(uri).authority
+    assert report_uri.startswith(base)
+
+
+def test_output_is_named_as_spark_names_it() -> None:
+    task = operator(sink=Sink.parquet("s3a://lake/t/", partition={"hour": "T00:00"}))
+    assert task.output_location == "s3a://lake/t/hour=T00%3A00"
 
 
 def test_failure_that_a_retry_cannot_mend() -> None:

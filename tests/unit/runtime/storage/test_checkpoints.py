@@ -65,7 +65,8 @@ def test_file_uri_and_path_are_the_same_store(tmp_path: Path) -> None:
 def test_a_store_without_local_paths_uploads_the_manifest_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_hydrogen.runtime.storage import filesystems, uris
+    from airflow_hydrogen.contract import uris
+    from airflow_hydrogen.runtime.storage import filesystems
 
     # pyarrow's filesystem of the local disk, reached as an object store is: no paths, no renames.
     monkeypatch.setattr(uris, "local_path", lambda uri: None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract.errors import UnwritableUriError
-from airflow_hydrogen.runtime.storage import filesystems, swap, uris
+from airflow_hydrogen.runtime.storage import filesystems, swap
 
 
 def _folder(path: Path, content: str) -> Path:
@@ -80,16 +80,3 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
 def test_a_scheme_that_nobody_knows():
     with pytest.raises(UnwritableUriError, match="sink 'nowhere://x/y' cannot be written"):
         filesystems.require_writable("sink", "nowhere://x/y")
-
-
-@pytest.mark.parametrize(
-    ("uri", "spark"),
-    [
-        ("/lake/ds=2013-01-01", "file:///lake/ds=2013-01-01"),
-        ("file:///lake/a b", "file:///lake/a b"),
-        ("s3://bucket/key", "s3a://bucket/key"),
-        ("hdfs://host/key", "hdfs://host/key"),
-    ],
-)
-def test_spark_gets_its_own_spelling(uri, spark):
-    assert uris.spark_uri(uri) == spark

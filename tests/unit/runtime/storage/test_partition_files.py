@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import PartitionFilesError
-from airflow_hydrogen.runtime.storage import filesystems, uris
+from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.runtime.storage.partition_files import FileList, list_name, listed_files, visible_files
 
 FILES = list_name(2, "aa")
