@@ -62,7 +62,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         f"scoring {sources.describe(job.source)} with {manifest.framework} model {job.model_uri}", flush=True
     )
     try:
-        rows = sinks.replace_partition(scored, job.sink, job.run)
+        rows = sinks.replace_partition(scored, job.sink, job.run, uris.canonical(job.model_uri))
     except Exception as error:
         original = original_error(error)
         if original is error:

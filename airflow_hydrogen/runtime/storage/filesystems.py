@@ -53,14 +53,25 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a small file completely or not at all, and its folders."""
+    """Write a small file completely or not at all, and its folders.
+
+    What is there is overwritten at once; on HDFS, whose rename overwrites nothing, it is removed just before.
+    """
     path = uris.local_path(uri)
     if path is None:
-        # An object appears when its upload is complete, and not before.
         filesystem, inner = resolve(uri)
-        filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
-        with filesystem.open_output_stream(inner) as stream:
+        folder, _, name = inner.rpartition("/")
+        filesystem.create_dir(folder, recursive=True)
+        if not _renames(filesystem):
+            # An object appears when its upload is complete, and not before.
+            with filesystem.open_output_stream(inner) as stream:
+                stream.write(data)
+            return
+        whole = f"{folder}/.{name}.{secrets.token_hex(4)}"
+        with filesystem.open_output_stream(whole) as stream:
             stream.write(data)
+        remove(uri)
+        filesystem.move(whole, inner)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -85,6 +96,18 @@ def list_files(uri: str) -> list[tuple[str, int]]:
     infos = filesystem.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
     prefix = len(path.rstrip("/")) + 1
     return sorted((info.path[prefix:], info.size) for info in infos if info.type == FileType.File)
+
+
+def list_siblings(uri: str, purpose: str) -> list[str]:
+    """The hidden neighbours of `uri` (`uris.sibling`) whose purpose begins with `purpose`."""
+    from pyarrow.fs import FileSelector
+
+    beginning = uris.sibling(uri, purpose)
+    filesystem, inner = resolve(beginning)
+    folder, _, prefix = inner.rpartition("/")
+    infos = filesystem.get_file_info(FileSelector(folder or "/", allow_not_found=True))
+    names = [info.base_name for info in infos if info.base_name.startswith(prefix)]
+    return [beginning + name.removeprefix(prefix) for name in names]
 
 
 def remove(uri: str) -> None:
@@ -117,18 +140,33 @@ def download(uri: str, folder: Path) -> None:
     copy_files(path, str(folder), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
 
 
-def move(source: str, target: str) -> None:
-    """Rename a folder; on stores without folders its files are copied and removed one by one."""
-    source_path, target_path = uris.local_path(source), uris.local_path(target)
-    if source_path is not None and target_path is not None:
-        target_path.parent.mkdir(parents=True, exist_ok=True)
-        source_path.rename(target_path)
-        return
+def download_file(uri: str, path: Path) -> None:
+    """Copy one file to this machine."""
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    filesystem, inner = resolve(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copy_files(inner, str(path), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
+
+
+def transfer(source: str, target: str) -> None:
+    """Bring one file to another name on its filesystem, where nothing is yet.
+
+    It is renamed where that is one step. Object stores copy it, without bringing it here, and the source
+    stays.
+    """
     filesystem, inner_source = resolve(source)
     _, inner_target = resolve(target)
-    for name, _size in list_files(source):
-        filesystem.copy_file(f"{inner_source}/{name}", f"{inner_target}/{name}")
-    remove(source)
+    if _renames(filesystem):
+        filesystem.create_dir(inner_target.rpartition("/")[0], recursive=True)
+        filesystem.move(inner_source, inner_target)
+    else:
+        filesystem.copy_file(inner_source, inner_target)
+
+
+def _renames(filesystem: FileSystem) -> bool:
+    """Whether a rename is one step, and not a copy of every byte."""
+    return filesystem.type_name in ("local", "hdfs")
 
 
 def require_writable(argument: str, uri: str) -> None:
