@@ -67,14 +67,14 @@ def write_bytes(uri: str, data: bytes) -> None:
             with filesystem.open_output_stream(inner) as stream:
                 stream.write(data)
             return
-        whole = f"{folder}/.{name}.{secrets.token_hex(4)}"
+        whole = f"{folder}/{_temporary(name)}"
         with filesystem.open_output_stream(whole) as stream:
             stream.write(data)
         remove(uri)
         filesystem.move(whole, inner)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(_temporary(path.name))
     try:
         with temporary.open("xb") as stream:
             stream.write(data)
@@ -83,6 +83,12 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(name: str) -> str:
+    """A hidden name beside a file, other for every writer."""
+    hidden = name if name.startswith((".", "_")) else f".{name}"
+    return f"{hidden}.{secrets.token_hex(4)}"
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:
@@ -98,16 +104,19 @@ def list_files(uri: str) -> list[tuple[str, int]]:
     return sorted((info.path[prefix:], info.size) for info in infos if info.type == FileType.File)
 
 
-def list_siblings(uri: str, purpose: str) -> list[str]:
-    """The hidden neighbours of `uri` (`uris.sibling`) whose purpose begins with `purpose`."""
+def list_siblings(uri: str, purposes: tuple[str, ...]) -> list[str]:
+    """The hidden neighbours of `uri` (`uris.sibling`) whose purpose begins with one of `purposes`."""
     from pyarrow.fs import FileSelector
 
-    beginning = uris.sibling(uri, purpose)
+    beginning = uris.sibling(uri, "")
     filesystem, inner = resolve(beginning)
     folder, _, prefix = inner.rpartition("/")
-    infos = filesystem.get_file_info(FileSelector(folder or "/", allow_not_found=True))
-    names = [info.base_name for info in infos if info.base_name.startswith(prefix)]
-    return [beginning + name.removeprefix(prefix) for name in names]
+    found = []
+    for info in filesystem.get_file_info(FileSelector(folder or "/", allow_not_found=True)):
+        purpose = info.base_name.removeprefix(prefix)
+        if info.base_name.startswith(prefix) and purpose.startswith(purposes):
+            found.append(beginning + purpose)
+    return found
 
 
 def remove(uri: str) -> None:

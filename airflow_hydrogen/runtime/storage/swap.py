@@ -159,7 +159,7 @@ def replacing(target: str, run: Mapping[str, Any] | None = None) -> Iterator[Rep
         PartitionTakenError: a newer try has begun meanwhile.
     """
     target = uris.canonical(target)
-    stale = filesystems.list_siblings(target, "staging-")
+    stale = filesystems.list_siblings(target, ("staging-", "owner."))
     owner = _read_owner(target)
     found = partition_files.newest_lists(name for name, _size in filesystems.list_files(target))
     numbers = [partition_files.list_number(name.rpartition("/")[2]) or 0 for name in found.values()]

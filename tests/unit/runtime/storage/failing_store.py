@@ -41,26 +41,23 @@ class Faults:
 class _Upload(io.BytesIO):
     """Appears when it is closed, as an object does."""
 
-    def __init__(self, path: str, faults: Faults) -> None:
+    def __init__(self, put: Callable[[bytes], None]) -> None:
         super().__init__()
-        self.path, self.faults = path, faults
+        self.put = put
 
     def close(self) -> None:
         if not self.closed:
             content = self.getvalue()
             super().close()
-            self.faults(self._put, content)
-
-    def _put(self, content: bytes) -> None:
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        Path(self.path).write_bytes(content)
+            self.put(content)
 
 
 class FailingStore(fs.FileSystemHandler):
-    """A local folder that behaves as an object store."""
+    """A store in memory: path -> content."""
 
     def __init__(self, faults: Faults) -> None:
-        self.local, self.faults = fs.LocalFileSystem(), faults
+        self.files: dict[str, bytes] = {}
+        self.faults = faults
 
     def get_type_name(self) -> str:
         return "failing"
@@ -69,41 +66,59 @@ class FailingStore(fs.FileSystemHandler):
         return path
 
     def get_file_info(self, paths: list[str]) -> Any:
-        return self.faults(self.local.get_file_info, paths)
+        return self.faults(lambda: [self._info(path) for path in paths])
 
     def get_file_info_selector(self, selector: fs.FileSelector) -> Any:
-        return self.faults(self.local.get_file_info, selector)
+        below = f"{selector.base_dir.rstrip('/')}/"
+        names = [path.removeprefix(below) for path in self.files if path.startswith(below)]
+        if not selector.recursive:
+            names = sorted({name.partition("/")[0] for name in names})
+        return self.faults(lambda: [self._info(below + name) for name in names])
+
+    def _info(self, path: str) -> fs.FileInfo:
+        if path in self.files:
+            return fs.FileInfo(path, type=fs.FileType.File, size=len(self.files[path]))
+        is_folder = any(name.startswith(f"{path}/") for name in self.files)
+        return fs.FileInfo(path, type=fs.FileType.Directory if is_folder else fs.FileType.NotFound)
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        self.faults(self.local.create_dir, path, recursive=recursive)
+        self.faults(lambda: None)
 
     def delete_dir(self, path: str) -> None:
-        self.faults(self.local.delete_dir, path)
+        for name in [name for name in self.files if name.startswith(f"{path}/")]:
+            self.faults(self.files.pop, name)  # one after the other: half of a folder may be left
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
-        self.faults(self.local.delete_dir_contents, path, missing_dir_ok=missing_dir_ok)
+        raise AssertionError("nobody empties a folder")
 
     def delete_root_dir_contents(self) -> None:
         raise AssertionError("nobody empties a store")
 
     def delete_file(self, path: str) -> None:
-        self.faults(self.local.delete_file, path)
+        self.faults(self.files.pop, path)
 
     def move(self, src: str, dest: str) -> None:
-        assert not Path(dest).exists(), "a rename overwrites nothing on HDFS"
-        self.faults(self.local.move, src, dest)
+        assert dest not in self.files, "a rename overwrites nothing on HDFS"
+        self.faults(lambda: self.files.update({dest: self.files.pop(src)}))
 
     def copy_file(self, src: str, dest: str) -> None:
-        self.faults(self.local.copy_file, src, dest)
+        self.faults(lambda: self.files.update({dest: self.files[src]}))
 
     def open_input_stream(self, path: str) -> Any:
-        return self.faults(self.local.open_input_stream, path)
+        return self.faults(lambda: pa.PythonFile(io.BytesIO(self._content(path)), mode="r"))
 
-    def open_input_file(self, path: str) -> Any:
-        return self.faults(self.local.open_input_file, path)
+    open_input_file = open_input_stream
+
+    def _content(self, path: str) -> bytes:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path]
 
     def open_output_stream(self, path: str, metadata: Any) -> Any:
-        return pa.PythonFile(_Upload(path, self.faults), mode="w")
+        def put(content: bytes) -> None:
+            self.faults(lambda: self.files.update({path: content}))
+
+        return pa.PythonFile(_Upload(put), mode="w")
 
     def open_append_stream(self, path: str, metadata: Any) -> Any:
         raise AssertionError("nobody appends to an object")
@@ -122,10 +137,12 @@ def failing(
         monkeypatch.setattr(
             filesystems,
             "resolve",
-            lambda uri: (store, uri.removeprefix("fail:/")) if uri.startswith("fail://") else real(uri),
+            lambda uri: (
+                (store, uri.removeprefix("fail:/").rstrip("/")) if uri.startswith("fail://") else real(uri)
+            ),
         )
         monkeypatch.setattr(filesystems, "_renames", lambda filesystem: kind == "renames")
-        yield f"fail:/{tmp_path}", faults
+        yield "fail://bucket/lake", faults
         return
     for module, name in [
         (filesystems, "list_files"),
