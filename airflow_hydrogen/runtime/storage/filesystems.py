@@ -48,6 +48,11 @@ def read_bytes(uri: str) -> bytes:
         FileNotFoundError: no such file.
     """
     filesystem, path = resolve(uri)
+    if uris.local_path(uri) is None and _renames(filesystem):
+        # `write_bytes` may be, or have died, between its two last steps.
+        for candidate in (path, _next(path)):
+            with contextlib.suppress(FileNotFoundError), filesystem.open_input_stream(candidate) as stream:
+                return bytes(stream.read())
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
 
@@ -55,8 +60,11 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a small file completely or not at all, and its folders.
 
-    What is there is overwritten at once; on HDFS, whose rename overwrites nothing, it is removed just before.
+    What is there is overwritten at once. On HDFS, whose rename overwrites nothing, the new file lies beside
+    the old one first, where `read_bytes` finds it once the old one is removed.
     """
+    from pyarrow.fs import FileType
+
     path = uris.local_path(uri)
     if path is None:
         filesystem, inner = resolve(uri)
@@ -70,7 +78,13 @@ def write_bytes(uri: str, data: bytes) -> None:
         whole = f"{folder}/{_temporary(name)}"
         with filesystem.open_output_stream(whole) as stream:
             stream.write(data)
-        remove(uri)
+        if exists(uri):
+            following = _next(inner)
+            if filesystem.get_file_info(following).type == FileType.File:
+                filesystem.delete_file(following)
+            filesystem.move(whole, following)
+            filesystem.delete_file(inner)
+            whole = following
         filesystem.move(whole, inner)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +103,11 @@ def _temporary(name: str) -> str:
     """A hidden name beside a file, other for every writer."""
     hidden = name if name.startswith((".", "_")) else f".{name}"
     return f"{hidden}.{secrets.token_hex(4)}"
+
+
+def _next(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.next"
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:

@@ -70,10 +70,14 @@ class FailingStore(fs.FileSystemHandler):
 
     def get_file_info_selector(self, selector: fs.FileSelector) -> Any:
         below = f"{selector.base_dir.rstrip('/')}/"
-        names = [path.removeprefix(below) for path in self.files if path.startswith(below)]
+        names = set()
+        for path in self.files:
+            if path.startswith(below):
+                parts = path.removeprefix(below).split("/")
+                names.update("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
         if not selector.recursive:
-            names = sorted({name.partition("/")[0] for name in names})
-        return self.faults(lambda: [self._info(below + name) for name in names])
+            names = {name for name in names if "/" not in name}
+        return self.faults(lambda: [self._info(below + name) for name in sorted(names)])
 
     def _info(self, path: str) -> fs.FileInfo:
         if path in self.files:
@@ -142,7 +146,7 @@ def failing(
             ),
         )
         monkeypatch.setattr(filesystems, "_renames", lambda filesystem: kind == "renames")
-        yield "fail://bucket/lake", faults
+        yield f"fail://{kind}/lake", faults
         return
     for module, name in [
         (filesystems, "list_files"),
