@@ -3,7 +3,7 @@ export VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo check test bench clean
+.PHONY: setup demo check test soak bench clean
 
 setup: ## Build .venv; WITH=torch adds PyTorch, PYTHON=... chooses the interpreter.
 	@scripts/setup.sh
@@ -20,6 +20,9 @@ check: setup ## Format, lint, types, import rules and unit tests: under a minute
 
 test: check ## Everything: real Spark, real Horovod ranks, real Airflow.
 	pytest tests/contract tests/integration tests/e2e
+
+soak: setup ## 200 kill -9 over publishing and scoring's swap, on a folder and on an object store.
+	pytest tests/soak -m soak -s
 
 bench: setup ## Measure scoring and training; see bench/.
 	$(BIN)/python bench/run.py

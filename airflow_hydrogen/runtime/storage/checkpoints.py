@@ -193,6 +193,10 @@ class CheckpointStore:
         manifest = {**manifest, "folder": f"files-{secrets.token_hex(6)}"}
         text = _dumps(manifest)
         filesystems.upload(folder, uris.join(target, manifest["folder"]))
+        there = dict(filesystems.list_files(uris.join(target, manifest["folder"])))
+        for name, description in manifest["files"].items():
+            if there.get(name) != description["bytes"]:
+                raise OSError(f"file {name!r} was not stored whole")
         filesystems.write_bytes(uris.join(target, MANIFEST), text)
         for name, _size in filesystems.list_files(target):
             if name != MANIFEST and name.partition("/")[0] != manifest["folder"]:
