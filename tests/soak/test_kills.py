@@ -70,7 +70,7 @@ def test_after_every_kill_there_is_the_old_or_the_new(root: str) -> None:
     round_s = (time.monotonic() - started) / 2
     counts: Counter[str] = Counter()
     for _ in range(KILLS):
-        said = _kill_a_writer(partition, model, number + 1, moments.random() * round_s)
+        said = _kill_a_writer(partition, model, number + 1, moments.random() * 2 * round_s)
         for kind, found in (("partition", read_partition(partition)), ("model", read_model(model))):
             last = said.get(kind, number)
             assert found in (last, last + 1), f"{kind}: {found} where {last} was in place"

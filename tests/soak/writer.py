@@ -21,10 +21,8 @@ def replace_partition(uri: str, value: int) -> None:
     """Put rows of one value in the place of those that are there, as `sinks.replace_partition` does."""
     with swap.replacing(uri, {"run_id": str(value)}) as replacement:
         for number in range(FILES):
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.table({"x": [value] * ROWS}), sink)
             part = uris.join(replacement.staged, f"part-{number:05d}.parquet")
-            filesystems.write_bytes(part, sink.getvalue().to_pybytes())
+            filesystems.write_bytes(part, _parquet(value))
         replacement.commit(rows=FILES * ROWS)
 
 
@@ -60,8 +58,18 @@ def read_model(uri: str) -> int:
     return int(values.pop())
 
 
+def _parquet(value: int) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": [value] * ROWS}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+_parquet(0)  # pyarrow imports what it needs for this now, and not in every process that is forked
+
+
 def write(partition: str, model: str, first: int, said: Connection) -> None:
     """Replace both until killed, and say after each what is in place."""
+    filesystems.list_files(partition)  # the client of the store is made
     said.send(("ready", 0))
     for number in itertools.count(first):
         replace_partition(partition, number)
