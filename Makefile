@@ -3,7 +3,7 @@ export VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo check test images bench clean
+.PHONY: setup demo check test images soak bench clean
 
 setup: ## Build .venv; WITH=torch adds PyTorch, PYTHON=... chooses the interpreter.
 	@scripts/setup.sh
@@ -23,6 +23,9 @@ test: check ## Everything: real Spark, real Horovod ranks, real Airflow.
 
 images: setup ## Build the container images without an engine and run out of them: root, 30 GB, half an hour.
 	pytest tests/images
+
+soak: setup ## 200 kill -9 over publishing and scoring's swap, on a folder and on an object store.
+	pytest tests/soak -m soak -s
 
 bench: setup ## Measure scoring and training; see bench/.
 	$(BIN)/python bench/run.py

@@ -84,8 +84,10 @@ def test_a_model_is_published_to_the_store_and_replaced(
     cleared = dataclasses.replace(job, run=dataclasses.replace(job.run, clear_number=1))
     assert not run_training(cleared).reused
     assert open_model(uri)[0].run["clear_number"] == 1
+    cleared_entry = open_model(uri)[0].entry
     left = {name.rpartition("/")[0] for name, _size in filesystems.list_files(f"s3://{BUCKET}")}
-    assert left == {"models/line"}, "nothing staged, no checkpoints"
+    folder_of_files = cleared_entry.rpartition("/")[0]
+    assert left == {"models/line", f"models/line/{folder_of_files}"}, "nothing staged, no checkpoints"
 
 
 def fit_while_the_store_goes(folder: str, checkpoints: str, on_error: str) -> keras.Model:

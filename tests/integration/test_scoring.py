@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 import sys
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +26,15 @@ from airflow_hydrogen.contract.errors import (
     ModelReplacedError,
     NotAModelError,
     NullValueError,
+    PartitionTakenError,
     PartitionValueError,
     RaggedTensorError,
+    RowsLostError,
     SourceError,
     UnloadableModelError,
     UnwritableUriError,
 )
-from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.dataset import FeatureLayout
@@ -39,7 +43,7 @@ from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.rank import publishing, rehearsal
 from airflow_hydrogen.runtime.rank.context import TrainContext
-from airflow_hydrogen.runtime.scoring import application, direct
+from airflow_hydrogen.runtime.scoring import application, direct, sinks
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from airflow_hydrogen.runtime.storage import filesystems
 
@@ -352,6 +356,85 @@ def test_one_model_is_loaded_per_worker_and_short_batches_trace_nothing_new(scor
         sys.path.remove(str(tmp_path))
     loads = (tmp_path / "counted" / "loads").read_text().split()
     assert len(loads) == len(set(loads)) <= 2
+
+
+# --- the swap -------------------------------------------------------------------------------------------
+
+
+def test_rows_that_the_driver_does_not_find_are_no_reason_to_replace_a_partition(
+    spark, score, linear, tmp_path, monkeypatch
+):
+    """A path that every host has for itself: the executors' files are not where the driver looks."""
+    report, before = score(linear)
+    monkeypatch.setattr(sinks.uris, "spark_uri", lambda uri: f"file://{tmp_path}/another/host{uri}")
+    with pytest.raises(
+        RowsLostError, match=r"the executors wrote 100 rows for '.*/ds=2013-01-01', .* finds 0"
+    ):
+        sinks.replace_partition(
+            spark.range(100), Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"}), None
+        )
+    assert pq.read_table(report.output_uri, partitioning=None).to_pandas().equals(before)
+    assert os.listdir(tmp_path / "scores") == ["ds=2013-01-01"]
+
+
+def test_rows_are_counted_where_they_are_written_even_if_there_are_none(spark, tmp_path):
+    sink = Sink.parquet(str(tmp_path / "s"), partition={"ds": "1"})
+
+    def none(batches):
+        for batch in batches:
+            yield batch.slice(0, 0)
+
+    def all_of(batches):
+        yield from batches
+
+    numbers = spark.range(0, 1000, 1, 4)
+    assert sinks.replace_partition(numbers.mapInArrow(all_of, "id long"), sink, None) == 1000
+    adaptive = numbers.repartition(3, "id").groupBy("id").count().mapInArrow(all_of, "id long, count long")
+    assert sinks.replace_partition(adaptive, sink, None) == 1000
+    assert sinks.replace_partition(numbers.mapInArrow(none, "id long"), sink, None) == 0
+    assert pq.read_table(tmp_path / "s" / "ds=1", partitioning=None).num_rows == 0
+    assert sinks.replace_partition(numbers.where("false"), sink, None) == 0
+
+
+def test_two_tries_at_the_same_time_end_with_the_rows_of_one(spark, tmp_path):
+    """The older one is still writing when the newer one begins, ends and is done."""
+    sink, run = (
+        Sink.parquet(str(tmp_path / "s"), partition={"ds": "1"}),
+        Run(dag_id="d", task_id="t", run_id="r"),
+    )
+    began, go = tmp_path / "began", tmp_path / "go"
+
+    def wait(batches):
+        for batch in batches:
+            began.touch()
+            while not go.exists():
+                time.sleep(0.02)
+            yield batch
+
+    outcome = []
+
+    def older():
+        try:
+            outcome.append(
+                sinks.replace_partition(spark.range(0, 750, 1, 1).mapInArrow(wait, "id long"), sink, run)
+            )
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=older)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not began.exists():
+            assert time.monotonic() < deadline, "the older try does not begin"
+            time.sleep(0.02)
+        assert sinks.replace_partition(spark.range(0, 1000, 1, 1), sink, run) == 1000
+    finally:
+        go.touch()
+        thread.join()
+    assert isinstance(outcome[0], PartitionTakenError), outcome
+    assert pq.read_table(tmp_path / "s" / "ds=1", partitioning=None).num_rows == 1000
+    assert os.listdir(tmp_path / "s") == ["ds=1"]
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.errors import ModelChangedError, ModelReplacedError, NotAModelError
+from airflow_hydrogen.contract.errors import (
+    FilesLostError,
+    ModelChangedError,
+    ModelReplacedError,
+    NotAModelError,
+)
 from airflow_hydrogen.runtime.models import copies
 from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, MANIFEST, FileEntry, Manifest
 from airflow_hydrogen.runtime.storage import filesystems, swap
@@ -49,8 +57,13 @@ def open_model(uri: str) -> tuple[Manifest, Path]:
         NotAModelError, ModelFormatError, ModelChangedError, ModelReplacedError: it cannot be used.
     """
     manifest = read_manifest(uri)
-    with hold_model(uri, manifest) as held:
-        return manifest, held.folder
+    while True:
+        manifest = read_manifest(uri)
+        try:
+            with hold_model(uri, manifest) as held:
+                return manifest, held.folder
+        except ModelReplacedError:
+            continue  # another one was published while this one was looked at
 
 
 @dataclass(frozen=True)
@@ -146,29 +159,53 @@ def staging_uri(model_uri: str) -> str:
 def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpoints: bool) -> None:
     """Make a staged model the model at a URI, completely or not at all.
 
-    On a local filesystem the folders are exchanged at once. On an object store, which cannot do that, the
-    old manifest goes first and the new one comes last: in between there is no model, never half of one.
+    On a local filesystem the folders are exchanged at once. Where that cannot be done, on object stores
+    above all, the new files get a folder of their own below the model's, the manifest that names them
+    takes the place of the old one in one step, and the old files are removed after that.
 
     Args:
         staged_uri: folder with the framework's files and the history.
         model_uri: where readers look; its events stay, its checkpoints if asked for.
-        manifest: written last.
+        manifest: written last. Its paths are those of the staged folder.
         keep_checkpoints: keep what training left in `checkpoints/`.
+
+    Raises:
+        FilesLostError: what was brought in is not what was staged; the old model is untouched.
     """
     kept = [EVENTS, *([CHECKPOINTS] if keep_checkpoints else [])]
     staged, target = uris.local_path(staged_uri), uris.local_path(model_uri)
     if staged is not None and target is not None:
         for name in kept:
-            if (target / name).is_dir():
-                (target / name).rename(staged / name)
+            if (target / name).is_dir() and not (staged / name).exists():
+                # Not moved: they would be lost with a process that dies before the exchange.
+                shutil.copytree(target / name, staged / name, copy_function=_link)
         filesystems.write_bytes(str(staged / MANIFEST), manifest.dumps().encode())
-        swap.replace_folder(staged, target)
-        return
-    filesystems.remove(uris.join(model_uri, MANIFEST))
-    filesystems.move(staged_uri, model_uri)
-    if not keep_checkpoints:
-        filesystems.remove(uris.join(model_uri, CHECKPOINTS))
-    filesystems.write_bytes(uris.join(model_uri, MANIFEST), manifest.dumps().encode())
+        if swap.exchange(staged, target):
+            return
+    inner = f"files-{secrets.token_hex(6)}"
+    for name, _size in filesystems.list_files(staged_uri):
+        if name != MANIFEST and name.partition("/")[0] not in kept:
+            filesystems.transfer(uris.join(staged_uri, name), uris.join(model_uri, inner, name))
+    sizes = dict(filesystems.list_files(uris.join(model_uri, inner)))
+    if lost := [entry.path for entry in manifest.files if sizes.get(entry.path) != entry.size]:
+        raise FilesLostError(model_uri, lost)
+    placed = dataclasses.replace(
+        manifest,
+        entry=f"{inner}/{manifest.entry}",
+        files=tuple(dataclasses.replace(entry, path=f"{inner}/{entry.path}") for entry in manifest.files),
+    )
+    filesystems.write_bytes(uris.join(model_uri, MANIFEST), placed.dumps().encode())
+    for name, _size in filesystems.list_files(model_uri):
+        if name != MANIFEST and name.partition("/")[0] not in (inner, *kept):
+            filesystems.remove(uris.join(model_uri, name))
+    filesystems.remove(staged_uri)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a filesystem without links
+        shutil.copy2(source, target)
 
 
 def _download(uri: str, manifest: Manifest, folder: Path) -> None:

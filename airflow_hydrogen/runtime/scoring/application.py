@@ -67,7 +67,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         flush=True,
     )
     try:
-        rows = sinks.replace_partition(scored, job.sink, job.run)
+        rows = sinks.replace_partition(scored, job.sink, job.run, uris.canonical(job.model_uri))
     except Exception as error:
         original = original_error(error)
         if original is error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -185,6 +186,18 @@ def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
 
 
 def _require_constant(name: str, column: pa.Array, value: str) -> None:
-    found = pc.unique(column.cast(pa.string()))
-    if len(found) > 1 or (len(found) == 1 and found[0].as_py() != value):
-        raise PartitionValueError(name, value, [item.as_py() for item in found][:5])
+    """Compare as the column's own type: `hour=05` is the 5 of a column of integers."""
+    found = pc.unique(column)
+    if len(found) > 1 or (len(found) == 1 and found[0] != _partition_scalar(value, column.type)):
+        raise PartitionValueError(name, value, [str(item) for item in found][:5])
+
+
+def _partition_scalar(value: str, type_: pa.DataType) -> pa.Scalar | None:
+    """A partition's text as a value of a column's type; None where it cannot be one."""
+    ways = [type_]
+    if pa.types.is_timestamp(type_):  # with an offset or without one, which then is UTC
+        ways += [pa.timestamp(type_.unit, "UTC"), pa.timestamp(type_.unit)]
+    for way in ways:
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return pa.scalar(value, pa.string()).cast(way).cast(type_)
+    return None

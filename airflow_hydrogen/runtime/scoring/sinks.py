@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+import queue
+import threading
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import RowsLostError, SinkError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.sources import count_rows
-from airflow_hydrogen.runtime.storage import filesystems, swap
+from airflow_hydrogen.runtime.storage import swap
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, Observation
+
+_COUNT_TIMEOUT_S = 300.0
 
 
 def partition_uri(sink: Sink) -> str:
@@ -19,29 +24,53 @@ def partition_uri(sink: Sink) -> str:
     return uris.partition_uri(sink.uri, sink.partition)
 
 
-def replace_partition(frame: DataFrame, sink: Sink, run: Run | None) -> int:
+def replace_partition(frame: DataFrame, sink: Sink, run: Run | None, model_uri: str | None = None) -> int:
     """Write a partition completely, then put it in the place of the old one.
 
     The rows are written to a hidden neighbour first; a failure leaves the old partition as it was, and
-    other partitions are never touched. The neighbour's name belongs to the run: a retry clears what a
-    killed try left there.
+    other partitions are never touched. Tries share nothing, and the newest wins (`swap.replacing`).
 
     Args:
         frame: the rows, without the partition's columns.
         sink: where they go.
         run: the Airflow run, or None outside Airflow.
+        model_uri: what made the rows, for the partition's list of files.
 
     Returns:
         Rows written.
+
+    Raises:
+        RowsLostError: the executors wrote other rows than the driver finds.
+        PartitionTakenError: a newer try writes the same partition.
     """
     target = partition_uri(sink)
-    owner = hashlib.sha256(repr(run).encode()).hexdigest()[:12]
-    staged = uris.sibling(target, f"staging-{owner}")
+    with swap.replacing(target, dataclasses.asdict(run) if run else None) as replacement:
+        written = _write(frame, uris.spark_uri(replacement.staged))
+        replacement.require_owner()  # a newer try removes what this one has staged
+        found = count_rows(replacement.staged)
+        if written != found:
+            raise RowsLostError(target, written, found)
+        replacement.commit(rows=written, model=model_uri)
+    return written
+
+
+def _write(frame: DataFrame, uri: str) -> int:
+    """Write Parquet and return the rows, counted in the tasks that wrote them."""
+    from pyspark.sql import Observation, functions
+
+    counter = Observation()
+    frame.observe(counter, functions.count(functions.lit(1)).alias("rows")).write.parquet(uri)
+    return _counted(counter)
+
+
+def _counted(counter: Observation) -> int:
+    """What Spark has counted. It says so by an event, and drops events when it has too many of them."""
+    answer: queue.Queue[int] = queue.Queue()
+    threading.Thread(target=lambda: answer.put(int(counter.get["rows"])), daemon=True).start()
     try:
-        frame.write.mode("overwrite").parquet(uris.spark_uri(staged))
-        rows = count_rows(staged)
-        swap.replace_tree(staged, target)
-    except BaseException:
-        filesystems.remove(staged)
-        raise
-    return rows
+        return answer.get(timeout=_COUNT_TIMEOUT_S)
+    except queue.Empty:
+        raise SinkError(
+            f"Spark has not said within {_COUNT_TIMEOUT_S:.0f} s how many rows it wrote; raise "
+            "spark.scheduler.listenerbus.eventqueue.capacity, for it has lost the event"
+        ) from None

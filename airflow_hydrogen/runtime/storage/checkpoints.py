@@ -44,6 +44,7 @@ class Checkpoint:
         parts: hashes of the parts of that job.
         state: what was handed to `save` beside the files.
         files: name -> sha256.
+        files_folder: where they lie below `uri`; "" for `uri` itself.
     """
 
     uri: str
@@ -52,20 +53,21 @@ class Checkpoint:
     state: Mapping[str, Any]
     files: Mapping[str, str] = field(repr=False)
     parts: Mapping[str, str] = field(repr=False)
+    files_folder: str = field(default="", repr=False)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
         """The files in a local folder, for as long as the block lasts. Read only."""
         with _fetched(self.uri) as folder:
-            yield folder
+            yield folder / self.files_folder
 
 
 class CheckpointStore:
     """The checkpoints of one training, below one URI.
 
     One process writes (rank 0); any may read. On a local filesystem a checkpoint is written into a hidden
-    neighbour and renamed. Other stores have no such rename: there the files are uploaded first and
-    `checkpoint.json` after them, and without it a checkpoint does not count.
+    neighbour and renamed. Other stores have no such rename: there the files are uploaded first, into a
+    folder of their own, and `checkpoint.json` after them, and without it a checkpoint does not count.
 
     Args:
         uri: the folder: a path, `file://`, or what `storage/filesystems.py` knows. It need not exist.
@@ -104,12 +106,11 @@ class CheckpointStore:
                     "files": files,
                     "state": dict(state),
                 }
-                text = json.dumps(manifest, indent=1)
-                self._publish(folder, target, text)
+                written = self._publish(folder, target, manifest)
         except (OSError, TypeError, ValueError) as error:
             reason = str(error) or repr(error)
             raise CheckpointError(f"checkpoint {target!r} could not be written: {reason}") from error
-        return _checkpoint(target, json.loads(text))
+        return _checkpoint(target, written)
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, newest first. Their files are not looked at."""
@@ -192,15 +193,30 @@ class CheckpointStore:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
-    def _publish(self, folder: Path, target: str, manifest: str) -> None:
+    def _publish(self, folder: Path, target: str, manifest: dict[str, Any]) -> dict[str, Any]:
         path = uris.local_path(target)
         if path is not None:
-            filesystems.write_bytes(str(folder / MANIFEST), manifest.encode())
-            swap.replace_folder(folder, path)
-            return
-        filesystems.remove(uris.join(target, MANIFEST))
-        filesystems.upload(folder, target)
-        filesystems.write_bytes(uris.join(target, MANIFEST), manifest.encode())
+            filesystems.write_bytes(str(folder / MANIFEST), _dumps(manifest))
+            if swap.exchange(folder, path):
+                return manifest
+            (folder / MANIFEST).unlink()
+        # Beside the files of a checkpoint of the same step, which counts until it is overwritten.
+        manifest = {**manifest, "folder": f"files-{secrets.token_hex(6)}"}
+        text = _dumps(manifest)
+        filesystems.upload(folder, uris.join(target, manifest["folder"]))
+        there = dict(filesystems.list_files(uris.join(target, manifest["folder"])))
+        for name, description in manifest["files"].items():
+            if there.get(name) != description["bytes"]:
+                raise OSError(f"file {name!r} was not stored whole")
+        filesystems.write_bytes(uris.join(target, MANIFEST), text)
+        for name, _size in filesystems.list_files(target):
+            if name != MANIFEST and name.partition("/")[0] != manifest["folder"]:
+                filesystems.remove(uris.join(target, name))
+        return manifest
+
+
+def _dumps(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1).encode()
 
 
 def verify(uri: str) -> Checkpoint:
@@ -221,7 +237,7 @@ def verify(uri: str) -> Checkpoint:
                 f"checkpoint {uri!r} has format version {version!r}, expected {FORMAT_VERSION}"
             )
         for name, description in expected.items():
-            path = folder / name
+            path = folder / checkpoint.files_folder / name
             if not path.is_file():
                 raise CheckpointError(f"checkpoint {uri!r} is damaged: file {name!r} is missing")
             size = path.stat().st_size
@@ -245,6 +261,7 @@ def _checkpoint(uri: str, manifest: Mapping[str, Any]) -> Checkpoint:
         state=manifest["state"],
         files=files,
         parts=dict(manifest["parts"]),
+        files_folder=str(manifest.get("folder", "")),
     )
 
 

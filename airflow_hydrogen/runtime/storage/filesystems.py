@@ -50,22 +50,47 @@ def read_bytes(uri: str) -> bytes:
         FileNotFoundError: no such file.
     """
     filesystem, path = resolve(uri)
+    if uris.local_path(uri) is None and _renames(filesystem):
+        # `write_bytes` may be, or have died, between its two last steps.
+        for candidate in (path, _next(path)):
+            with contextlib.suppress(FileNotFoundError), filesystem.open_input_stream(candidate) as stream:
+                return bytes(stream.read())
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a small file completely or not at all, and its folders."""
+    """Write a small file completely or not at all, and its folders.
+
+    What is there is overwritten at once. On HDFS, whose rename overwrites nothing, the new file lies beside
+    the old one first, where `read_bytes` finds it once the old one is removed.
+    """
+    from pyarrow.fs import FileType
+
     path = uris.local_path(uri)
     if path is None:
-        # An object appears when its upload is complete, and not before.
         filesystem, inner = resolve(uri)
-        filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
-        with filesystem.open_output_stream(inner) as stream:
+        folder, _, name = inner.rpartition("/")
+        filesystem.create_dir(folder, recursive=True)
+        if not _renames(filesystem):
+            # An object appears when its upload is complete, and not before.
+            with filesystem.open_output_stream(inner) as stream:
+                stream.write(data)
+            return
+        whole = f"{folder}/{_temporary(name)}"
+        with filesystem.open_output_stream(whole) as stream:
             stream.write(data)
+        if exists(uri):
+            following = _next(inner)
+            if filesystem.get_file_info(following).type == FileType.File:
+                filesystem.delete_file(following)
+            filesystem.move(whole, following)
+            filesystem.delete_file(inner)
+            whole = following
+        filesystem.move(whole, inner)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(_temporary(path.name))
     try:
         with temporary.open("xb") as stream:
             stream.write(data)
@@ -74,6 +99,17 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(name: str) -> str:
+    """A hidden name beside a file, other for every writer."""
+    hidden = name if name.startswith((".", "_")) else f".{name}"
+    return f"{hidden}.{secrets.token_hex(4)}"
+
+
+def _next(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.next"
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:
@@ -96,6 +132,21 @@ def list_folders(uri: str) -> list[str]:
     filesystem, path = resolve(uri)
     infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == FileType.Directory)
+
+
+def list_siblings(uri: str, purposes: tuple[str, ...]) -> list[str]:
+    """The hidden neighbours of `uri` (`uris.sibling`) whose purpose begins with one of `purposes`."""
+    from pyarrow.fs import FileSelector
+
+    beginning = uris.sibling(uri, "")
+    filesystem, inner = resolve(beginning)
+    folder, _, prefix = inner.rpartition("/")
+    found = []
+    for info in filesystem.get_file_info(FileSelector(folder or "/", allow_not_found=True)):
+        purpose = info.base_name.removeprefix(prefix)
+        if info.base_name.startswith(prefix) and purpose.startswith(purposes):
+            found.append(beginning + purpose)
+    return found
 
 
 def remove(uri: str) -> None:
@@ -139,18 +190,24 @@ def download_file(uri: str, path: Path) -> None:
         shutil.copyfileobj(stream, file, _COPY_BYTES)
 
 
-def move(source: str, target: str) -> None:
-    """Rename a folder; on stores without folders its files are copied and removed one by one."""
-    source_path, target_path = uris.local_path(source), uris.local_path(target)
-    if source_path is not None and target_path is not None:
-        target_path.parent.mkdir(parents=True, exist_ok=True)
-        source_path.rename(target_path)
-        return
+def transfer(source: str, target: str) -> None:
+    """Bring one file to another name on its filesystem, where nothing is yet.
+
+    It is renamed where that is one step. Object stores copy it, without bringing it here, and the source
+    stays.
+    """
     filesystem, inner_source = resolve(source)
     _, inner_target = resolve(target)
-    for name, _size in list_files(source):
-        filesystem.copy_file(f"{inner_source}/{name}", f"{inner_target}/{name}")
-    remove(source)
+    if _renames(filesystem):
+        filesystem.create_dir(inner_target.rpartition("/")[0], recursive=True)
+        filesystem.move(inner_source, inner_target)
+    else:
+        filesystem.copy_file(inner_source, inner_target)
+
+
+def _renames(filesystem: FileSystem) -> bool:
+    """Whether a rename is one step, and not a copy of every byte."""
+    return filesystem.type_name in ("local", "hdfs")
 
 
 def require_writable(argument: str, uri: str) -> None:

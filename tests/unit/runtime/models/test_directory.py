@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
+    CheckpointError,
     ModelChangedError,
     ModelFormatError,
     ModelModuleError,
@@ -23,8 +26,10 @@ from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.models import directory, predictors
 from airflow_hydrogen.runtime.models.manifest import FileEntry, InputSpec, Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.models.predictors import load_predictor
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, swap
+from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
+from tests.unit.runtime.storage.failing_store import failing  # noqa: F401
 
 
 def _publish(folder, content="weights", **changes):
@@ -324,3 +329,111 @@ def test_a_missing_file_elsewhere_is_named(store):
     (store / "m" / "model.keras").unlink()
     with pytest.raises(ModelChangedError, match="file 'model.keras' is missing"):
         directory.open_model("fake://m")
+
+
+# --- whatever fails ------------------------------------------------------------------------------------
+
+
+def _publish_anywhere(uri, content, folder):
+    """Publish to any store; the history tells which model it belongs to."""
+    (folder / "model.keras").write_text(content)
+    staged = directory.staging_uri(uri)
+    for name in ("model.keras", "history.jsonl"):
+        filesystems.write_bytes(uris.join(staged, name), content.encode())
+    signature = Signature((), ())
+    files = directory.describe_files(folder, ["model.keras"])
+    manifest = Manifest(framework="keras", entry="model.keras", signature=signature, files=files)
+    directory.publish(staged, uri, manifest, keep_checkpoints=False)
+
+
+def _content(uri):
+    manifest, folder = directory.open_model(uri)
+    return (folder / manifest.entry).read_text()
+
+
+def test_whatever_operation_fails_there_is_the_old_model_or_the_new_one(failing, tmp_path):  # noqa: F811
+    root, faults = failing
+    uri = uris.join(root, "counted")
+    _publish_anywhere(uri, "old", tmp_path)
+    faults.reset(None)
+    _publish_anywhere(uri, "new", tmp_path)
+    found = set()
+    for number in range(faults.count):
+        for after, dead in ((False, False), (True, False), (True, True)):
+            faults.reset(None)
+            uri = uris.join(root, f"m-{number}-{after}-{dead}")
+            _publish_anywhere(uri, "old", tmp_path)
+            filesystems.write_bytes(uris.join(uri, "events", "tfevents"), b"events")
+            faults.reset(number, after=after, dead=dead)
+            with contextlib.suppress(OSError):
+                _publish_anywhere(uri, "new", tmp_path)
+            faults.reset(None)
+            found.add(_content(uri))
+            assert filesystems.read_bytes(uris.join(uri, "events", "tfevents")) == b"events"
+            _publish_anywhere(uri, "last", tmp_path)
+            assert _content(uri) == "last"
+            names = [name.rpartition("/")[2] for name, _size in filesystems.list_files(uri)]
+            assert sorted(names) == ["history.jsonl", "manifest.json", "model.keras", "tfevents"]
+    assert found == {"old", "new"}
+
+
+def test_a_model_that_is_replaced_while_it_is_opened_is_opened_anew(tmp_path, monkeypatch):
+    _publish(tmp_path / "m", "old")
+    verified = directory._verified
+
+    def replace_first(uri, manifest):
+        monkeypatch.setattr(directory, "_verified", verified)
+        _publish(tmp_path / "m", "new!")
+        return verified(uri, manifest)
+
+    monkeypatch.setattr(directory, "_verified", replace_first)
+    assert _content(str(tmp_path / "m")) == "new!"
+
+
+def test_where_folders_cannot_be_exchanged_the_new_files_lie_beside_the_old_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(swap, "exchange", lambda staged, target: False)
+    for content in ("old", "new"):
+        _publish(tmp_path / "m", content)
+        (tmp_path / "m" / "events").mkdir(exist_ok=True)
+        (tmp_path / "m" / "events" / "file").write_text(content)
+    manifest, folder = directory.open_model(str(tmp_path / "m"))
+    assert manifest.entry.startswith("files-")
+    assert (folder / manifest.entry).read_text() == "new"
+    assert len(filesystems.list_files(str(tmp_path / "m"))) == 3
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_whatever_operation_fails_a_checkpoint_saved_again_is_the_old_one_or_the_new_one(failing):  # noqa: F811
+    """On HDFS, where nothing can be overwritten at once, the one before may have to do."""
+    root, faults = failing
+    outcomes = {"old", "new", None} if root.startswith("fail://renames") else {"old", "new"}
+
+    def save(uri, content):
+        store = CheckpointStore(uri, "job")
+        return store.save(1, lambda folder: (folder / "state").write_text(content), {"of": content})
+
+    def load(uri):
+        checkpoint = CheckpointStore(uri, "job").latest()
+        if checkpoint is None:
+            return None
+        with checkpoint.folder() as folder:
+            assert (folder / "state").read_text() == checkpoint.state["of"]
+        return checkpoint.state["of"]
+
+    save(uris.join(root, "counted"), "old")
+    faults.reset(None)
+    save(uris.join(root, "counted"), "new")
+    found = set()
+    for number in range(faults.count):
+        for after, dead in ((False, False), (True, False), (True, True)):
+            faults.reset(None)
+            uri = uris.join(root, f"c-{number}-{after}-{dead}")
+            save(uri, "old")
+            faults.reset(number, after=after, dead=dead)
+            with contextlib.suppress(CheckpointError, OSError):
+                save(uri, "new")
+            faults.reset(None)
+            found.add(load(uri))
+            save(uri, "last")
+            assert load(uri) == "last"
+    assert found == outcomes

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +15,8 @@ from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.scoring import inference
 from airflow_hydrogen.runtime.scoring.inference import Scorer, model_inputs, output_column, rebatch
+
+UTC = datetime.timezone.utc
 
 
 def _batch(**columns):
@@ -200,3 +203,33 @@ def test_rows_of_another_partition_are_refused(scorer):
         PartitionValueError, match="the sink's partition is '2013-01-01', the source has rows of"
     ):
         list(scorer(constants={"ds": "2013-01-01"})([batch]))
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "type_"),
+    [
+        ("05", 5, pa.int64()),
+        ("5", 5, pa.int8()),
+        ("05", "05", pa.string()),
+        ("2013-01-05", datetime.date(2013, 1, 5), pa.date32()),
+        ("2013-01-05T00:00:00+00:00", datetime.datetime(2013, 1, 5, tzinfo=UTC), pa.timestamp("us")),
+        ("2013-01-05 00:00:00", datetime.datetime(2013, 1, 5, tzinfo=UTC), pa.timestamp("us", "UTC")),
+        ("2013-01-05T02:00:00+02:00", datetime.datetime(2013, 1, 5, tzinfo=UTC), pa.timestamp("us", "UTC")),
+        ("1.50", 1.5, pa.float64()),
+        ("0.1", 0.1, pa.float32()),
+        ("true", True, pa.bool_()),
+    ],
+)
+def test_a_partition_is_compared_as_its_columns_type(text, value, type_):
+    inference._require_constant("hour", pa.array([value, value], type_), text)
+    inference._require_constant("hour", pa.array([], type_), text)
+    with pytest.raises(PartitionValueError):
+        inference._require_constant("hour", pa.array([value, None], type_), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("05", 6), ("05", "5"), ("x", 5), ("2013-01-05", datetime.date(2013, 1, 6))]
+)
+def test_another_partition_is_still_refused(text, value):
+    with pytest.raises(PartitionValueError, match=f"partition is '{text}', the source has rows of '{value}'"):
+        inference._require_constant("hour", pa.array([value]), text)

@@ -1,55 +1,11 @@
 from __future__ import annotations
 
 import os
-import threading
-from pathlib import Path
 
 import pytest
 
 from airflow_hydrogen.contract.errors import UnwritableUriError
-from airflow_hydrogen.runtime.storage import filesystems, swap
-
-
-def _folder(path: Path, content: str) -> Path:
-    path.mkdir(parents=True)
-    (path / "file").write_text(content)
-    return path
-
-
-def test_a_folder_takes_the_place_of_another(tmp_path):
-    staged, target = _folder(tmp_path / "new", "new"), _folder(tmp_path / "old", "old")
-    swap.replace_folder(staged, target)
-    assert (target / "file").read_text() == "new"
-    assert os.listdir(tmp_path) == ["old"]
-
-
-def test_a_reader_never_finds_the_folder_missing(tmp_path):
-    target = _folder(tmp_path / "target", "0")
-    stop, missing = threading.Event(), []
-
-    def read() -> None:
-        while not stop.is_set():
-            try:
-                (target / "file").read_text()
-            except FileNotFoundError as error:
-                missing.append(error)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(200):
-        swap.replace_folder(_folder(tmp_path / f"new{number}", str(number)), target)
-    stop.set()
-    reader.join()
-    assert (target / "file").read_text() == "199"
-    assert not missing
-
-
-def test_where_folders_cannot_be_exchanged_they_are_moved_aside(tmp_path, monkeypatch):
-    monkeypatch.setattr(swap, "_exchange", lambda first, second: False)
-    staged, target = _folder(tmp_path / "new", "new"), _folder(tmp_path / "old", "old")
-    swap.replace_folder(staged, target)
-    assert (target / "file").read_text() == "new"
-    assert os.listdir(tmp_path) == ["old"]
+from airflow_hydrogen.runtime.storage import filesystems
 
 
 def test_a_file_appears_complete_and_leaves_nothing_beside_it(tmp_path):
