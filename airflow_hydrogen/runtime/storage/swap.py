@@ -177,6 +177,7 @@ def replacing(target: str, run: Mapping[str, Any] | None = None) -> Iterator[Rep
     except Exception as error:
         _sweep(replacement.staged)
         _explain(replacement, error)
+        _release(replacement)
         raise
     except BaseException:  # it is being ended, and has no time for more
         _sweep(replacement.staged)
@@ -260,7 +261,7 @@ def _explain(replacement: Replacement, error: Exception) -> None:
 
 
 def _release(replacement: Replacement) -> None:
-    """Forget the owner, after a success. It is left where a newer try has begun meanwhile."""
+    """Forget the owner. It is left where a newer try has begun meanwhile."""
     try:
         replacement.require_owner()
     except (PartitionTakenError, OSError):
