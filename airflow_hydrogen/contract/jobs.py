@@ -241,7 +241,12 @@ class Entrypoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The Airflow run that a job belongs to: the same for every try, another after a clear."""
+    """The Airflow run that a job belongs to: the same for every try, another after a clear.
+
+    Attributes:
+        clear_number: changes with each clear of the task, and stays when its `retries` are edited. It is no
+            count: Airflow's `max_tries`, which starts at `retries`.
+    """
 
     dag_id: str
     task_id: str

@@ -271,9 +271,10 @@ def _with_airflows_errors(run: Callable[[], Any]) -> Any:
 def _run_of(context: Context) -> Run:
     """The run as its tries share it.
 
-    `dag_run.clear_number` counts clears of any task of the run, and none made with reset_dag_runs=False. What
-    a clear of this very task changes is `max_tries`: Airflow itself takes `max_tries - retries` for the tries
-    that were over when the task was cleared last.
+    `dag_run.clear_number` counts clears of any task of the run, and none made with reset_dag_runs=False. What a
+    clear of this very task changes, and nothing else, is its `max_tries`: the tries that were over plus
+    `retries` as the DAG said it then. To take `retries` off again would need that number, and what the DAG
+    says now may be another: the sum itself is the identity.
     """
     ti = context["ti"]
     return Run(
@@ -281,7 +282,7 @@ def _run_of(context: Context) -> Run:
         task_id=ti.task_id,
         run_id=ti.run_id,
         map_index=-1 if ti.map_index is None else ti.map_index,
-        clear_number=max(0, ti.max_tries - (ti.task.retries or 0)),
+        clear_number=ti.max_tries,
     )
 
 

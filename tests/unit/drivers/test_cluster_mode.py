@@ -266,6 +266,17 @@ def test_a_cleared_task_submits_again(tmp_path: Path) -> None:
     assert set(store) == {KEY, "airflow_hydrogen_driver.1"}
 
 
+@pytest.mark.parametrize("retries", [0, 1, 4])
+def test_editing_retries_between_two_tries_submits_no_second_driver(tmp_path: Path, retries: int) -> None:
+    store = Store()
+    with fake_spark_submit(connection=CLUSTER) as submissions:
+        run_task(operator(tmp_path, retries=3), task_state_store=store)
+        run_task(operator(tmp_path, retries=retries), task_state_store=store, max_tries=3)
+        assert len(submissions) == 1
+        run_task(operator(tmp_path, retries=retries), task_state_store=store, max_tries=1 + 3)  # cleared
+    assert len(submissions) == 2
+
+
 def test_a_task_that_is_not_durable_submits_again(tmp_path: Path) -> None:
     store = noted(tmp_path, TrainReport(model_uri="/the/earlier/one"))
     with fake_spark_submit(connection=CLUSTER) as submissions:
