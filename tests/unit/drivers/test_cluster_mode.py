@@ -372,13 +372,36 @@ def test_what_the_trigger_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_a_deferral_may_end_with(tmp_path: Path, event: dict[str, str], message: str) -> None:
-    task = operator(tmp_path, execution_timeout=timedelta(hours=1))
     store = noted(tmp_path)
-    came = {"driver_id": DRIVER_ID, **store[KEY], **event}
-    task.execute = lambda context, **_: task.execute_complete(context, came)  # type: ignore[method-assign]
     with pytest.raises(AirflowException, match=message) as caught:
-        run_task(task, task_state_store=store)
+        resume(tmp_path, store, event)
     assert type(caught.value) is AirflowException
+
+
+def resume(tmp_path: Path, store: Store, event: dict[str, Any]) -> Any:
+    """Go on after a deferral of which only a note and an event are left."""
+    task = operator(tmp_path, execution_timeout=timedelta(hours=1))
+    came = {**store[KEY], **event}
+    task.execute = lambda context, **_: task.execute_complete(context, came)  # type: ignore[method-assign]
+    return run_task(task, task_state_store=store).return_value
+
+
+REPORT_WINS = [{"status": "timeout"}, {"status": "error", "message": "status 403"}]
+
+
+@pytest.mark.parametrize("event", REPORT_WINS)
+def test_a_success_in_the_report_wins_over_the_event(tmp_path: Path, event: dict[str, Any]) -> None:
+    store = noted(tmp_path, TrainReport(model_uri="/trained/in/time"))
+    assert resume(tmp_path, store, event) == "/trained/in/time"
+
+
+@pytest.mark.parametrize("event", REPORT_WINS)
+def test_a_failure_in_the_report_says_more_than_the_event(tmp_path: Path, event: dict[str, Any]) -> None:
+    failure = Failure(error_type="NullValueError", message="column 'late'", retryable=False)
+    store = noted(tmp_path, TrainReport(failure=failure))
+    with pytest.raises(AirflowFailException, match="NullValueError: column 'late'"):
+        resume(tmp_path, store, event)
+    assert KEY not in store
 
 
 @pytest.mark.parametrize(
