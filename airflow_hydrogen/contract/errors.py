@@ -448,7 +448,15 @@ class ClusterUnreachableError(ClusterError):
 
 
 class ClusterResponseError(ClusterError):
-    """The cluster manager refuses the request, or answers with something else than was documented."""
+    """The cluster manager refuses the request, or answers with something else than was documented.
+
+    Attributes:
+        status: of the answer, where that was the reason.
+    """
+
+    def __init__(self, url: str, problem: str, *, status: int | None = None) -> None:
+        super().__init__(url, problem)
+        self.status = status
 
 
 # --- launching ---------------------------------------------------------------------------------------
