@@ -66,7 +66,7 @@ class KubernetesApi:
     ) -> list[Folded]:
         """What is made of each page of a list.
 
-        `fold` runs on a thread, a page at a time: 10,000 pods would hold the event loop up for most of a second.
+        `fold` runs on a thread, a page at a time: 10,000 pods would hold the loop up for most of a second.
 
         Raises:
             ClusterUnreachableError: the list changed faster than it could be read.
