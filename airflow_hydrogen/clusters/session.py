@@ -76,7 +76,7 @@ class HttpSession:
                 raise ClusterResponseError(
                     url,
                     f"its certificate is not trusted: {reason}; the connection's extra ca-file must name the "
-                    "certificates of the authority that issued it, and the address must be one that it is for",
+                    "certificates of its authority, and the address must be one that it was issued for",
                 ) from None
             raise ClusterUnreachableError(url, f"{type(error).__name__} {error}".strip()) from None
 

@@ -179,7 +179,7 @@ class BundleServer:
     async def _serve_one(self, connection: socket.socket) -> None:
         with contextlib.suppress(*_NO_EVENTS):
             reader, writer = await asyncio.open_connection(sock=connection, limit=_HEAD_BYTES)
-            # What is waited for below has left this process: once the job has been sent, this process may end.
+            # What is waited for below has left this process, which may end once the job has been sent.
             writer.transport.set_write_buffer_limits(0)
             try:
                 method, path, headers = _parse(await self._read_head(reader))

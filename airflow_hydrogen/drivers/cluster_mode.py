@@ -118,7 +118,7 @@ class ClusterModeOperator(SparkSubmitOperator):
         """
         notes = tries.notes_of(context, run, self.durable)
         submitted = SubmittedDriver(event["driver_id"], event["report_uri"])
-        # A report tells more than the master does: a driver may have ended while it was asked about, or ended.
+        # A report tells more than the master does: the driver may have ended while it was asked about.
         silent = report_files.read(submitted.report_uri) is None
         if silent and event["status"] == "error":
             raise tries.unfollowable(submitted.driver_id, event["message"])

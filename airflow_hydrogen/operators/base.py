@@ -271,8 +271,8 @@ def _with_airflows_errors(run: Callable[[], Any]) -> Any:
 def _run_of(context: Context) -> Run:
     """The run as its tries share it.
 
-    `dag_run.clear_number` counts clears of any task of the run, and none made with reset_dag_runs=False. What a
-    clear of this very task changes, and nothing else, is its `max_tries`: the tries that were over plus
+    `dag_run.clear_number` counts clears of any task of the run, and none made with reset_dag_runs=False. What
+    a clear of this very task changes, and nothing else, is its `max_tries`: the tries that were over plus
     `retries` as the DAG said it then. To take `retries` off again would need that number, and what the DAG
     says now may be another: the sum itself is the identity.
     """

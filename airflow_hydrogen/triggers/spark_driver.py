@@ -27,8 +27,8 @@ class SparkDriverTrigger(BaseTrigger):
     ended at its time. A master that does not answer is asked again, after longer and longer waits. Ending the
     task in Airflow's UI ends the driver.
 
-    A trigger that comes to run after its time, because no triggerer ran before, looks once all the same: a driver
-    that has ended did so in time, as nobody else would have ended it.
+    A trigger that comes to run after its time, because no triggerer ran before, looks once all the same: that
+    a driver has ended counts more than when.
 
     Args:
         conn_id: the Spark connection; credentials stay there.

@@ -169,8 +169,8 @@ def test_tls_servers_are_checked_against_the_certificates_of_the_connection(tmp_
             with pytest.raises(ClusterResponseError, match="self-signed certificate; .* extra ca-file") as e:
                 await take_snapshot(ClusterEndpoint("spark://m", (server.url,)))
             assert not e.value.retryable  # it would be waited for until the time-out
+            elsewhere = server.url.replace("127.0.0.1", "localhost")
             with pytest.raises(ClusterResponseError, match="Hostname mismatch"):
-                elsewhere = server.url.replace("127.0.0.1", "localhost")
                 await take_snapshot(ClusterEndpoint("spark://m", (elsewhere,), ca_file=str(file)))
         finally:
             await server.close()
