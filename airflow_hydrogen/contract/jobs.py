@@ -268,6 +268,8 @@ class TrainJob:
         prepare: `package.module:function`, called with (spark, dataframe, **prepare_kwargs) for each dataset.
         model_uri: where the model is published.
         report_uri: where the application writes its report.
+        report_nonce: what Airflow has written beside `report_uri`, and the driver must find there before it
+            does anything; None where both are on one machine.
         run: the Airflow run, or None outside Airflow.
         keep_checkpoints: keep `checkpoints/` in the published model.
         gang: how the gang is started, watched and started again.
@@ -287,6 +289,7 @@ class TrainJob:
     run: Run | None = None
     keep_checkpoints: bool = False
     gang: GangOptions = field(default_factory=GangOptions)
+    report_nonce: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
@@ -309,8 +312,8 @@ class TrainJob:
         A callable counts by its name: its pickle may differ between two processes that run the same code.
         """
         document = self.to_dict()
-        for key in ("report_uri", "run", "gang", "contract_version"):
-            document.pop(key)
+        for key in ("report_uri", "report_nonce", "run", "gang", "contract_version"):
+            document.pop(key, None)
         document["entrypoint"] = {"kind": self.entrypoint.kind, "name": self.entrypoint.name}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
@@ -331,6 +334,7 @@ class TrainJob:
             "run": dataclasses.asdict(self.run) if self.run else None,
             "keep_checkpoints": self.keep_checkpoints,
             "gang": self.gang.to_dict(),
+            **_unless_none("report_nonce", self.report_nonce),
         }
 
     @classmethod
@@ -358,6 +362,8 @@ class InferenceJob:
         source: the rows to score.
         sink: where they go, with the predictions beside the kept columns.
         report_uri: where the application writes its report.
+        report_nonce: what Airflow has written beside `report_uri`, and the driver must find there before it
+            does anything; None where both are on one machine.
         prepare: `package.module:function`, called with (spark, dataframe, **prepare_kwargs).
         predictor: `package.module:function` that loads the model in place of the manifest's own framework.
         keep_columns: columns of the source to keep; None keeps all of them.
@@ -379,6 +385,7 @@ class InferenceJob:
     output_columns: Mapping[str, str] = field(default_factory=dict)
     batch_rows: int = 16384
     run: Run | None = None
+    report_nonce: str | None = None
 
     def __post_init__(self) -> None:
         if self.keep_columns is not None:
@@ -407,6 +414,7 @@ class InferenceJob:
             "output_columns": dict(self.output_columns),
             "batch_rows": self.batch_rows,
             "run": dataclasses.asdict(self.run) if self.run else None,
+            **_unless_none("report_nonce", self.report_nonce),
         }
 
     @classmethod
@@ -425,6 +433,14 @@ class InferenceJob:
 
 
 Job = TrainJob | InferenceJob
+
+
+def nonce_uri(report_uri: str) -> str:
+    """Where Airflow leaves a job's `report_nonce` for the driver: a hidden neighbour of the report."""
+    folder, slash, name = report_uri.rpartition("/")
+    return f"{folder}{slash}.{name}.nonce"
+
+
 _JOBS: dict[str, type[TrainJob] | type[InferenceJob]] = {job.KIND: job for job in (TrainJob, InferenceJob)}
 
 
@@ -471,6 +487,10 @@ def _refuse_unknown_fields(cls: type[Any], document: Mapping[str, Any]) -> None:
     )
     if missing:
         raise InvalidJobError(f"{cls.__name__} needs {', '.join(missing)}")
+
+
+def _unless_none(field_name: str, value: object) -> dict[str, Any]:
+    return {} if value is None else {field_name: value}
 
 
 def _require_int(argument: str, value: object) -> None:

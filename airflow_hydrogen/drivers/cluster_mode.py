@@ -125,6 +125,7 @@ class ClusterModeOperator(SparkSubmitOperator):
         if self.post_submit_commands:
             self._get_hook()._run_post_submit_commands()
         if silent and event["status"] == "timeout":
+            report_files.remove_nonce(submitted.report_uri)
             raise ApplicationError(
                 f"driver {submitted.driver_id} did not end within "
                 f"execution_timeout={self.execution_timeout}, and was ended"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,9 +17,10 @@ from airflow.sdk import DAG, Asset, Connection
 
 from airflow_hydrogen.clusters.drivers import Driver, StandaloneDrivers
 from airflow_hydrogen.contract import reports
-from airflow_hydrogen.contract.errors import NullValueError
-from airflow_hydrogen.contract.jobs import Sink, Source
+from airflow_hydrogen.contract.errors import NullValueError, SharedStorageError
+from airflow_hydrogen.contract.jobs import Sink, Source, nonce_uri
 from airflow_hydrogen.contract.reports import Failure, TrainReport
+from airflow_hydrogen.drivers import tries
 from airflow_hydrogen.drivers.bundle_server import KEY_VARIABLE
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.operators.train import HorovodTrainOperator
@@ -171,6 +173,57 @@ def test_driver_that_dies_is_explained_by_its_state(tmp_path: Path) -> None:
     ):
         run_task(operator(tmp_path))
     assert type(e.value) is AirflowException  # a retry may help
+
+
+# --- the report's place ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [CLUSTER, connection(host="yarn")])
+def test_a_driver_on_the_cluster_finds_airflows_nonce_which_is_gone_afterwards(
+    tmp_path: Path, where: Connection
+) -> None:
+    found: list[str] = []
+
+    def look(job: Any) -> TrainReport:
+        found.append(Path(nonce_uri(job.report_uri)).read_text())
+        assert found == [job.report_nonce]
+        return TrainReport(model_uri=job.model_uri)
+
+    with fake_spark_submit(look, connection=where) as submissions:
+        run_task(operator(tmp_path, durable=False))
+    assert len(found) == 1
+    assert not Path(nonce_uri(submissions[0].job.report_uri)).exists()
+
+
+def test_a_driver_on_this_machine_has_nothing_to_prove(tmp_path: Path) -> None:
+    with fake_spark_submit(connection=connection("client")) as submissions:
+        run_task(operator(tmp_path))
+    assert submissions[0].job.report_nonce is None
+
+
+@pytest.mark.parametrize("where", [CLUSTER, connection(host="yarn")])
+def test_a_store_that_airflow_cannot_speak_is_found_before_submission(
+    tmp_path: Path, where: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    with (
+        fake_spark_submit(connection=where) as submissions,
+        pytest.raises(AirflowFailException, match=r"cannot speak s3://.*install s3fs"),
+    ):
+        run_task(operator(tmp_path, model_uri="s3://models/m", durable=False), task_state_store=Store())
+    assert submissions == []
+
+
+def test_a_driver_that_does_not_see_the_place_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tail(log_url: str) -> str:
+        return f"airflow-hydrogen: SharedStorageError: {SharedStorageError('/m', 'it is not there')}"
+
+    monkeypatch.setattr(tries, "log_tail", tail)
+    ended = {"status": "ended", "explanation": "driver-0 is FAILED", "log_url": "http://worker/logPage/"}
+    with pytest.raises(AirflowFailException, match="both have to reach that place, but it is not there"):
+        resume(tmp_path, noted(tmp_path), ended)
 
 
 # --- durable -----------------------------------------------------------------------------------------
