@@ -44,6 +44,8 @@ class ClusterEndpoint:
         client_cert: certificate of this side, with its key in the same file or in `client_key`.
         client_key: its key.
         tolerated_taints: Kubernetes taints by key that the application's pods tolerate.
+        proxy: address of the proxy that requests go through, never in `repr`; None: none. Those of the
+            environment are not asked: over plain HTTP they would see credentials that are for the cluster.
     """
 
     master: str
@@ -57,6 +59,7 @@ class ClusterEndpoint:
     client_cert: str | None = None
     client_key: str | None = None
     tolerated_taints: tuple[str, ...] = ()
+    proxy: str | None = field(default=None, repr=False)
 
     @classmethod
     def create(
@@ -98,6 +101,7 @@ class ClusterEndpoint:
             client_cert=_text(extra, "client-cert"),
             client_key=_text(extra, "client-key"),
             tolerated_taints=tuple(split_list(_text(extra, "tolerated-taints") or "")),
+            proxy=_proxy(extra, conn_id),
         )
 
 
@@ -152,6 +156,17 @@ def split_list(text: str) -> list[str]:
 def _text(extra: Mapping[str, Any], name: str) -> str | None:
     value = extra.get(name)
     return str(value) if value not in (None, "") else None
+
+
+def _proxy(extra: Mapping[str, Any], conn_id: str) -> str | None:
+    proxy = _text(extra, "proxy")
+    if proxy is not None and not re.match(r"https?://[^/]", proxy):
+        # What was found is not shown: it may hold a password.
+        raise InvalidJobError(
+            f"connection {conn_id!r}: proxy must be an address that begins with http:// or https://, such as "
+            "'http://proxy:3128'"
+        )
+    return proxy
 
 
 def _boolean(extra: Mapping[str, Any], name: str, conn_id: str) -> bool:

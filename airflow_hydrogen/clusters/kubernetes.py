@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_CEILING, Decimal
-from typing import Any
+from typing import Any, TypeVar
+
+import httpx
 
 from airflow_hydrogen.clusters.documents import reading
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
 from airflow_hydrogen.clusters.session import Session, ask_in_turn
 from airflow_hydrogen.clusters.snapshot import Amounts, ClusterSnapshot, Node, canonical_resource
+from airflow_hydrogen.contract.errors import ClusterResponseError, ClusterUnreachableError
+
+Folded = TypeVar("Folded")
 
 PAGE_ITEMS = 500
+_LIST_ATTEMPTS = 3
 _QUANTITY = re.compile(r"([+-]?[0-9.]+)(?:[eE]([+-]?[0-9]+)|([numkMGTPE]|[KMGTPE]i)?)")
 _SUFFIXES = {
     "n": Decimal("1e-9"),
@@ -50,29 +57,71 @@ class KubernetesApi:
 
     async def snapshot(self, session: Session) -> ClusterSnapshot:
         """Nodes first, so that a node that left between the two requests is not counted twice."""
-        nodes = await self._list(session, "/api/v1/nodes", "")
-        pods = await self._list(session, "/api/v1/pods", f"&fieldSelector={_ENDED}")
-        with reading(self._urls[0] + "/api/v1"):
-            requested = _requested_by_node(pods)
-            found = [
-                _node(node, requested.get(node["metadata"]["name"], {}))
-                for node in nodes
-                if takes_pods(node, self._endpoint.tolerated_taints)
-            ]
-        return ClusterSnapshot(self._endpoint.master, tuple(found))
+        nodes = await self._list(session, "/api/v1/nodes", "", self._nodes)
+        pods = await self._list(session, "/api/v1/pods", f"&fieldSelector={_ENDED}", _requested_by_node)
+        return await asyncio.to_thread(self._combine, nodes, pods)
 
-    async def _list(self, session: Session, path: str, selector: str) -> list[Mapping[str, Any]]:
-        items: list[Mapping[str, Any]] = []
+    async def _list(
+        self, session: Session, path: str, selector: str, fold: Callable[[Any], Folded]
+    ) -> list[Folded]:
+        """What is made of each page of a list.
+
+        `fold` runs on a thread, a page at a time: 10,000 pods would hold the loop up for most of a second.
+
+        Raises:
+            ClusterUnreachableError: the list changed faster than it could be read.
+        """
+        for _ in range(_LIST_ATTEMPTS):
+            try:
+                return await self._pages(session, path, selector, fold)
+            except ClusterResponseError as error:
+                # The next page's token expires when the server forgets the state that the first one was of.
+                if error.status != httpx.codes.GONE:
+                    raise
+                gone = error
+        raise ClusterUnreachableError(
+            gone.url, f"{gone.problem}: the list of {path} expired {_LIST_ATTEMPTS} times while it was read"
+        )
+
+    async def _pages(
+        self, session: Session, path: str, selector: str, fold: Callable[[Any], Folded]
+    ) -> list[Folded]:
+        def read(document: Any) -> tuple[Folded, str]:
+            with reading(self._urls[0] + path):
+                return fold(document["items"] or []), document["metadata"].get("continue") or ""
+
+        folded: list[Folded] = []
         token = ""
         while True:
             # `continue` is an opaque token of URL-safe base64.
             page = f"{path}?limit={PAGE_ITEMS}{selector}" + (f"&continue={token}" if token else "")
             document = await ask_in_turn(session, self._urls, page, lambda _document: None)
-            with reading(self._urls[0] + path):
-                items += document["items"] or []
-                token = document["metadata"].get("continue") or ""
+            part, token = await asyncio.to_thread(read, document)
+            folded.append(part)
             if not token:
-                return items
+                return folded
+
+    def _nodes(self, items: Iterable[Mapping[str, Any]]) -> dict[str, Quantities]:
+        """What the nodes of a page that take pods can give, by name."""
+        return {
+            node["metadata"]["name"]: _quantities(node["status"]["allocatable"])
+            for node in items
+            if takes_pods(node, self._endpoint.tolerated_taints)
+        }
+
+    def _combine(
+        self, nodes: Iterable[Mapping[str, Quantities]], pods: Iterable[Mapping[str, Quantities]]
+    ) -> ClusterSnapshot:
+        requested: dict[str, Quantities] = {}
+        for page in pods:
+            for name, quantities in page.items():
+                requested[name] = _add(requested.get(name, {}), quantities)
+        found = [
+            _node(name, allocatable, requested.get(name, {}))
+            for page in nodes
+            for name, allocatable in page.items()
+        ]
+        return ClusterSnapshot(self._endpoint.master, tuple(found))
 
 
 def takes_pods(node: Mapping[str, Any], tolerated: Iterable[str] = ()) -> bool:
@@ -125,9 +174,8 @@ def parse_quantity(text: str | int | float) -> Decimal:
     return Decimal(number) * _SUFFIXES.get(suffix, Decimal(1))
 
 
-def _node(node: Mapping[str, Any], requested: Quantities) -> Node:
-    name = node["metadata"]["name"]
-    total = _amounts(_quantities(node["status"]["allocatable"]))
+def _node(name: str, allocatable: Quantities, requested: Quantities) -> Node:
+    total = _amounts(allocatable)
     return Node(name=name, host=name, total=total, free=total.minus(_amounts(requested)))
 
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from airflow_hydrogen.clusters.endpoint import scheme_of
 from airflow_hydrogen.clusters.snapshot import GPU, Amounts, ClusterSnapshot, canonical_resource
 from airflow_hydrogen.contract.errors import InvalidJobError
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+_LEAST_OVERHEAD_BYTES = 384 << 20
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp])i?b?", re.IGNORECASE)
 
 
@@ -28,6 +30,10 @@ class Requirement:
         np: processes of a gang; 0 for no gang.
         gpus_per_process: GPUs of each process, on one node.
         cpus_per_process: cores of each process, on the same node.
+        memory_per_process_bytes: memory of each process, on the same node; 0: what an executor takes decides.
+        executor_cores: cores of an executor of the gang, which holds as many processes as they allow; 0: not
+            said.
+        executor_memory_bytes: memory of an executor, as `spark.executor.memory`; 0: memory is not looked at.
         free_now: free at this moment; False: in total, whoever uses it.
 
     Raises:
@@ -41,6 +47,9 @@ class Requirement:
     np: int = 0
     gpus_per_process: int = 0
     cpus_per_process: int = 1
+    memory_per_process_bytes: int = 0
+    executor_cores: int = 0
+    executor_memory_bytes: int = 0
     free_now: bool = True
 
     def __post_init__(self) -> None:
@@ -54,11 +63,21 @@ class Requirement:
                 ("np", self.np, 0),
                 ("gpus_per_process", self.gpus_per_process, 0),
                 ("cpus_per_process", self.cpus_per_process, 0 if self.gpus_per_process else 1),
+                ("memory_per_process", self.memory_per_process_bytes, 0),
+                ("executor_cores", self.executor_cores, 0),
+                ("executor_memory", self.executor_memory_bytes, 0),
             )
             if value < minimum
         ]
         if self.np == 0 and self.gpus_per_process > 0:
             faults.append("gpus_per_process needs np, the number of processes")
+        if self.np == 0 and (self.memory_per_process_bytes or self.executor_cores):
+            faults.append("memory_per_process and executor_cores need np, the number of processes")
+        if 0 < self.executor_cores < self.cpus_per_process:
+            faults.append(
+                f"executor_cores={self.executor_cores} have no room for a process of "
+                f"cpus_per_process={self.cpus_per_process}"
+            )
         if 0 < self.np < self.hosts:
             faults.append(f"np={self.np} processes cannot run on hosts={self.hosts}")
         if not faults and not (
@@ -89,8 +108,12 @@ class Requirement:
         return f"{' and '.join(parts) or 'a core'}{where}, {'free now' if self.free_now else 'in total'}"
 
     def _process(self) -> str:
-        parts = [f"{self.cpus_per_process} cores"] if self.cpus_per_process else []
-        return " and ".join([*([f"{self.gpus_per_process} {GPU}"] if self.gpus_per_process else []), *parts])
+        parts = [f"{self.gpus_per_process} {GPU}"] if self.gpus_per_process else []
+        if self.cpus_per_process:
+            parts.append(f"{self.cpus_per_process} cores")
+        if self.memory_per_process_bytes:
+            parts.append(format_bytes(self.memory_per_process_bytes))
+        return " and ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -134,31 +157,77 @@ def fits(snapshot: ClusterSnapshot, requirement: Requirement) -> Decision:
             f"found {format_bytes(found.memory_bytes)}"
         )
     if requirement.np:
-        places = sum(process_places(amounts, requirement) for _host, amounts in nodes)
+        places = sum(process_places(amounts, requirement, snapshot.master) for _host, amounts in nodes)
         if places < requirement.np:
             missing.append(
-                f"needs {requirement.np} places for processes of {requirement._process()}, found {places}: "
-                f"{len(nodes)} nodes have {found.resources.get(GPU, 0)} {GPU} and {found.cores} cores in all"
+                f"needs {requirement.np} places for processes of {requirement._process()}"
+                f"{_in_executors(requirement, snapshot.master)}, found {places}: {len(nodes)} nodes have "
+                f"{found.resources.get(GPU, 0)} {GPU}, {found.cores} cores and "
+                f"{format_bytes(found.memory_bytes)} in all"
             )
-    hosts = len({host for host, amounts in nodes if _is_usable(amounts, requirement)})
+    hosts = len({host for host, amounts in nodes if _is_usable(amounts, requirement, snapshot.master)})
     if requirement.hosts > 1 and hosts < requirement.hosts:
         missing.append(f"needs {requirement.hosts} hosts that have it, found {hosts}")
     return Decision(tuple(missing))
 
 
-def process_places(amounts: Amounts, requirement: Requirement) -> int:
-    """How many processes of the gang one node can hold."""
-    places = []
-    if requirement.gpus_per_process:
-        places.append(amounts.resources.get(GPU, 0) // requirement.gpus_per_process)
-    if requirement.cpus_per_process:
-        places.append(int(amounts.cores // requirement.cpus_per_process))
-    return min(places)
+def process_places(amounts: Amounts, requirement: Requirement, master: str) -> int:
+    """How many processes of the gang one node can hold.
+
+    Spark starts executors, all of one size, and processes within them. An executor lies on one node with all
+    that it takes, so that each node can be counted for itself: filling one after the other is the best there
+    is.
+
+    Args:
+        amounts: what the node gives.
+        requirement: with the gang.
+        master: Spark's master URL: cluster managers count an executor's memory differently.
+    """
+    scheme = scheme_of(master)
+    cores, memory = _executor_cores(requirement, scheme), _executor_memory_bytes(requirement, scheme)
+    if cores is None:
+        # One executor, with all cores of the worker and as many processes as there is room for.
+        if amounts.memory_bytes < memory:
+            return 0
+        processes, cores, memory = 1, requirement.cpus_per_process, 0
+    else:
+        processes = max(1, cores // max(1, requirement.cpus_per_process))
+    memory = max(memory, processes * requirement.memory_per_process_bytes)
+    taken = (
+        (amounts.cores, cores),
+        (amounts.resources.get(GPU, 0), processes * requirement.gpus_per_process),
+        (amounts.memory_bytes, memory),
+    )
+    return processes * int(min(there // needed for there, needed in taken if needed))
 
 
-def _is_usable(amounts: Amounts, requirement: Requirement) -> bool:
+def _executor_cores(requirement: Requirement, scheme: str) -> int | None:
+    """Cores of an executor, as the operators ask for them; None: all that a worker has."""
+    if requirement.executor_cores and scheme != "local":
+        return requirement.executor_cores
+    if requirement.gpus_per_process or scheme != "spark":
+        return requirement.cpus_per_process
+    return None
+
+
+def _executor_memory_bytes(requirement: Requirement, scheme: str) -> int:
+    """What a cluster manager sets aside for an executor, by Spark's defaults."""
+    heap = requirement.executor_memory_bytes
+    if scheme == "local" or not heap:
+        return 0  # processes are children of the driver
+    if scheme == "spark":
+        return heap
+    return heap + max(_LEAST_OVERHEAD_BYTES, heap * (40 if scheme == "k8s" else 10) // 100)
+
+
+def _in_executors(requirement: Requirement, master: str) -> str:
+    memory = _executor_memory_bytes(requirement, scheme_of(master))
+    return f" in executors of {format_bytes(memory)}" if memory else ""
+
+
+def _is_usable(amounts: Amounts, requirement: Requirement, master: str) -> bool:
     """A host counts when it has some of everything: nothing runs on a GPU without a core."""
-    if requirement.np and process_places(amounts, requirement) < 1:
+    if requirement.np and process_places(amounts, requirement, master) < 1:
         return False
     return amounts.cores >= 1 and all(amounts.resources.get(name, 0) for name in requirement.resources)
 

@@ -53,7 +53,8 @@ class HttpSession:
             raise ClusterUnreachableError(url, f"it redirects to {where}: it is not the active one")
         _require_success(url, answer.status_code)
         try:
-            return answer.json()
+            # Megabytes where a cluster is large: not on the loop.
+            return await asyncio.to_thread(answer.json)
         except ValueError:
             raise ClusterResponseError(
                 url, "answered with something that is not JSON: check the address"
@@ -71,6 +72,12 @@ class HttpSession:
         except httpx.InvalidURL as error:
             raise ClusterResponseError(url, f"is not an address: {error}") from None
         except httpx.HTTPError as error:
+            if (reason := _distrust(error)) is not None:
+                raise ClusterResponseError(
+                    url,
+                    f"its certificate is not trusted: {reason}; the connection's extra ca-file must name the "
+                    "certificates of its authority, and the address must be one that it was issued for",
+                ) from None
             raise ClusterUnreachableError(url, f"{type(error).__name__} {error}".strip()) from None
 
     async def _headers(self) -> dict[str, str]:
@@ -95,7 +102,13 @@ async def open_session(endpoint: ClusterEndpoint) -> AsyncIterator[HttpSession]:
     auth = None
     if endpoint.login is not None:
         auth = httpx.BasicAuth(endpoint.login, endpoint.password or "")
-    async with httpx.AsyncClient(verify=verify, auth=auth, timeout=REQUEST_TIMEOUT_S) as client:
+    async with httpx.AsyncClient(
+        verify=verify,
+        auth=auth,
+        timeout=REQUEST_TIMEOUT_S,
+        proxy=endpoint.proxy,
+        trust_env=False,  # neither a proxy that sees the credentials, nor credentials out of a ~/.netrc
+    ) as client:
         yield HttpSession(client, endpoint)
 
 
@@ -134,10 +147,22 @@ def _require_success(url: str, status: int) -> None:
         raise ClusterUnreachableError(url, f"status {status}")
     if status in (401, 403):
         raise ClusterResponseError(
-            url, f"refused the request with status {status}: check the connection's credentials"
+            url,
+            f"refused the request with status {status}: check the connection's credentials",
+            status=status,
         )
     if status != 200:
-        raise ClusterResponseError(url, f"answered with status {status}")
+        raise ClusterResponseError(url, f"answered with status {status}", status=status)
+
+
+def _distrust(error: BaseException) -> str | None:
+    """Why a server's certificate was refused, where that is what an error comes from: waiting mends none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _ssl_context(endpoint: ClusterEndpoint) -> ssl.SSLContext:

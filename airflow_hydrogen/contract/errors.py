@@ -11,6 +11,7 @@ HydrogenError
 │   ├── UnwritableUriError          found before any work is done
 │   ├── UriInUseError               another application works at the same URI
 │   ├── SharedModelUriError         two tasks of one run publish at the same URI
+│   ├── SharedStorageError          a report's place that Airflow and the driver do not both see
 │   ├── NetworkInterfaceError       no interface over which the ranks could speak
 │   ├── PortRangeError              all ports of the range are taken
 │   ├── AcceleratorError            fewer GPUs than a rank wants
@@ -262,6 +263,26 @@ class SharedModelUriError(InvalidJobError):
         )
         self.uri = uri
         self.owner = owner
+
+
+class SharedStorageError(InvalidJobError):
+    """Airflow and the driver do not both reach the place of the report: found before anything trains.
+
+    Example: a model at `s3://...`, a driver on the cluster, and no s3fs beside Airflow; or `/data/models`,
+    which is another disk on each host.
+    """
+
+    def __init__(self, uri: str, problem: str) -> None:
+        super().__init__(
+            f"a driver on the cluster writes its report to {uri!r}, beside its output: Airflow's worker and "
+            f"the driver both have to reach that place, but {problem}"
+        )
+        self.uri = uri
+
+    @classmethod
+    def is_told_in(cls, log: str) -> bool:
+        """Whether it is what a driver said last: it has no other way to tell."""
+        return f"{cls.__name__}: " in log
 
 
 class ContractVersionError(InvalidJobError):
@@ -721,7 +742,15 @@ class ClusterUnreachableError(ClusterError):
 
 
 class ClusterResponseError(ClusterError):
-    """The cluster manager refuses the request, or answers with something else than was documented."""
+    """The cluster manager refuses the request, or answers with something else than was documented.
+
+    Attributes:
+        status: of the answer, where that was the reason.
+    """
+
+    def __init__(self, url: str, problem: str, *, status: int | None = None) -> None:
+        super().__init__(url, problem)
+        self.status = status
 
 
 # --- launching ---------------------------------------------------------------------------------------

@@ -279,7 +279,12 @@ class Entrypoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The Airflow run that a job belongs to: the same for every try, another after a clear."""
+    """The Airflow run that a job belongs to: the same for every try, another after a clear.
+
+    Attributes:
+        clear_number: changes with each clear of the task, and stays when its `retries` are edited. It is no
+            count: Airflow's `max_tries`, which starts at `retries`.
+    """
 
     dag_id: str
     task_id: str
@@ -301,6 +306,8 @@ class TrainJob:
         prepare: `package.module:function`, called with (spark, dataframe, **prepare_kwargs) for each dataset.
         model_uri: where the model is published.
         report_uri: where the application writes its report.
+        report_nonce: what Airflow has written beside `report_uri`, and the driver must find there before it
+            does anything; None where both are on one machine.
         run: the Airflow run, or None outside Airflow.
         keep_checkpoints: keep `checkpoints/` in the published model.
         code: hash of the code of "entrypoint" and "prepare", where the submitting side has that code.
@@ -322,6 +329,7 @@ class TrainJob:
     keep_checkpoints: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
     gang: GangOptions = field(default_factory=GangOptions)
+    report_nonce: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
@@ -350,8 +358,8 @@ class TrainJob:
     def parts(self) -> dict[str, str]:
         """Hashes of the single parts that decide the model: `describe_changes` says which of them differ."""
         document = self.to_dict()
-        for key in ("report_uri", "run", "gang", "contract_version", "kind", "code"):
-            document.pop(key)
+        for key in ("report_uri", "report_nonce", "run", "gang", "contract_version", "kind", "code"):
+            document.pop(key, None)
         document["entrypoint"] = {"kind": self.entrypoint.kind, "name": self.entrypoint.name}
         document |= {f"code of {part}": digest for part, digest in self.code.items()}
         return {
@@ -377,6 +385,7 @@ class TrainJob:
             "keep_checkpoints": self.keep_checkpoints,
             "code": dict(self.code),
             "gang": self.gang.to_dict(),
+            **_unless_none("report_nonce", self.report_nonce),
         }
 
     @classmethod
@@ -424,6 +433,8 @@ class InferenceJob:
         source: the rows to score.
         sink: where they go, with the predictions beside the kept columns.
         report_uri: where the application writes its report.
+        report_nonce: what Airflow has written beside `report_uri`, and the driver must find there before it
+            does anything; None where both are on one machine.
         prepare: `package.module:function`, called with (spark, dataframe, **prepare_kwargs).
         predictor: `package.module:function` that loads the model in place of the manifest's own framework.
         keep_columns: columns of the source to keep; None keeps all of them.
@@ -445,6 +456,7 @@ class InferenceJob:
     output_columns: Mapping[str, str] = field(default_factory=dict)
     batch_rows: int = 16384
     run: Run | None = None
+    report_nonce: str | None = None
 
     def __post_init__(self) -> None:
         if self.keep_columns is not None:
@@ -474,6 +486,7 @@ class InferenceJob:
             "output_columns": dict(self.output_columns),
             "batch_rows": self.batch_rows,
             "run": dataclasses.asdict(self.run) if self.run else None,
+            **_unless_none("report_nonce", self.report_nonce),
         }
 
     @classmethod
@@ -492,6 +505,13 @@ class InferenceJob:
 
 
 Job = TrainJob | InferenceJob
+
+
+def nonce_uri(report_uri: str) -> str:
+    """Where Airflow leaves a job's `report_nonce` for the driver: a hidden neighbour of the report."""
+    return uris.sibling(report_uri, "nonce")
+
+
 _JOBS: dict[str, type[TrainJob] | type[InferenceJob]] = {job.KIND: job for job in (TrainJob, InferenceJob)}
 
 
@@ -553,6 +573,10 @@ def _require_bindable(argument: str, values: object, text_argument: str, text: s
                 f"{argument}[{name!r}] must be a string, a number, a boolean or None, found {value!r}"
             )
         require_json(f"{argument}[{name!r}]", value)
+
+
+def _unless_none(field_name: str, value: object) -> dict[str, Any]:
+    return {} if value is None else {field_name: value}
 
 
 def _require_int(argument: str, value: object) -> None:

@@ -118,16 +118,19 @@ class ClusterModeOperator(SparkSubmitOperator):
         """
         notes = tries.notes_of(context, run, self.durable)
         submitted = SubmittedDriver(event["driver_id"], event["report_uri"])
-        if event["status"] == "error":
+        # A report tells more than the master does: the driver may have ended while it was asked about.
+        silent = report_files.read(submitted.report_uri) is None
+        if silent and event["status"] == "error":
             raise tries.unfollowable(submitted.driver_id, event["message"])
         if self.post_submit_commands:
             self._get_hook()._run_post_submit_commands()
-        if event["status"] == "timeout":
+        if silent and event["status"] == "timeout":
+            report_files.remove_nonce(submitted.report_uri)
             raise ApplicationError(
                 f"driver {submitted.driver_id} did not end within "
                 f"execution_timeout={self.execution_timeout}, and was ended"
             )
-        return tries.read_report(submitted, notes, event["explanation"], event["log_url"])
+        return tries.read_report(submitted, notes, event.get("explanation", ""), event.get("log_url"))
 
     def _submit_driver(
         self, context: Context, run: Run, hook: HydrogenSparkSubmitHook, notes: DriverNotes

@@ -12,7 +12,12 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_hydrogen.clusters.drivers import Driver, end_driver, log_tail, look
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
-from airflow_hydrogen.contract.errors import ApplicationError, ClusterError, InvalidJobError
+from airflow_hydrogen.contract.errors import (
+    ApplicationError,
+    ClusterError,
+    InvalidJobError,
+    SharedStorageError,
+)
 from airflow_hydrogen.contract.jobs import Run
 from airflow_hydrogen.contract.reports import Report
 from airflow_hydrogen.hooks import report_files
@@ -148,12 +153,14 @@ def read_report(
         ApplicationError: the application failed, or ended without a report.
     """
     report = report_files.read(submitted.report_uri)
+    report_files.remove_nonce(submitted.report_uri)
     if report is None:
         notes.forget()
         tail = asyncio.run(log_tail(log_url)) if log_url else ""
         raise ApplicationError(
             f"the application ended without a report; {explanation}"
-            + (f". Its last lines:\n{tail}" if tail else "")
+            + (f". Its last lines:\n{tail}" if tail else ""),
+            retryable=not SharedStorageError.is_told_in(tail),
         )
     if report.failure is not None:
         notes.forget()

@@ -1,14 +1,29 @@
-"""Read the report of an application from where it wrote it."""
+"""Reports of applications, and the nonces that prove their places shared, on this machine or elsewhere."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_hydrogen.contract import reports, uris
+from airflow_hydrogen.contract import jobs, reports, uris
+from airflow_hydrogen.contract.errors import SharedStorageError, UnwritableUriError
 from airflow_hydrogen.contract.reports import Report
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
+
+_log = logging.getLogger(__name__)
+_PACKAGES = {
+    "s3": "s3fs, as airflow-hydrogen[s3] and apache-airflow-providers-amazon[s3fs] do",
+    "s3a": "s3fs, as airflow-hydrogen[s3] and apache-airflow-providers-amazon[s3fs] do",
+    "gs": "gcsfs, as apache-airflow-providers-google does",
+    "abfs": "adlfs, as apache-airflow-providers-microsoft-azure does",
+    "abfss": "adlfs, as apache-airflow-providers-microsoft-azure does",
+    "hdfs": "pyarrow, and Hadoop's libhdfs",
+}
 
 
 def read(uri: str) -> Report | None:
@@ -16,36 +31,85 @@ def read(uri: str) -> Report | None:
 
     Raises:
         ContractVersionError: written by another version of this package.
+        SharedStorageError: this machine has nothing to read such a URI with.
     """
-    path = uris.local_path(uri)
-    try:
-        text = path.read_text() if path is not None else _remote(uri).read_text()
-    except FileNotFoundError:
-        return None
-    return reports.loads(text)
+    text = _read_text(uri)
+    return None if text is None else reports.loads(text)
 
 
 def write(uri: str, text: str) -> None:
-    """Write a report, as an application does."""
-    path = uris.local_path(uri)
-    if path is None:
-        _remote(uri).write_text(text)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    """Write a report, as an application does.
+
+    Raises:
+        SharedStorageError: this machine has nothing to write such a URI with.
+    """
+    with _path(uri) as path:
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def delete(uri: str) -> None:
-    """Remove the report of an earlier application, if there is one."""
-    path = uris.local_path(uri)
-    if path is not None:
-        path.unlink(missing_ok=True)
-    else:
-        _remote(uri).unlink(missing_ok=True)
+    """Remove the report of an earlier application, and its nonce, if there are some.
+
+    Raises:
+        SharedStorageError: this machine has nothing to reach such a URI with.
+    """
+    for name in (uri, jobs.nonce_uri(uri)):
+        with _path(name) as path:
+            path.unlink(missing_ok=True)
 
 
-def _remote(uri: str) -> ObjectStoragePath:
+def leave_nonce(uri: str, nonce: str) -> None:
+    """Make a place ready for a report: remove an earlier one, and leave the nonce that the driver looks for.
+
+    Raises:
+        SharedStorageError: this machine has nothing to reach the place with.
+        UnwritableUriError: it cannot be written, or what is written cannot be read.
+    """
+    try:
+        delete(uri)
+        write(jobs.nonce_uri(uri), nonce)
+        found = _read_text(jobs.nonce_uri(uri))
+    except SharedStorageError:
+        raise
+    except Exception as error:  # of whatever store it is: botocore's, gcsfs's and others have no common base
+        raise UnwritableUriError("the report's place", uri, f"{type(error).__name__}: {error}") from error
+    if found != nonce:
+        raise UnwritableUriError("the report's place", uri, f"what was written beside it reads {found!r}")
+
+
+def remove_nonce(uri: str) -> None:
+    """Remove the nonce of a report's place, whose driver has ended. What was done must not be lost for it."""
+    try:
+        with _path(jobs.nonce_uri(uri)) as path:
+            path.unlink(missing_ok=True)
+    except Exception as error:  # as above
+        _log.warning("%s is left behind: %s: %s", jobs.nonce_uri(uri), type(error).__name__, error)
+
+
+def _read_text(uri: str) -> str | None:
+    try:
+        with _path(uri) as path:
+            text: str = path.read_text()
+            return text
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _path(uri: str) -> Iterator[Path | ObjectStoragePath]:
+    if (local := uris.local_path(uri)) is not None:
+        yield local
+        return
     from airflow.sdk import ObjectStoragePath
 
-    root, key = uris.airflow_parts(uri)
-    return ObjectStoragePath(root) / key
+    scheme = uri.partition(":")[0]
+    try:
+        root, key = uris.airflow_parts(uri)
+        yield ObjectStoragePath(root) / key
+    except ImportError as error:
+        package = _PACKAGES.get(scheme, "the fsspec package for it")
+        raise SharedStorageError(
+            uri, f"this machine cannot speak {scheme}:// ({error}): install {package}"
+        ) from None

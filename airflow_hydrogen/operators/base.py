@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import secrets
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_hydrogen.contract import jobs, uris
-from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError
+from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError, SharedStorageError
 from airflow_hydrogen.contract.jobs import Job, Run
 from airflow_hydrogen.contract.reports import Report
 from airflow_hydrogen.drivers.cluster_mode import ClusterModeOperator
@@ -59,7 +60,7 @@ class HydrogenOperator(ClusterModeOperator):
         self._connection: dict[str, Any] | None = None
         self._packed: dict[str, Any] = {}
         self._on_spark_ui: Callable[[str], None] | None = None
-        self._stale_report_uri: str | None = None
+        self._report_place: tuple[str, str] | None = None
 
     # --- what an operator is made of ---------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ class HydrogenOperator(ClusterModeOperator):
         # The state store outlives a clear, after which the provider's operator is to submit again.
         self.external_id_key = f"{ClusterModeOperator.external_id_key}.{run.clear_number}"
         self._K8S_DRIVER_STATUS_KEY = f"{ClusterModeOperator._K8S_DRIVER_STATUS_KEY}.{run.clear_number}"
-        self._connection, self._packed, self._stale_report_uri = None, {}, None
+        self._connection, self._packed, self._report_place = None, {}, None
         self._driver_options = {}
         if self.name is not None:
             self.name = to_text("name", self.name)
@@ -171,7 +172,6 @@ class HydrogenOperator(ClusterModeOperator):
             report_uri = str(Path(folder, "report.json"))
             if hook.is_cluster_mode:
                 report_uri = self._shared_report_uri(run)
-                self._stale_report_uri = report_uri
             job = self._prepare(context, run, hook, report_uri)
             self._pack(job, Path(folder), hook.is_cluster_mode)
             report = self._submit(context, report_uri)
@@ -179,6 +179,10 @@ class HydrogenOperator(ClusterModeOperator):
 
     def _prepare(self, context: Context, run: Run, hook: HydrogenSparkSubmitHook, report_uri: str) -> Job:
         job = self._build_job(run, report_uri, hook.is_cluster_mode)
+        if hook.is_cluster_mode:
+            nonce = secrets.token_hex(16)
+            self._report_place = (report_uri, nonce)
+            job = dataclasses.replace(job, report_nonce=nonce)
         self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
         hook.require_launcher()
         self._push_links(context)
@@ -198,8 +202,8 @@ class HydrogenOperator(ClusterModeOperator):
     def _before_submit(self) -> None:
         if self._killed:
             raise AirflowException("The task was ended before the application was submitted")
-        if self._stale_report_uri is not None:
-            report_files.delete(self._stale_report_uri)
+        if self._report_place is not None:
+            report_files.leave_nonce(*self._report_place)
 
     def _shared_report_uri(self, run: Run, submission: str = "") -> str:
         """Where a driver on the cluster writes: beside the output.
@@ -261,7 +265,11 @@ class HydrogenOperator(ClusterModeOperator):
             raise AirflowException("The task was ended while the application ran") from submit_error
         report = report_files.read(report_uri)
         if report is None:
-            raise ApplicationError(self._explain_silence(submit_error)) from submit_error
+            silence = self._explain_silence(submit_error)
+            raise ApplicationError(
+                silence, retryable=not SharedStorageError.is_told_in(silence)
+            ) from submit_error
+        report_files.remove_nonce(report_uri)
         if report.failure is not None:
             raise report.failure.to_error()
         if submit_error is not None:
@@ -307,8 +315,9 @@ def _run_of(context: Context) -> Run:
     """The run as its tries share it.
 
     `dag_run.clear_number` counts clears of any task of the run, and none made with reset_dag_runs=False. What
-    a clear of this very task changes is `max_tries`: Airflow itself takes `max_tries - retries` for the tries
-    that were over when the task was cleared last.
+    a clear of this very task changes, and nothing else, is its `max_tries`: the tries that were over plus
+    `retries` as the DAG said it then. To take `retries` off again would need that number, and what the DAG
+    says now may be another: the sum itself is the identity.
     """
     ti = context["ti"]
     return Run(
@@ -316,7 +325,7 @@ def _run_of(context: Context) -> Run:
         task_id=ti.task_id,
         run_id=ti.run_id,
         map_index=-1 if ti.map_index is None else ti.map_index,
-        clear_number=max(0, ti.max_tries - (ti.task.retries or 0)),
+        clear_number=ti.max_tries,
     )
 
 

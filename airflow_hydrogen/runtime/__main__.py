@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.errors import SharedStorageError
 from airflow_hydrogen.contract.jobs import TrainJob
 from airflow_hydrogen.runtime.storage import filesystems
 
@@ -29,10 +31,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         # spark-submit's JVM is the parent of a client-mode driver, which must not outlive it.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = jobs.loads(Path(arguments[0]).read_text())
+    require_shared_report(job, exit_code=1)
     report = run(job)
     filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
     if report.failure is not None:
         raise SystemExit(1)
+
+
+def require_shared_report(job: jobs.Job, exit_code: int) -> None:
+    """End, before anything is done, where Airflow would not find the report.
+
+    A report could not say so: the last line of the log does, and no report.
+
+    Args:
+        job: with a nonce that Airflow wrote beside where it looks for the report; without one there is
+            nothing to prove.
+        exit_code: to end with.
+    """
+    if job.report_nonce is None:
+        return
+    try:
+        found = filesystems.read_bytes(jobs.nonce_uri(job.report_uri)).decode(errors="replace")
+        problem = "" if found == job.report_nonce else f"it reads {found!r}"
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
+        problem = f"reading it failed: {str(error) or repr(error)}"
+    if not problem:
+        return
+    reason = SharedStorageError(
+        job.report_uri,
+        f"the driver on host {socket.gethostname()} does not find there what Airflow has just written: "
+        f"{problem}. Name storage that both see by this URI, and give both its credentials",
+    )
+    print(f"airflow-hydrogen: {type(reason).__name__}: {reason}", flush=True)
+    raise SystemExit(exit_code)
 
 
 def run(job: jobs.Job, prepare: Callable[[], None] | None = None) -> reports.Report:

@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.errors import ApplicationError
-from airflow_hydrogen.runtime.__main__ import failed, run
+from airflow_hydrogen.runtime.__main__ import failed, require_shared_report, run
 from airflow_hydrogen.runtime.storage import filesystems
 
 MAX_STARTS = 10
@@ -29,6 +29,8 @@ def run_bundle(folder: Path, job_file: Path, settings: Mapping[str, Any]) -> Non
         settings: the bundle's: `archives`, `py_files`, `files`, `spark_archives`, `supervise`.
     """
     job = jobs.loads(job_file.read_text())
+    # Before the starts are counted: the tenth would say something else.
+    require_shared_report(job, exit_code=0 if settings["supervise"] else 1)
     starts = _count_start(folder / "starts")
     if starts > MAX_STARTS:
         error = ApplicationError(

@@ -28,6 +28,9 @@ from airflow_hydrogen.triggers.polls import DEFAULT_MAX_WAIT_S
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
+DEFAULT_EXECUTOR_MEMORY = "1g"
+"""Spark's own."""
+
 
 class GPUClusterSensor(BaseSensorOperator):
     """Wait until a Spark cluster has what the next task needs, all of it at the same time.
@@ -49,9 +52,14 @@ class GPUClusterSensor(BaseSensorOperator):
         hosts: number of hosts that must have at least one of everything asked for, or, with `np`, room for a
             process.
         np: processes of a gang, as for HorovodTrainOperator: each needs a place of its own with
-            `gpus_per_process` and `cpus_per_process` on one host, all at the same time.
+            `gpus_per_process`, `cpus_per_process` and memory on one node, all at the same time.
         gpus_per_process: GPUs of each process of the gang.
         cpus_per_process: cores of each process of the gang.
+        memory_per_process: memory of each process of the gang on its node, where that is more than its part
+            of `executor_memory`: tensors lie outside of the heap.
+        executor_cores: the operator's `executor_cores`: an executor holds as many processes as they allow.
+        executor_memory: the operator's `executor_memory`, or Spark's default; its overhead is added as the
+            cluster manager adds it.
         free_now: wait for resources that nobody uses; False: for a cluster that has as much, used or not.
         conn_id: the Spark connection (templated).
         deferrable: wait on the triggerer, without a worker slot. Default: `[operators] default_deferrable`.
@@ -69,6 +77,9 @@ class GPUClusterSensor(BaseSensorOperator):
         "np",
         "gpus_per_process",
         "cpus_per_process",
+        "memory_per_process",
+        "executor_cores",
+        "executor_memory",
         "conn_id",
     )
     ui_color = "#d9ead3"
@@ -85,6 +96,9 @@ class GPUClusterSensor(BaseSensorOperator):
         np: int | str | None = None,
         gpus_per_process: int | str = 0,
         cpus_per_process: int | str = 1,
+        memory_per_process: int | str | None = None,
+        executor_cores: int | str | None = None,
+        executor_memory: int | str = DEFAULT_EXECUTOR_MEMORY,
         free_now: bool = True,
         conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -100,6 +114,9 @@ class GPUClusterSensor(BaseSensorOperator):
         self.np = np
         self.gpus_per_process = gpus_per_process
         self.cpus_per_process = cpus_per_process
+        self.memory_per_process = memory_per_process
+        self.executor_cores = executor_cores
+        self.executor_memory = executor_memory
         self.free_now = free_now
         self.conn_id = conn_id
         self.deferrable = deferrable
@@ -189,9 +206,24 @@ class GPUClusterSensor(BaseSensorOperator):
                 return 0
             return value
 
+        def size(argument: str) -> int:
+            value = getattr(self, argument)
+            try:
+                return 0 if value in (None, "") else parse_memory(argument, value)
+            except InvalidJobError as error:
+                faults.append(str(error))
+                return 0
+
         numbers = {
             argument: number(argument)
-            for argument in ("cores", "hosts", "np", "gpus_per_process", "cpus_per_process")
+            for argument in (
+                "cores",
+                "hosts",
+                "np",
+                "gpus_per_process",
+                "cpus_per_process",
+                "executor_cores",
+            )
         }
         amounts = []
         if self.gpus not in (None, ""):
@@ -200,15 +232,16 @@ class GPUClusterSensor(BaseSensorOperator):
             faults.append("resource and amount go together")
         elif self.resource:
             amounts.append((self.resource, number("amount")))
-        memory_bytes = 0
-        try:
-            memory_bytes = parse_memory("memory", self.memory) if self.memory not in (None, "") else 0
-        except InvalidJobError as error:
-            faults.append(str(error))
+        memories = {
+            f"{argument}_bytes": size(argument)
+            for argument in ("memory", "memory_per_process", "executor_memory")
+        }
+        if not numbers["np"]:
+            memories["executor_memory_bytes"] = 0  # there is no gang, and so no executor
         if faults:
             raise InvalidJobError(f"what the sensor waits for cannot be: {'; '.join(faults)}")
         resources: dict[str, int] = {}
         for pair in amounts:
             for name, amount in resource_amounts(dict([pair])).items():
                 resources[name] = resources.get(name, 0) + amount
-        return Requirement(resources=resources, memory_bytes=memory_bytes, free_now=self.free_now, **numbers)
+        return Requirement(resources=resources, free_now=self.free_now, **numbers, **memories)

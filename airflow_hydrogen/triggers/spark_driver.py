@@ -9,10 +9,10 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_hydrogen.clusters.drivers import Driver, StandaloneDrivers, end_driver, find_driver
+from airflow_hydrogen.clusters.drivers import Driver, StandaloneDrivers, end_driver, find_driver, look
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
 from airflow_hydrogen.clusters.session import Session
-from airflow_hydrogen.contract.errors import HydrogenError
+from airflow_hydrogen.contract.errors import ClusterUnreachableError, HydrogenError
 from airflow_hydrogen.triggers.endpoints import endpoint_of_connection
 from airflow_hydrogen.triggers.polls import DEFAULT_MAX_WAIT_S, Waiter, shared_answers
 
@@ -26,6 +26,9 @@ class SparkDriverTrigger(BaseTrigger):
     "error" where the master refuses to say, with a `message`; "timeout", when the driver was
     ended at its time. A master that does not answer is asked again, after longer and longer waits. Ending the
     task in Airflow's UI ends the driver.
+
+    A trigger that comes to run after its time, because no triggerer ran before, looks once all the same: that
+    a driver has ended counts more than when.
 
     Args:
         conn_id: the Spark connection; credentials stay there.
@@ -71,18 +74,32 @@ class SparkDriverTrigger(BaseTrigger):
         """Wait, then fire once."""
         payload: dict[str, str | None] = {"driver_id": self.driver_id, "report_uri": self.report_uri}
         try:
-            driver = await asyncio.wait_for(self._wait(), self._seconds_left())
-            payload |= {
-                "status": "ended",
-                "explanation": driver.explanation,
-                "log_url": driver.log_url,
-            }
-        except asyncio.TimeoutError:  # the built-in one since Python 3.11
-            await self.on_kill()
-            payload |= {"status": "timeout"}
+            driver = await self._wait_until_its_time()
+            if driver is None:
+                await self.on_kill()
+                payload |= {"status": "timeout"}
+            else:
+                payload |= {
+                    "status": "ended",
+                    "explanation": driver.explanation,
+                    "log_url": driver.log_url,
+                }
         except HydrogenError as error:
             payload |= {"status": "error", "message": str(error)}
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
+
+    async def _wait_until_its_time(self) -> Driver | None:
+        """The driver that has ended; None where its time is over and it has not, as far as can be seen."""
+        try:
+            return await asyncio.wait_for(self._wait(), self._seconds_left())
+        except asyncio.TimeoutError:  # the built-in one since Python 3.11
+            pass
+        try:
+            driver = await look(await endpoint_of_connection(self.conn_id), self.driver_id)
+        except ClusterUnreachableError as error:
+            self.log.warning("The driver's time is over, and its master does not answer: %s", error)
+            return None
+        return None if driver.active else driver
 
     async def _wait(self) -> Driver:
         endpoint = await endpoint_of_connection(self.conn_id)

@@ -135,6 +135,17 @@ def test_the_dockerfile_copies_what_is_there_and_not_ignored() -> None:
         assert any(source.rstrip("/") == entry or source.startswith(f"{entry}/") for entry in allowed), source
 
 
+def test_both_images_can_speak_to_the_object_store() -> None:
+    """Airflow's reads the report of a driver on the cluster; Spark's reads data and writes models."""
+    project = (ROOT / "pyproject.toml").read_text()
+    assert re.search(r"^s3 = \[.*s3fs", project, re.MULTILINE)
+    dockerfile = DOCKERFILE.read_text()
+    extras = re.search(r'"\.\[(airflow.*)\]"', dockerfile)
+    assert extras is not None and "s3" in extras[1].split(",")
+    assert '".[spark,' in dockerfile and re.search(r"^spark = \[.*pyarrow", project, re.MULTILINE)
+    assert "org.apache.hadoop:hadoop-aws" in dockerfile
+
+
 def test_what_the_services_run_of_ours_is_in_the_image() -> None:
     dockerfile = DOCKERFILE.read_text()
     used = set(re.findall(r"/opt/hydrogen/([\w.]+)", COMPOSE_FILE.read_text()))

@@ -110,6 +110,8 @@ def test_an_idle_cluster_has_everything_on_two_hosts(cluster: StandaloneCluster)
     assert {host["host"] for host in found["hosts"]} == {"127.0.0.2", "127.0.0.3"}
     assert not sensor(gpus=5).poke({})
     assert sensor(np=2, gpus_per_process=2).poke({})
+    assert not sensor(np=2, gpus_per_process=1, executor_memory="2g").poke({})
+    assert not sensor(np=4, gpus_per_process=1).poke({})  # 1 GiB each, where a worker has one
     assert not sensor(np=1, gpus_per_process=3).poke({})
 
 
@@ -126,7 +128,7 @@ def test_gpus_that_an_application_takes_are_waited_for_until_it_ends(
             "resources": {"gpu": 2},
         }
         # One GPU is free on each worker: two processes of one, none of two.
-        assert sensor(np=2, gpus_per_process=1).poke({})
+        assert sensor(np=2, gpus_per_process=1, executor_memory="512m").poke({})
         assert not sensor(np=1, gpus_per_process=2).poke({})
         assert sensor(np=2, gpus_per_process=2, free_now=False).poke({})
         with pytest.raises(TaskDeferred) as deferred:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from airflow_hydrogen.clusters import kubernetes
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
 from airflow_hydrogen.clusters.kubernetes import KubernetesApi, parse_quantity, pod_requests, takes_pods
 from airflow_hydrogen.clusters.snapshot import Amounts, ClusterSnapshot
-from airflow_hydrogen.contract.errors import ClusterResponseError
+from airflow_hydrogen.contract.errors import ClusterResponseError, ClusterUnreachableError
 from tests.unit.clusters.fakes import FakeSession, document
 
 GIB = 1 << 30
@@ -45,6 +48,67 @@ def test_lists_come_in_pages() -> None:
     rest = {**nodes, "items": nodes["items"][1:], "metadata": {"continue": ""}}
     found, _ = snapshot({**golden(), NODES: first, f"{NODES}&continue=abc": rest})
     assert [node.name for node in found.nodes] == ["gpu-a", "gpu-b"]
+
+
+def pages_of_nodes() -> tuple[dict[str, Any], dict[str, Any]]:
+    nodes = document("kubernetes_nodes")
+    first = {**nodes, "items": nodes["items"][:1], "metadata": {"continue": "abc"}}
+    return first, {**nodes, "items": nodes["items"][1:], "metadata": {"continue": ""}}
+
+
+class ExpiringSession(FakeSession):
+    """Answers the second page of nodes with 410 Gone so many times."""
+
+    times = 1
+
+    async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
+        answer = await super().get_json(url, params)
+        if "continue=" in url and self.times:
+            self.times -= 1
+            raise ClusterResponseError(url, "answered with status 410", status=410)
+        return answer
+
+
+def test_a_list_that_expires_between_two_pages_is_read_again_from_the_first() -> None:
+    first, rest = pages_of_nodes()
+    session = ExpiringSession({**golden(), NODES: first, f"{NODES}&continue=abc": rest})
+    found = asyncio.run(KubernetesApi(ClusterEndpoint(f"k8s://{URL}", (URL,))).snapshot(session))
+    assert [node.name for node in found.nodes] == ["gpu-a", "gpu-b"]  # none of them twice
+    assert session.requests == [NODES, f"{NODES}&continue=abc", NODES, f"{NODES}&continue=abc", PODS]
+
+
+def test_a_list_that_always_expires_is_waited_for() -> None:
+    first, rest = pages_of_nodes()
+    session = ExpiringSession({**golden(), NODES: first, f"{NODES}&continue=abc": rest})
+    session.times = 1_000
+    with pytest.raises(ClusterUnreachableError, match="/api/v1/nodes expired 3 times while it was read"):
+        asyncio.run(KubernetesApi(ClusterEndpoint(f"k8s://{URL}", (URL,))).snapshot(session))
+    assert len(session.requests) == 6
+
+
+def test_another_refusal_in_the_middle_of_a_list_is_final() -> None:
+    refusal = ClusterResponseError(URL, "refused", status=403)
+    with pytest.raises(ClusterResponseError, match="refused"):
+        snapshot({**golden(), NODES: pages_of_nodes()[0], f"{NODES}&continue=abc": refusal})
+
+
+def test_pages_are_folded_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 pods are most of a second of arithmetic: not on the loop of all triggers."""
+    called: set[tuple[str, int]] = set()
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            called.add((function.__name__, threading.get_ident()))
+            return function(*arguments, **named)
+
+        return call
+
+    work = ("takes_pods", "pod_requests", "parse_quantity", "_add", "_amounts", "Node")
+    for name in work:
+        monkeypatch.setattr(kubernetes, name, noting(getattr(kubernetes, name)))
+    assert len(snapshot(golden())[0].nodes) == 2
+    assert {name for name, _ in called} == set(work)
+    assert threading.get_ident() not in {thread for _, thread in called}
 
 
 def test_tolerated_taints_let_nodes_in() -> None:

@@ -85,6 +85,10 @@ def test_no_connection_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"host": "spark://local[2]"}, r"write 'local\[2\]' as its host"),
         ({"host": "spark://m", "extra": {"ui-url": "http://u:secret@m"}}, "credentials stand in an address"),
         ({"host": "spark://m", "login": "u", "extra": {"token": "t"}}, "login and password and token; leave"),
+        (
+            {"host": "spark://m", "extra": {"proxy": "u:secret@proxy:3128"}},
+            "proxy must be an address that beg",
+        ),
         ({"host": "spark://m", "extra": {"verify": "maybe"}}, "verify must be true or false, found 'maybe'"),
     ],
 )
@@ -101,3 +105,5 @@ def test_secrets_are_not_shown() -> None:
     assert "hunter2" not in repr(endpoint) and "user" in repr(endpoint)
     token = endpoint_of("c", connection(host="spark://m", extra={"token": "abc123"}))
     assert token.token == "abc123" and "abc123" not in repr(token)
+    proxy = endpoint_of("c", connection(host="spark://m", extra={"proxy": "http://u:abc123@proxy:3128"}))
+    assert proxy.proxy == "http://u:abc123@proxy:3128" and "abc123" not in repr(proxy)

@@ -54,7 +54,7 @@ def cluster(*free: tuple[int, int], total: tuple[int, int] | None = None) -> Clu
         (
             {"np": 2, "gpus_per_process": 2},
             "needs 2 places for processes of 2 gpu and 1 cores, found 1: "
-            "2 nodes have 3 gpu and 4 cores in all",
+            "2 nodes have 3 gpu, 4 cores and 8.0 GiB in all",
         ),
         ({"np": 4, "cpus_per_process": 2}, "found 2"),
         ({"np": 2, "gpus_per_process": 1, "cpus_per_process": 2, "hosts": 2}, ""),
@@ -136,8 +136,110 @@ def test_a_gang_that_fits_finds_its_sums_as_well(free: list[tuple[int, int]], ga
 
 
 def test_fractions_of_a_core_hold_no_process() -> None:
-    assert process_places(Amounts(1.999), Requirement(np=1)) == 1
-    assert process_places(Amounts(2.0), Requirement(np=1)) == 2
+    assert process_places(Amounts(1.999), Requirement(np=1), "yarn") == 1
+    assert process_places(Amounts(2.0), Requirement(np=1), "yarn") == 2
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+def places(master: str, cores: int, memory_bytes: int, gpus: int, **gang: Any) -> int:
+    amounts = Amounts(cores, memory_bytes, {"gpu": gpus})
+    return process_places(amounts, Requirement(np=1, **gang), master)
+
+
+def test_memory_on_other_nodes_is_of_no_use_to_a_process() -> None:
+    nodes = (
+        Node("gpus", "h1", Amounts(4, 0, {"gpu": 4}), Amounts(4, 0, {"gpu": 4})),
+        Node("memory", "h2", Amounts(4, 64 * GIB), Amounts(4, 64 * GIB)),
+    )
+    gang = Requirement(np=2, gpus_per_process=1, executor_memory_bytes=GIB)
+    decision = fits(ClusterSnapshot("spark://m:7077", nodes), gang)
+    assert str(decision) == (
+        "needs 2 places for processes of 1 gpu and 1 cores in executors of 1.0 GiB, found 0: 2 nodes have "
+        "4 gpu, 8 cores and 64.0 GiB in all"
+    )
+
+
+@pytest.mark.parametrize(
+    ("master", "memory_bytes", "expected"),
+    [
+        ("spark://m:7077", GIB, 1),  # no overhead
+        ("yarn", GIB + (384 << 20) - 1, 0),
+        ("yarn", GIB + (384 << 20), 1),
+        ("k8s://https://api", GIB + GIB * 40 // 100, 1),
+        ("k8s://https://api", GIB + GIB * 40 // 100 - 1, 0),
+        ("local[*]", 0, 1),  # processes are children of the driver
+    ],
+)
+def test_each_cluster_manager_adds_its_overhead(master: str, memory_bytes: int, expected: int) -> None:
+    assert places(master, 1, memory_bytes, 1, gpus_per_process=1, executor_memory_bytes=GIB) == expected
+
+
+def test_an_executor_takes_its_memory_for_all_of_its_processes() -> None:
+    four = {"executor_cores": 4, "executor_memory_bytes": 4 * GIB, "gpus_per_process": 1}
+    assert places("spark://m", 8, 8 * GIB, 8, **four) == 8
+    assert places("spark://m", 8, 7 * GIB, 8, **four) == 4
+    assert places("spark://m", 8, 8 * GIB, 7, **four) == 4
+    assert places("spark://m", 3, 8 * GIB, 8, **four) == 0  # room for three processes, and for no executor
+    assert places("spark://m", 8, 8 * GIB, 8, memory_per_process_bytes=2 * GIB, **four) == 4
+
+
+def test_an_executor_that_takes_a_whole_worker_needs_its_memory_once() -> None:
+    assert places("spark://m", 8, GIB, 0, executor_memory_bytes=GIB) == 8
+    assert places("spark://m", 8, GIB - 1, 0, executor_memory_bytes=GIB) == 0
+    assert places("spark://m", 8, 5 * GIB, 0, memory_per_process_bytes=2 * GIB) == 2
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), max_size=6),
+    st.builds(
+        Requirement,
+        np=st.integers(1, 12),
+        gpus_per_process=st.integers(0, 3),
+        cpus_per_process=st.integers(1, 2),
+        memory_per_process_bytes=st.integers(0, 3),
+        executor_cores=st.sampled_from([0, 2, 3, 4]),
+        executor_memory_bytes=st.integers(0, 4),
+    ),
+    st.randoms(),
+)
+def test_a_gang_fits_exactly_when_its_executors_can_be_started_one_by_one(
+    free: list[tuple[int, int, int]], gang: Requirement, order: Any
+) -> None:
+    snapshot = ClusterSnapshot(
+        "spark://m:7077",
+        tuple(
+            Node(f"w{index}", f"h{index}", Amounts(), Amounts(cores, memory, {"gpu": gpus}))
+            for index, (gpus, cores, memory) in enumerate(free)
+        ),
+    )
+    cores = gang.executor_cores or (gang.cpus_per_process if gang.gpus_per_process else None)
+    left = [list(amounts) for amounts in free]
+    started = 0
+    while True:
+        # Whatever node Spark takes next: no order places more.
+        for node in order.sample(left, len(left)):
+            if cores is None:
+                fitting = node[1] // gang.cpus_per_process if node[2] >= gang.executor_memory_bytes else 0
+                if gang.memory_per_process_bytes:
+                    fitting = min(fitting, node[2] // gang.memory_per_process_bytes)
+                started += fitting
+                node[:] = [0, 0, -1]
+                continue
+            processes = cores // gang.cpus_per_process
+            takes = (
+                processes * gang.gpus_per_process,
+                cores,
+                max(gang.executor_memory_bytes, processes * gang.memory_per_process_bytes),
+            )
+            if all(has >= take for has, take in zip(node, takes, strict=True)):
+                node[:] = [has - take for has, take in zip(node, takes, strict=True)]
+                started += processes
+                break
+        else:
+            break
+    assert fits(snapshot, gang).fits is (started >= gang.np)
 
 
 @given(gangs)
@@ -161,6 +263,11 @@ def test_one_message_names_all_faults() -> None:
         ({"gpus_per_process": 1}, "gpus_per_process needs np"),
         ({"cores": -1}, "cores must be at least 0, found -1"),
         ({"cores": 1, "hosts": 0}, "hosts must be at least 1, found 0"),
+        ({"cores": 1, "memory_per_process_bytes": 1}, "memory_per_process and executor_cores need np"),
+        (
+            {"np": 1, "cpus_per_process": 4, "executor_cores": 2},
+            "executor_cores=2 have no room for a process",
+        ),
     ],
 )
 def test_faults(arguments: dict[str, Any], complaint: str) -> None:

@@ -6,11 +6,15 @@ import asyncio
 import base64
 import json
 import ssl
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from airflow_hydrogen.clusters.drivers import log_tail
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
 from airflow_hydrogen.clusters.managers import take_snapshot
 from airflow_hydrogen.clusters.session import open_session
@@ -162,9 +166,67 @@ def test_tls_servers_are_checked_against_the_certificates_of_the_connection(tmp_
             for options in ({"ca_file": str(file)}, {"verify": False}):
                 endpoint = ClusterEndpoint("spark://m", (server.url,), **options)
                 assert (await take_snapshot(endpoint)).free.resources == {"gpu": 3}
-            with pytest.raises(ClusterUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+            with pytest.raises(ClusterResponseError, match="self-signed certificate; .* extra ca-file") as e:
                 await take_snapshot(ClusterEndpoint("spark://m", (server.url,)))
+            assert not e.value.retryable  # it would be waited for until the time-out
+            elsewhere = server.url.replace("127.0.0.1", "localhost")
+            with pytest.raises(ClusterResponseError, match="Hostname mismatch"):
+                await take_snapshot(ClusterEndpoint("spark://m", (elsewhere,), ca_file=str(file)))
         finally:
             await server.close()
 
     asyncio.run(run())
+
+
+@pytest.fixture
+def proxies(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Names a proxy in the environment, in all spellings."""
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    def name(url: str) -> None:
+        for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(variable, url)
+            monkeypatch.setenv(variable.lower(), url)
+
+    return name
+
+
+def test_a_proxy_of_the_environment_sees_no_token(proxies: Callable[[str], None]) -> None:
+    async def run() -> tuple[list[Any], list[Any]]:
+        async with serving({"/json/": document("standalone")}) as server, serving({}) as proxy:
+            proxies(proxy.url)
+            await take_snapshot(ClusterEndpoint("spark://m", (server.url,), token="abc123"))
+            await log_tail(f"{server.url}/logPage/?driverId=d&logType=stdout")
+            return server.requests, proxy.requests
+
+    asked, seen = asyncio.run(run())
+    assert seen == []
+    assert asked[0][1]["authorization"] == "Bearer abc123"
+    assert len(asked) == 2
+
+
+def test_a_proxy_of_the_connection_is_used(proxies: Callable[[str], None]) -> None:
+    async def run() -> list[str]:
+        async with serving({"/json/": document("standalone")}) as proxy:
+            proxies("http://127.0.0.1:9")
+            endpoint = ClusterEndpoint("spark://m", ("http://master.invalid:8080",), proxy=proxy.url)
+            await take_snapshot(endpoint)
+            return [path for path, _ in proxy.requests]
+
+    assert asyncio.run(run()) == ["http://master.invalid:8080/json/"]
+
+
+def test_documents_are_parsed_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of Kubernetes is a megabyte, and the loop is that of all triggers."""
+    threads: list[int] = []
+    parse = httpx.Response.json
+
+    def json_of(response: httpx.Response) -> Any:
+        threads.append(threading.get_ident())
+        return parse(response)
+
+    monkeypatch.setattr(httpx.Response, "json", json_of)
+    assert get((200, {}, b"{}"))[0] == {}
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()

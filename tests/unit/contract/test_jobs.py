@@ -71,7 +71,9 @@ def test_the_fingerprint_is_the_same_for_every_try_and_another_for_another_job()
     first = train_job()
     assert (
         first.fingerprint()
-        == train_job(report_uri="/elsewhere", gang=GangOptions(max_restarts=7)).fingerprint()
+        == train_job(
+            report_uri="/elsewhere", report_nonce="abc", gang=GangOptions(max_restarts=7)
+        ).fingerprint()
     )
     assert first.fingerprint() != train_job(np=3).fingerprint()
     assert first.fingerprint() != train_job(entrypoint_kwargs={"epochs": 4}).fingerprint()
@@ -217,3 +219,11 @@ def test_a_report_survives_its_file(report):
 def test_a_failure_says_whether_to_run_again():
     assert reports.Failure.of(KwargsError("x", "y")).retryable is False
     assert reports.Failure.of(OSError("disk")).retryable is True
+
+
+def test_the_nonce_travels_with_the_job_and_lies_beside_the_report() -> None:
+    proven = train_job(report_nonce="abc")
+    assert jobs.loads(jobs.dumps(proven)) == proven
+    assert "report_nonce" not in train_job().to_dict()
+    assert jobs.nonce_uri("s3://b/m.report-1.json") == "s3://b/.m.report-1.json.nonce"
+    assert jobs.nonce_uri("report.json") == ".report.json.nonce"

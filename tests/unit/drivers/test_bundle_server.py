@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -41,6 +44,10 @@ def status(url: str, **headers: str) -> int:
         return caught.value.code
 
 
+def port_of(server: BundleServer) -> int:
+    return urlsplit(server.bundle_url).port or 0
+
+
 def test_a_worker_gets_the_bundle_and_the_driver_its_job(server: BundleServer, tmp_path: Path) -> None:
     assert server.bundle_url.startswith("http://127.0.0.1:")
     assert get(server.bundle_url) == b"code"
@@ -49,6 +56,7 @@ def test_a_worker_gets_the_bundle_and_the_driver_its_job(server: BundleServer, t
     assert bootstrap.fetch_job(server.job_url, server.key, DRIVER, tmp_path / "job.json") is None
     assert (tmp_path / "job.json").read_bytes() == b"the job"
     assert (tmp_path / "job.json").stat().st_mode & 0o777 == 0o600
+    assert server._fetched.wait(10)
     assert server.job_fetched
 
 
@@ -86,6 +94,63 @@ def test_the_job_waits_until_its_driver_is_noted(server: BundleServer, tmp_path:
     server.release(DRIVER)
     asking.join(10)
     assert problems == [None]
+
+
+def test_silent_connections_cost_no_threads_and_hold_nobody_up(server: BundleServer) -> None:
+    port = port_of(server)
+    threads = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(100)
+        ]
+        half = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        half.sendall(b"GET /slow")  # and nothing more
+        # Connections are accepted in their order: all of them have been by now.
+        assert get(server.bundle_url) == b"code"
+        assert threading.active_count() == threads
+        assert silent[0].recv(1) == b""  # of too many the oldest are closed at once
+        silent[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[-1].recv(1)
+
+
+def test_a_connection_that_stays_silent_is_closed(
+    server: BundleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_server, "_HEAD_TIMEOUT_S", 0.1)
+    port = port_of(server)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+        assert silent.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    "request_", [b"\x16\x03\x01 hello\r\n\r\n", b"POST / HTTP/1.1\r\n\r\n", b"x" * 100_000]
+)
+def test_what_is_no_request_is_turned_away(server: BundleServer, request_: bytes) -> None:
+    port = port_of(server)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(request_)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(100).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 405 Method Not Allowed")
+    assert get(server.bundle_url) == b"code"
+
+
+def test_closing_does_not_wait_for_those_who_are_connected(tmp_path: Path) -> None:
+    with BundleServer(("127.0.0.1", 7077)) as server:
+        port = port_of(server)
+        silent = socket.create_connection(("127.0.0.1", port), timeout=10)
+
+        def ask() -> None:
+            with contextlib.suppress(OSError):
+                get(server.job_url, Authorization=f"Bearer {server.key}")
+
+        waits = threading.Thread(target=ask)
+        waits.start()
+        silent.sendall(b"GET")
+    with silent, contextlib.suppress(ConnectionResetError):
+        assert silent.recv(1) == b""
+    waits.join(10)
+    assert not waits.is_alive()
 
 
 def test_a_guessed_address_finds_nothing(server: BundleServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,9 +17,10 @@ from airflow.sdk import DAG, Asset, Connection
 
 from airflow_hydrogen.clusters.drivers import Driver, StandaloneDrivers
 from airflow_hydrogen.contract import reports
-from airflow_hydrogen.contract.errors import NullValueError
-from airflow_hydrogen.contract.jobs import Sink, Source
+from airflow_hydrogen.contract.errors import NullValueError, SharedStorageError
+from airflow_hydrogen.contract.jobs import Sink, Source, nonce_uri
 from airflow_hydrogen.contract.reports import Failure, TrainReport
+from airflow_hydrogen.drivers import tries
 from airflow_hydrogen.drivers.bundle_server import KEY_VARIABLE
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.operators.train import HorovodTrainOperator
@@ -173,6 +175,57 @@ def test_driver_that_dies_is_explained_by_its_state(tmp_path: Path) -> None:
     assert type(e.value) is AirflowException  # a retry may help
 
 
+# --- the report's place ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [CLUSTER, connection(host="yarn")])
+def test_a_driver_on_the_cluster_finds_airflows_nonce_which_is_gone_afterwards(
+    tmp_path: Path, where: Connection
+) -> None:
+    found: list[str] = []
+
+    def look(job: Any) -> TrainReport:
+        found.append(Path(nonce_uri(job.report_uri)).read_text())
+        assert found == [job.report_nonce]
+        return TrainReport(model_uri=job.model_uri)
+
+    with fake_spark_submit(look, connection=where) as submissions:
+        run_task(operator(tmp_path, durable=False))
+    assert len(found) == 1
+    assert not Path(nonce_uri(submissions[0].job.report_uri)).exists()
+
+
+def test_a_driver_on_this_machine_has_nothing_to_prove(tmp_path: Path) -> None:
+    with fake_spark_submit(connection=connection("client")) as submissions:
+        run_task(operator(tmp_path))
+    assert submissions[0].job.report_nonce is None
+
+
+@pytest.mark.parametrize("where", [CLUSTER, connection(host="yarn")])
+def test_a_store_that_airflow_cannot_speak_is_found_before_submission(
+    tmp_path: Path, where: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    with (
+        fake_spark_submit(connection=where) as submissions,
+        pytest.raises(AirflowFailException, match=r"cannot speak s3://.*install s3fs"),
+    ):
+        run_task(operator(tmp_path, model_uri="s3://models/m", durable=False), task_state_store=Store())
+    assert submissions == []
+
+
+def test_a_driver_that_does_not_see_the_place_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tail(log_url: str) -> str:
+        return f"airflow-hydrogen: SharedStorageError: {SharedStorageError('/m', 'it is not there')}"
+
+    monkeypatch.setattr(tries, "log_tail", tail)
+    ended = {"status": "ended", "explanation": "driver-0 is FAILED", "log_url": "http://worker/logPage/"}
+    with pytest.raises(AirflowFailException, match="both have to reach that place, but it is not there"):
+        resume(tmp_path, noted(tmp_path), ended)
+
+
 # --- durable -----------------------------------------------------------------------------------------
 
 DRIVER_ID = "driver-20260101000000-0009"
@@ -264,6 +317,17 @@ def test_a_cleared_task_submits_again(tmp_path: Path) -> None:
         run_task(operator(tmp_path), task_state_store=store, max_tries=1)
     assert len(submissions) == 1
     assert set(store) == {KEY, "airflow_hydrogen_driver.1"}
+
+
+@pytest.mark.parametrize("retries", [0, 1, 4])
+def test_editing_retries_between_two_tries_submits_no_second_driver(tmp_path: Path, retries: int) -> None:
+    store = Store()
+    with fake_spark_submit(connection=CLUSTER) as submissions:
+        run_task(operator(tmp_path, retries=3), task_state_store=store)
+        run_task(operator(tmp_path, retries=retries), task_state_store=store, max_tries=3)
+        assert len(submissions) == 1
+        run_task(operator(tmp_path, retries=retries), task_state_store=store, max_tries=1 + 3)  # cleared
+    assert len(submissions) == 2
 
 
 def test_a_task_that_is_not_durable_submits_again(tmp_path: Path) -> None:
@@ -361,13 +425,36 @@ def test_what_the_trigger_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_a_deferral_may_end_with(tmp_path: Path, event: dict[str, str], message: str) -> None:
-    task = operator(tmp_path, execution_timeout=timedelta(hours=1))
     store = noted(tmp_path)
-    came = {"driver_id": DRIVER_ID, **store[KEY], **event}
-    task.execute = lambda context, **_: task.execute_complete(context, came)  # type: ignore[method-assign]
     with pytest.raises(AirflowException, match=message) as caught:
-        run_task(task, task_state_store=store)
+        resume(tmp_path, store, event)
     assert type(caught.value) is AirflowException
+
+
+def resume(tmp_path: Path, store: Store, event: dict[str, Any]) -> Any:
+    """Go on after a deferral of which only a note and an event are left."""
+    task = operator(tmp_path, execution_timeout=timedelta(hours=1))
+    came = {**store[KEY], **event}
+    task.execute = lambda context, **_: task.execute_complete(context, came)  # type: ignore[method-assign]
+    return run_task(task, task_state_store=store).return_value
+
+
+REPORT_WINS = [{"status": "timeout"}, {"status": "error", "message": "status 403"}]
+
+
+@pytest.mark.parametrize("event", REPORT_WINS)
+def test_a_success_in_the_report_wins_over_the_event(tmp_path: Path, event: dict[str, Any]) -> None:
+    store = noted(tmp_path, TrainReport(model_uri="/trained/in/time"))
+    assert resume(tmp_path, store, event) == "/trained/in/time"
+
+
+@pytest.mark.parametrize("event", REPORT_WINS)
+def test_a_failure_in_the_report_says_more_than_the_event(tmp_path: Path, event: dict[str, Any]) -> None:
+    failure = Failure(error_type="NullValueError", message="column 'late'", retryable=False)
+    store = noted(tmp_path, TrainReport(failure=failure))
+    with pytest.raises(AirflowFailException, match="NullValueError: column 'late'"):
+        resume(tmp_path, store, event)
+    assert KEY not in store
 
 
 @pytest.mark.parametrize(

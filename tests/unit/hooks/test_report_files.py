@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_hydrogen.contract import reports, uris
-from airflow_hydrogen.contract.errors import ContractVersionError
+from airflow_hydrogen.contract import jobs, reports, uris
+from airflow_hydrogen.contract.errors import ContractVersionError, SharedStorageError, UnwritableUriError
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.hooks import report_files
 
@@ -59,6 +60,47 @@ def test_airflow_is_told_of_the_key_as_it_stands(scheme: str) -> None:
         root, inner = uris.airflow_parts(f"{scheme}://lake/{key}")
         path = ObjectStoragePath(root) / inner
         assert (path.protocol, path.path) == ("gs" if scheme == "gs" else "s3", f"lake/{key.lstrip('/')}")
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}", "memory://{}"])
+def test_a_nonce_is_left_beside_the_report_and_removed(tmp_path: Path, form: str) -> None:
+    uri = form.format(tmp_path / "folder" / "report.json")
+    report_files.write(uri, TEXT)
+    report_files.leave_nonce(uri, "abc")
+    assert report_files.read(uri) is None  # that of an earlier application
+    assert report_files._read_text(jobs.nonce_uri(uri)) == "abc"
+    assert jobs.nonce_uri(uri).endswith("/folder/.report.json.nonce")
+    report_files.remove_nonce(uri)
+    assert report_files._read_text(jobs.nonce_uri(uri)) is None
+    report_files.remove_nonce(uri)
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnwritableUriError, match=r"the report's place .*NotADirectoryError") as caught:
+        report_files.leave_nonce(str(tmp_path / "file" / "report.json"), "abc")
+    assert caught.value.retryable
+
+
+def test_a_nonce_that_cannot_be_removed_loses_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError("no s3:DeleteObject")
+
+    monkeypatch.setattr(Path, "unlink", forbidden)
+    report_files.remove_nonce(str(tmp_path / "report.json"))
+    assert "is left behind: PermissionError: no s3:DeleteObject" in caplog.text
+
+
+def test_a_store_without_its_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    for ask in (report_files.read, report_files.delete, lambda uri: report_files.leave_nonce(uri, "abc")):
+        with pytest.raises(
+            SharedStorageError, match=r"cannot speak s3://.* install s3fs, as airflow-hyd"
+        ) as e:
+            ask("s3://models/m.report-0.json")
+        assert not e.value.retryable
 
 
 def test_report_of_another_version_is_refused(tmp_path: Path) -> None:

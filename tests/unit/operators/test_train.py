@@ -403,11 +403,19 @@ def run_of(task: HorovodTrainOperator, **arguments: Any) -> Run:
 
 def test_tries_share_their_identity_and_a_clear_changes_it() -> None:
     first = run_of(operator(retries=2), run_id="r", map_index=3)
-    assert first == Run(dag_id="test_dag", task_id="train", run_id="r", map_index=3, clear_number=0)
+    assert first == Run(dag_id="test_dag", task_id="train", run_id="r", map_index=3, clear_number=2)
     assert run_of(operator(retries=2), run_id="r", map_index=3, max_tries=2) == first
     cleared = run_of(operator(retries=2), run_id="r", map_index=3, max_tries=1 + 2)  # after one try
-    assert cleared.clear_number == 1
-    assert run_of(operator(retries=5), run_id="r", map_index=3, max_tries=2) == first  # edited meanwhile
+    assert cleared != first
+
+
+@pytest.mark.parametrize("retries", [0, 1, 5])
+def test_editing_retries_between_two_tries_changes_no_identity(retries: int) -> None:
+    """Airflow keeps the task instance's max_tries, whatever the DAG says afterwards."""
+    first = run_of(operator(retries=2), run_id="r")
+    assert run_of(operator(retries=retries), run_id="r", max_tries=2) == first
+    cleared = run_of(operator(retries=2), run_id="r", max_tries=1 + 2)
+    assert run_of(operator(retries=retries), run_id="r", max_tries=1 + 2) == cleared
 
 
 # --- failures ----------------------------------------------------------------------------------------

@@ -83,7 +83,13 @@ def test_arguments_become_a_requirement_also_as_the_text_of_templates() -> None:
         resources={"gpu": 4, "nvidia.com/mig-1g.5gb": 2}, cores=8, memory_bytes=16 * GIB, hosts=2
     )
     gang = sensor(np=4, gpus_per_process="1", cpus_per_process=2, free_now=False)
-    assert gang.requirement() == Requirement(np=4, gpus_per_process=1, cpus_per_process=2, free_now=False)
+    assert gang.requirement() == Requirement(
+        np=4, gpus_per_process=1, cpus_per_process=2, executor_memory_bytes=GIB, free_now=False
+    )
+    sized = sensor(np=4, memory_per_process="2g", executor_cores="4", executor_memory="8g")
+    assert sized.requirement() == Requirement(
+        np=4, memory_per_process_bytes=2 * GIB, executor_cores=4, executor_memory_bytes=8 * GIB
+    )
     assert sensor(gpus=1, resource="yarn.io/gpu", amount=2).requirement().resources == {"gpu": 3}
 
 

@@ -169,6 +169,42 @@ def test_a_driver_is_ended_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kills == ["/driver/kill/"]
 
 
+def test_a_driver_that_ended_while_no_triggerer_ran_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> tuple[dict[str, Any], list[str]]:
+        async with serving({"/json/": page("FINISHED", active=False), "/driver/kill/": {}}) as server:
+            connect(monkeypatch, server)
+            event = await fire(trigger(end_at=time.time() - 3600))
+            return event, [path for path, _ in server.requests if path == "/driver/kill/"]
+
+    event, kills = asyncio.run(test())
+    assert event["status"] == "ended"
+    assert event["explanation"].startswith(f"driver {DRIVER} is FINISHED")
+    assert kills == []
+
+
+def test_a_driver_that_still_runs_after_its_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> tuple[dict[str, Any], list[str]]:
+        async with serving({"/json/": page(), "/driver/kill/": {}}) as server:
+            connect(monkeypatch, server)
+            event = await fire(trigger(end_at=time.time() - 3600))
+            return event, [path for path, _ in server.requests if path == "/driver/kill/"]
+
+    event, kills = asyncio.run(test())
+    assert (event["status"], kills) == ("timeout", ["/driver/kill/"])
+
+
+def test_its_time_is_over_even_if_the_master_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def test() -> dict[str, Any]:
+        async with serving({}) as server:
+            connect(monkeypatch, server)
+        return await fire(trigger(end_at=time.time() - 3600))
+
+    assert asyncio.run(test())["status"] == "timeout"
+    assert "its master does not answer" in capsys.readouterr().out
+
+
 def test_marking_the_task_ends_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> list[tuple[str, dict[str, str]]]:
         answers = {"/json/": (200, {}, json.dumps(page()).encode()), "/driver/kill/": (302, {}, b"")}

@@ -137,7 +137,7 @@ def fork_from_a_thread():
 
 
 def test_a_process_that_another_thread_forks_does_not_end_with_that_thread():
-    assert pickle.loads(start(fork_from_a_thread, Heard()).wait(lambda: False)) == b"x"
+    assert pickle.loads(start(fork_from_a_thread, Heard()).wait(lambda: False).value) == b"x"
 
 
 def report_from_a_child():
@@ -153,7 +153,7 @@ def report_from_a_child():
 
 def test_a_forked_process_that_reports_is_told_why_it_cannot():
     heard = Heard()
-    assert pickle.loads(start(report_from_a_child, heard).wait(lambda: False)) == 7
+    assert pickle.loads(start(report_from_a_child, heard).wait(lambda: False).value) == 7
     assert any("was forked by a rank and has no line to the gang" in line for line in heard.lines)
 
 
@@ -172,7 +172,7 @@ def leave(how):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_result_that_was_delivered_counts_whatever_happens_at_the_exit(how, said, rank):
     heard = Heard()
-    answer = pickle.loads(start(leave, heard, rank, how=how).wait(lambda: False))
+    answer = pickle.loads(start(leave, heard, rank, how=how).wait(lambda: False).value)
     assert answer == (5 if rank == 0 else None)
     assert f"{said}, after its result was delivered: the result counts" in heard.lines
 
@@ -185,5 +185,5 @@ def test_an_exit_that_hangs_takes_no_result_back_either(monkeypatch):
         return 5
 
     heard = Heard()
-    assert pickle.loads(start(main, heard).wait(lambda: False)) == 5
+    assert pickle.loads(start(main, heard).wait(lambda: False).value) == 5
     assert heard.lines[-1].startswith("its process did not end within 0.3 s, after its result was delivered")

@@ -310,8 +310,7 @@ def test_a_host_that_has_not_gets_no_other_one(store, content):
         pass
 
 
-def test_a_publishing_elsewhere_that_is_under_way_is_waited_for_by_another_try(store, monkeypatch):
-    """The manifest goes first there: a reader that has read it finds other files, or none."""
+def test_a_model_elsewhere_that_is_removed_while_it_is_opened_is_none(store, monkeypatch):
     _publish(store / "m")
 
     def remove_before(uri, path):
@@ -320,7 +319,7 @@ def test_a_publishing_elsewhere_that_is_under_way_is_waited_for_by_another_try(s
         raise FileNotFoundError(uri)
 
     monkeypatch.setattr(filesystems, "download_file", remove_before)
-    with pytest.raises(ModelReplacedError, match="there is no model now"):
+    with pytest.raises(NotAModelError, match="holds no manifest.json"):
         directory.open_model("fake://m")
 
 
@@ -379,14 +378,14 @@ def test_whatever_operation_fails_there_is_the_old_model_or_the_new_one(failing,
 
 def test_a_model_that_is_replaced_while_it_is_opened_is_opened_anew(tmp_path, monkeypatch):
     _publish(tmp_path / "m", "old")
-    verified = directory._verified
+    verify = directory._verify
 
-    def replace_first(uri, manifest):
-        monkeypatch.setattr(directory, "_verified", verified)
+    def replace_first(uri, manifest, folder):
+        monkeypatch.setattr(directory, "_verify", verify)
         _publish(tmp_path / "m", "new!")
-        return verified(uri, manifest)
+        verify(uri, manifest, folder)
 
-    monkeypatch.setattr(directory, "_verified", replace_first)
+    monkeypatch.setattr(directory, "_verify", replace_first)
     assert _content(str(tmp_path / "m")) == "new!"
 
 
