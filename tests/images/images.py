@@ -98,7 +98,8 @@ class Buildah:
     def _run(self, container: Container, command: tuple[str, ...]) -> list[str]:
         return [
             *self._command,
-            *("run", "--isolation", "chroot", "--network", "host", container.name, "--", *command),
+            *("run", "--isolation", "chroot", "--network", "host", "--hostname", "localhost"),
+            *(container.name, "--", *command),
         ]
 
 
@@ -173,7 +174,7 @@ def build_images(buildah: Buildah) -> dict[str, str]:
     for target, image in images.items():
         buildah(
             "build",
-            *("--isolation", "chroot", "--network", "host", "--pull=never"),
+            *("--isolation", "chroot", "--network", "host", "--pull=never", "--format", "docker"),
             # Without an engine's cache of layers the stage would be built a second time.
             *(
                 ("--build-context", f"spark=container-image://{images['spark']}")

@@ -272,11 +272,21 @@ def test_rows_are_prepared_again_when_what_decides_them_changed(stage, lake, tmp
     os.utime(f"{lake}/0.parquet", ns=(1, 1))
     assert said(Source.sql(query, **tables)) == f"{again}the source's files changed"
 
-    data = str(tmp_path / "data")
-    assert "a <" not in (tmp_path / "data" / "_STAGED.json").read_text()
-    [first, *_] = [file.name for file in list_dataset(data).files]
-    (tmp_path / "data" / first).unlink()
+    (data,) = (tmp_path / "data").iterdir()
+    assert "a <" not in (data / "_STAGED.json").read_text()
+    [first, *_] = [file.name for file in list_dataset(str(data)).files]
+    (data / first).unlink()
     assert "rows were written and" in said(Source.sql(query, **tables))
+
+
+def test_what_a_try_that_was_killed_has_written_is_no_part_of_the_next_ones_rows(stage, tmp_path):
+    killed = tmp_path / "data" / "killed"
+    killed.mkdir(parents=True)
+    pq.write_table(pa.table({"a": [1.0], "b": [1.0], "y": [1.0]}), killed / "part-0.parquet")
+    assert stage().rows == 1000
+    assert not killed.exists()
+    assert stage().rows == 1000, "and what is whole is used again"
+    assert len(list((tmp_path / "data").iterdir())) == 1
 
 
 def test_rows_that_come_from_no_files_are_never_used_again(spark, lake):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def stage(
         spark: the session.
         name: the dataset's name.
         source: where its rows come from.
-        uri: the folder to write to; it is visible to every rank.
+        uri: the folder to write below; it is visible to every rank.
         ranks: size of the gang.
         prepare, prepare_kwargs: the user's function.
 
@@ -144,10 +145,45 @@ def stage(
         print(f"dataset {name!r}: {difference}; Spark reads the files by the schema of one", flush=True)
     frame = read_prepared(spark, source, prepare, prepare_kwargs or {})
     recipe = recipes.recipe(frame, source, prepare, prepare_kwargs or {}, ranks)
-    marker = uris.join(uri, _MARKER)
-    if filesystems.exists(marker):
-        found = json.loads(filesystems.read_bytes(marker))
-        written = read_footers(list_dataset(uri))
+    prepared = _prepared_before(name, uri, recipe)
+    if prepared is not None:
+        return prepared
+    folder = uris.join(uri, secrets.token_hex(6))
+    try:
+        rows = _write(frame, folder, ranks * _FILES_PER_RANK)
+    except Exception as error:
+        if difference is None or "PARQUET_COLUMN_DATA_TYPE_MISMATCH" not in str(error):
+            raise
+        assert source.uri is not None
+        raise SchemaMismatchError(source.uri, str(difference)) from error
+    files = read_footers(list_dataset(folder))
+    if files.total_rows != rows:
+        raise UnwritableUriError(
+            "model_uri",
+            folder,
+            f"Spark wrote {rows:,} rows there and the driver finds {files.total_rows:,}: all hosts must see "
+            "the same folder",
+        )
+    if not rows:
+        raise EmptyDatasetError(name, describe(source))
+    document = {"recipe": recipe, "rows": rows}
+    filesystems.write_bytes(uris.join(folder, _MARKER), json.dumps(document, indent=1).encode())
+    return StagedDataset(files, recipes.fingerprint(recipe), in_place=False)
+
+
+def _prepared_before(name: str, uri: str, recipe: Mapping[str, str]) -> StagedDataset | None:
+    """What an earlier try has prepared, if it is whole and by the same recipe; anything else is removed.
+
+    Every try writes to a folder of its own: one that is not as dead as it seems must not add to another's.
+    """
+    for folder in filesystems.list_folders(uri):
+        place = uris.join(uri, folder)
+        try:
+            found = json.loads(filesystems.read_bytes(uris.join(place, _MARKER)))
+        except FileNotFoundError:  # its try was killed
+            filesystems.remove(place)
+            continue
+        written = read_footers(list_dataset(place))
         reasons = recipes.changes(found.get("recipe", {}), recipe)
         if not reasons and written.total_rows != found["rows"]:
             reasons = [f"{found['rows']:,} rows were written and {written.total_rows:,} are there"]
@@ -157,27 +193,8 @@ def stage(
             )
             return StagedDataset(written, recipes.fingerprint(recipe), in_place=False)
         print(f"dataset {name!r}: prepared again: {'; '.join(reasons)}", flush=True)
-        filesystems.remove(marker)  # what is there is no longer what it says
-    try:
-        rows = _write(frame, uri, ranks * _FILES_PER_RANK)
-    except Exception as error:
-        if difference is None or "PARQUET_COLUMN_DATA_TYPE_MISMATCH" not in str(error):
-            raise
-        assert source.uri is not None
-        raise SchemaMismatchError(source.uri, str(difference)) from error
-    files = read_footers(list_dataset(uri))
-    if files.total_rows != rows:
-        raise UnwritableUriError(
-            "model_uri",
-            uri,
-            f"Spark wrote {rows:,} rows there and the driver finds {files.total_rows:,}: all hosts must see "
-            "the same folder",
-        )
-    if not rows:
-        raise EmptyDatasetError(name, describe(source))
-    document = {"recipe": recipe, "rows": rows}
-    filesystems.write_bytes(marker, json.dumps(document, indent=1).encode())
-    return StagedDataset(files, recipes.fingerprint(recipe), in_place=False)
+        filesystems.remove(place)  # what is there is no longer what it says
+    return None
 
 
 def is_plain_parquet(source: Source) -> bool:
