@@ -124,6 +124,15 @@ def airflow_parts(uri: str) -> tuple[str, str]:
     return f"{location.store}://{location.authority}/", location.path[1:]
 
 
+def asset_uri(uri: str) -> str:
+    """The URI under which Airflow knows an asset: `file:///models/m`, `s3://bucket/key`.
+
+    Airflow drops what follows `#` and sorts what follows `?`: both are encoded, as is what no URI may hold.
+    """
+    location = parse(uri)
+    return _spelled(location.store, location, quote(location.path, safe="/%:=+,@!$&'()*;~"))
+
+
 def from_input_file(file: str) -> str:
     """The URI of a file in the spelling of `DataFrame.inputFiles()`, which encodes it."""
     return unquote(file)

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+
+from airflow_hydrogen.contract import uris
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
-# Airflow drops what follows '#' and sorts what follows '?'.
-_SAFE = "/%:=+,@!$&'()*;~"
-
 log = logging.getLogger(__name__)
-
-
-def asset_uri(location: str) -> str:
-    """The URI under which Airflow knows a place: `file:///models/m`, `s3://bucket/key`."""
-    scheme, found, rest = location.partition("://")
-    if not found:
-        return f"file://{quote(str(Path(location.removeprefix('file:')).absolute()), safe=_SAFE)}"
-    return f"{'s3' if scheme in ('s3a', 's3n') else scheme}://{quote(rest.rstrip('/'), safe=_SAFE)}"
 
 
 def emit_events(
@@ -49,10 +38,9 @@ def emit_events(
             log.warning("asset alias %r gets no event: nothing was published", outlet.name)
         elif isinstance(outlet, AssetAlias) and location is not None:
             try:
-                asset = Asset(uri=asset_uri(location))
-            except (
-                ValueError
-            ) as error:  # the work is done: a name that Airflow refuses is no reason to lose it
+                asset = Asset(uri=uris.asset_uri(location))
+            except ValueError as error:
+                # The work is done: a name that Airflow refuses is no reason to lose it.
                 log.warning("asset alias %r gets no event: %s", outlet.name, error)
                 continue
             events[outlet].add(asset, extra=dict(extra))

@@ -72,7 +72,9 @@ def _train_at(
             model_uri=uri, metrics=existing.metrics, np=existing.np, reused=True, versions=existing.versions
         )
     place = place_of(job.run, there)
-    _sweep(uris.join(uri, DATA), place)  # of runs that were killed and never tried again
+    # Of applications that were killed; the URI is ours, so that nobody works there.
+    _sweep(uris.join(uri, DATA), place)
+    directory.sweep_staging(uri)
     spark = spark_session(job)
     size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang.start_timeout_s)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,9 @@ from airflow_hydrogen.runtime.models import copies
 from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, MANIFEST, FileEntry, Manifest
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
+
+_STAGING = "publish-"
+_TOKEN = re.compile(r"[0-9a-f]{12}")
 
 
 def find_manifest(uri: str) -> Manifest | None:
@@ -153,7 +157,18 @@ def describe_files(folder: Path, names: Iterable[str]) -> tuple[FileEntry, ...]:
 
 def staging_uri(model_uri: str) -> str:
     """Where a model is put together before it is published: a hidden neighbour, other for each attempt."""
-    return uris.sibling(model_uri, f"publish-{secrets.token_hex(6)}")
+    return uris.sibling(model_uri, f"{_STAGING}{secrets.token_hex(6)}")
+
+
+def sweep_staging(model_uri: str) -> None:
+    """Remove what was put together for a model and not published, because its application was killed.
+
+    Nobody else may work at the URI.
+    """
+    beginning = uris.sibling(model_uri, _STAGING)
+    for left in filesystems.list_siblings(model_uri, (_STAGING,)):
+        if _TOKEN.fullmatch(left.removeprefix(beginning)):
+            filesystems.remove(left)
 
 
 def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpoints: bool) -> None:

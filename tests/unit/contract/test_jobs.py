@@ -226,4 +226,3 @@ def test_the_nonce_travels_with_the_job_and_lies_beside_the_report() -> None:
     assert jobs.loads(jobs.dumps(proven)) == proven
     assert "report_nonce" not in train_job().to_dict()
     assert jobs.nonce_uri("s3://b/m.report-1.json") == "s3://b/.m.report-1.json.nonce"
-    assert jobs.nonce_uri("report.json") == ".report.json.nonce"

@@ -218,3 +218,17 @@ def test_a_partition_is_one_folder_for_each_column(partition: dict[str, str]) ->
     path = uris.parse(uris.partition_uri("s3://lake/t", partition)).path
     folders = path.removeprefix("/t/").split("/")
     assert [tuple(map(unquote, folder.split("="))) for folder in folders] == list(partition.items())
+
+
+@pytest.mark.parametrize(
+    ("uri", "asset"),
+    [
+        ("/models/a b#1", "file:///models/a%20b%231"),
+        ("file:/m", "file:///m"),
+        ("s3a://lake/m?x/", "s3://lake/m%3Fx"),
+        ("s3://lake/hour=T00%3A00", "s3://lake/hour=T00%3A00"),
+        ("hdfs://nn:8020/m", "hdfs://nn:8020/m"),
+    ],
+)
+def test_an_asset_is_known_by_a_uri_that_airflow_takes(uri: str, asset: str) -> None:
+    assert uris.asset_uri(uri) == asset

@@ -436,3 +436,15 @@ def test_whatever_operation_fails_a_checkpoint_saved_again_is_the_old_one_or_the
             save(uri, "last")
             assert load(uri) == "last"
     assert found == outcomes
+
+
+def test_what_a_killed_application_has_not_published_is_swept_and_nothing_else(tmp_path):
+    _publish(tmp_path / "m")
+    staged = Path(directory.staging_uri(str(tmp_path / "m")))
+    (staged / "deep").mkdir(parents=True)
+    others = [".m.owner.json", ".m.publish-1.owner.json", ".n.publish-0123456789ab", "m.publish-0123456789ab"]
+    for name in others:
+        (tmp_path / name).touch()
+    directory.sweep_staging(str(tmp_path / "m"))
+    assert not staged.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "m"])
