@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def delete(uri: str) -> None:
     """
     for name in (uri, jobs.nonce_uri(uri)):
         with _path(name) as path:
-            path.unlink(missing_ok=True)
+            _unlink(path)
 
 
 def leave_nonce(uri: str, nonce: str) -> None:
@@ -83,9 +84,19 @@ def remove_nonce(uri: str) -> None:
     """Remove the nonce of a report's place, whose driver has ended. What was done must not be lost for it."""
     try:
         with _path(jobs.nonce_uri(uri)) as path:
-            path.unlink(missing_ok=True)
+            _unlink(path)
     except Exception as error:  # as above
         _log.warning("%s is left behind: %s: %s", jobs.nonce_uri(uri), type(error).__name__, error)
+
+
+def _unlink(path: Path | ObjectStoragePath) -> None:
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+        return
+    # `unlink` takes the key for a pattern: it misses one with brackets, and with a star removes others.
+    # Newer Airflow's path wraps fsspec's; its own `fs` knows the schemes of providers alone.
+    with contextlib.suppress(FileNotFoundError):
+        getattr(path, "__wrapped__", path).fs.rm_file(path.path)
 
 
 def _read_text(uri: str) -> str | None:

@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import airflow_hydrogen.runtime as hydrogen
-from airflow_hydrogen.contract.errors import RankFailedError
+from airflow_hydrogen.contract.errors import OwnershipLostError, RankFailedError, UriInUseError
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
+from airflow_hydrogen.hooks import report_files
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
+from airflow_hydrogen.runtime.storage.owners import Ownership
 from airflow_hydrogen.runtime.training import run_training
 from tests.integration.object_store import BUCKET, ObjectStore, object_store
 
@@ -144,3 +146,31 @@ def test_a_store_that_goes_away_at_a_checkpoint(
     latest = checkpoints.latest()
     assert latest is not None
     assert latest.state["epoch"] == 1, "the one before, whole"
+
+
+HOSTILE = ["T00%3A00", "T00:00", "a b", "a#b", "a?b", "a+b", "a=b", "ü€", "100%", "[a]", "a\"b'", "%2F"]
+
+
+def test_a_key_is_the_same_for_the_store_for_us_and_for_airflow(store: ObjectStore, tmp_path: Path) -> None:
+    for name in HOSTILE:
+        uri = f"s3a://{BUCKET}/{name}/report.json"
+        report_files.write(uri, name)
+        assert filesystems.read_bytes(uri).decode() == name
+        assert (tmp_path / "objects" / BUCKET / name / "report.json").read_text() == name
+        filesystems.write_bytes(uri, b"{}")
+        report_files.delete(uri)
+        assert not filesystems.exists(uri)
+
+
+def test_one_application_owns_a_uri_of_the_store(store: ObjectStore) -> None:
+    uri, first = f"s3://{BUCKET}/models/m", {"dag_id": "d", "task_id": "t", "run_id": "r", "map_index": 0}
+    with Ownership(uri, "model_uri", first, on_lost=print) as owner:
+        with (
+            pytest.raises(UriInUseError, match=r"task d.t\[0\] of run r"),
+            Ownership(uri, "model_uri", {**first, "map_index": 1}, on_lost=print),
+        ):
+            pass
+        owner.require()
+        with Ownership(uri, "model_uri", first, on_lost=print), pytest.raises(OwnershipLostError):
+            owner.require()
+    assert filesystems.list_files(f"s3://{BUCKET}/models") == []
