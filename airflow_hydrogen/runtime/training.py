@@ -92,8 +92,8 @@ def _train_at(
         }
         prepared = time.monotonic()
         for name, dataset in staged.items():
-            place = "read in place" if dataset.in_place else "prepared"
-            print(f"dataset {name!r}: {dataset.rows:,} rows, {place}", flush=True)
+            how = "read in place" if dataset.in_place else "prepared"
+            print(f"dataset {name!r}: {dataset.rows:,} rows, {how}", flush=True)
         checkpoints_uri = uris.join(uri, CHECKPOINTS, place)
         gang, outcome, staged_uri = _train(job, uri, size, staged, script, checkpoints_uri)
         trained = time.monotonic()

@@ -38,7 +38,7 @@ from airflow_hydrogen.runtime.data.recipes import changes, recipe
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.storage.partition_files import FileList, list_name
-from airflow_hydrogen.runtime.training import run_training
+from airflow_hydrogen.runtime.training import place_of, run_training
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
 
@@ -454,6 +454,8 @@ def test_a_failed_training_keeps_the_older_model_and_its_retry_goes_on(make_job,
     assert (tmp_path / "model" / "manifest.json").read_text() == before
     open_model(str(tmp_path / "model"))
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+    (kept,) = (tmp_path / "model" / "checkpoints").iterdir()
+    assert kept.name == place_of(job.run, None), "they belong to the run, whoever's model lies there"
     (tmp_path / "flag").touch()
     report = run_training(job)
     assert (report.resumed_from_epoch, report.epochs) == (2, 3)
