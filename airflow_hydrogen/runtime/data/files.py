@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -297,7 +297,9 @@ class _Footer(NamedTuple):
     @classmethod
     def of(cls, metadata: Any, columns: Sequence[str] | None) -> _Footer:
         wanted = None if columns is None else set(columns)
-        tops = [metadata.schema.column(place).path.partition(".")[0] for place in range(metadata.num_columns)]
+        arrow = metadata.schema.to_arrow_schema()
+        names = set(arrow.names)
+        tops = [_top_of(metadata.schema.column(place).path, names) for place in range(metadata.num_columns)]
         rows, sizes = [], []
         totals: dict[str, ColumnBytes] = {}
         for index in range(metadata.num_row_groups):
@@ -315,8 +317,14 @@ class _Footer(NamedTuple):
             rows.append(group.num_rows)
             sizes.append(size)
         # Without metadata: writers leave their own notes there, which are no difference.
-        schema = metadata.schema.to_arrow_schema().remove_metadata()
-        return cls(schema.serialize().to_pybytes(), tuple(rows), tuple(sizes), totals)
+        return cls(arrow.remove_metadata().serialize().to_pybytes(), tuple(rows), tuple(sizes), totals)
+
+
+def _top_of(path: str, names: Set[str]) -> str:
+    """The column that a leaf belongs to: names may hold dots, as the paths of nested columns do."""
+    while path not in names and "." in path:
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _decoded_bytes(chunk: Any, length: int) -> float:

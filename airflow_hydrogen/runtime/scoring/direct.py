@@ -112,11 +112,15 @@ def deal(groups: Sequence[RowGroup], slots: int) -> list[list[RowGroup]]:
 def read(
     files: DatasetFiles, groups: Sequence[RowGroup], columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some row groups, in batches.
+    """The rows of some row groups, in batches of one schema: files may differ in whether they allow nulls.
 
     Raises:
         DatasetChangedError: a file is not the one that was listed.
     """
+    import pyarrow as pa
+
+    first = files.schemas[0]
+    schema = pa.schema([pa.field(name, first.field(name).type) for name in columns])
     by_file: dict[int, list[int]] = {}
     for group in groups:
         by_file.setdefault(group.file, []).append(group.index)
@@ -124,8 +128,9 @@ def read(
         file = files.open(files.files[number], _BUFFER_BYTES)
         try:
             # One thread: Spark runs a task on every core already.
-            yield from file.iter_batches(
+            for batch in file.iter_batches(
                 batch_rows, row_groups=indices, columns=list(columns), use_threads=False
-            )
+            ):
+                yield pa.RecordBatch.from_arrays([batch.column(name) for name in columns], schema=schema)
         finally:
             file.close(force=True)

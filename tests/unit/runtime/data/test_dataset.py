@@ -91,3 +91,10 @@ def test_hidden_files_and_markers_are_left_out(tmp_path):
     (tmp_path / "_SUCCESS").write_text("x")
     (tmp_path / ".part-0.parquet.crc").write_text("x")
     assert DatasetShard(uri).total_rows == 10
+
+
+def test_a_column_may_have_a_dot_in_its_name(tmp_path):
+    table = pa.table({"sepal.length": [1.0, 2.0], "sepal": [[3], [4]], "y": [0, 1]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    (batch,) = DatasetShard(str(tmp_path), shuffle=False).to_batches(2)
+    assert batch.to_pydict() == table.to_pydict()

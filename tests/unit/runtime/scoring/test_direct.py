@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_hydrogen.runtime.scoring.direct import RowGroup, deal
+from airflow_hydrogen.runtime.data.files import list_dataset, read_footers
+from airflow_hydrogen.runtime.scoring.direct import RowGroup, deal, read, row_groups
+from airflow_hydrogen.runtime.scoring.inference import rebatch
 
 MB = 2**20
 
@@ -55,3 +59,13 @@ def test_less_data_is_cut_for_the_slots():
     assert len(deal(table, 4)) == 16
     assert len(deal(table, 100)) == 30
     assert len(deal(table[:1], 100)) == 1
+
+
+def test_files_that_differ_in_the_order_of_columns_and_in_nulls_are_scored_together(tmp_path):
+    strict = pa.schema([pa.field("x", pa.float64(), nullable=False), pa.field("k", pa.int64())])
+    other = pa.schema([pa.field("k", pa.int64()), pa.field("x", pa.float64())])
+    pq.write_table(pa.table({"x": [1.0, 2.0], "k": [1, 2]}, schema=strict), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"k": [3], "x": [None]}, schema=other), tmp_path / "1.parquet")
+    files = read_footers(list_dataset(str(tmp_path)), ["x", "k"])
+    (batch,) = rebatch(read(files, row_groups(files), ["x", "k"], 100), 100)
+    assert batch.to_pydict() == {"x": [1.0, 2.0, None], "k": [1, 2, 3]}
