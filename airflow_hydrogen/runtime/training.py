@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import dataclasses
 import hashlib
 import json
 import math
 import pickle
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -50,12 +51,21 @@ def run_training(job: TrainJob) -> TrainReport:
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     script = _check_entrypoint(job)
     filesystems.require_writable("model_uri", uri)
-    with Ownership(uri, "model_uri", work_of(job.run), on_lost=_thread.interrupt_main) as ownership:
-        try:
+    ownership = Ownership(uri, "model_uri", work_of(job.run), on_lost=_interrupt)
+    try:
+        with ownership:
             return _train_at(job, uri, prepare, script, ownership)
-        except KeyboardInterrupt:
+    except KeyboardInterrupt:
+        if ownership.lost:
             ownership.require()
-            raise
+        raise
+
+
+def _interrupt() -> None:
+    """Interrupt the main thread by a signal: `_thread.interrupt_main` wakes none that waits for Spark."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
 
 
 def _train_at(

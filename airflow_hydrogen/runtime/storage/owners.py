@@ -165,8 +165,12 @@ class Ownership:
         """Give it back."""
         self._ended.set()
         self._thread.join()
-        if self._is_mine(self._read()):
-            filesystems.remove(self._file)
+        try:
+            if self._is_mine(self._read()):
+                filesystems.remove(self._file)
+        except OSError as error:
+            # What was done here counts. A file that is left behind belongs to a process that is dead.
+            print(f"the owner file of {self._uri} could not be removed: {error}", flush=True)
 
     def require(self) -> None:
         """Look once more, before something is replaced.

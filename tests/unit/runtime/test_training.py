@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+import threading
+import time
 
 import pytest
 
-from airflow_hydrogen.contract.errors import SharedModelUriError
-from airflow_hydrogen.contract.jobs import Run
+from airflow_hydrogen.contract.errors import OwnershipLostError, SharedModelUriError
+from airflow_hydrogen.contract.jobs import Entrypoint, Run, TrainJob
+from airflow_hydrogen.runtime import training
 from airflow_hydrogen.runtime.models.manifest import Manifest, Signature
+from airflow_hydrogen.runtime.storage import owners
+from airflow_hydrogen.runtime.storage.owners import Owner, Process
 from airflow_hydrogen.runtime.training import place_of, refuse_shared_uri
 
 RUN = Run(dag_id="d", task_id="t", run_id="r", map_index=1)
@@ -67,3 +73,30 @@ def test_a_sweep_with_one_uri_is_refused_and_told_what_to_write(other, name):
 )
 def test_older_models_of_others_and_ones_own_are_replaced(there):
     refuse_shared_uri("s3://models/latest", there, RUN)
+
+
+def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monkeypatch):
+    monkeypatch.setattr(owners, "BEAT_S", 0.01)
+    here, spark = socket.socketpair()
+    late = threading.Timer(20, spark.sendall, [b"done"])
+
+    def wait_for_spark(*_: object) -> None:
+        late.start()
+        successor = Owner("theirs", {}, Process("another machine", 1, "1", "far"), at=time.time())
+        (tmp_path / ".model.owner.json").write_bytes(successor.dumps())
+        here.recv(4)
+
+    monkeypatch.setattr(training, "_train_at", wait_for_spark)
+    job = TrainJob(
+        entrypoint=Entrypoint.parse("json:dumps"),
+        np=1,
+        model_uri=str(tmp_path / "model"),
+        report_uri=str(tmp_path / "report.json"),
+    )
+    try:
+        with here, spark, pytest.raises(OwnershipLostError, match="far"):
+            training.run_training(job)
+        assert late.is_alive(), "it ended before Spark answered"
+    finally:
+        late.cancel()
+        late.join()

@@ -150,3 +150,17 @@ def test_nobody_who_beats_is_pushed_aside_but_by_a_later_try(age_s, same, outsid
         assert verdict == "free"
     else:
         assert verdict == ("watch" if age_s > STALE_S else "taken")
+
+
+def test_a_store_that_fails_at_the_end_does_not_change_how_the_work_ended(tmp_path, monkeypatch, capsys):
+    def fail(uri: str) -> bytes:
+        raise OSError("503 Slow Down")
+
+    def work() -> None:
+        with owned(tmp_path):
+            monkeypatch.setattr(owners.filesystems, "read_bytes", fail)
+            raise ValueError("its own")
+
+    with pytest.raises(ValueError, match="its own"):
+        work()
+    assert "could not be removed: 503 Slow Down" in capsys.readouterr().out
