@@ -75,16 +75,17 @@ def _train_at(
     started = time.monotonic()
     there = _model_there(uri)
     refuse_shared_uri(uri, there, job.run)
+    # Of applications that were killed; the URI is ours, so that nobody works there.
+    directory.sweep_staging(uri)
     existing = _finished_model(job, uri, there)
     if existing is not None:
+        _remove_working_files(job, uri)  # that try may not have come to it
         print(f"model {uri} was trained by an earlier try of this run: nothing to do", flush=True)
         return TrainReport(
             model_uri=uri, metrics=existing.metrics, np=existing.np, reused=True, versions=existing.versions
         )
     place = place_of(job.run, there)
-    # Of applications that were killed; the URI is ours, so that nobody works there.
     _sweep(uris.join(uri, DATA), place)
-    directory.sweep_staging(uri)
     spark = spark_session(job)
     size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang.start_timeout_s)
     try:
@@ -111,9 +112,7 @@ def _train_at(
             ownership.require()
             _sweep(uris.join(uri, CHECKPOINTS), place)
             _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
-        elif not job.keep_checkpoints:
-            filesystems.remove(uris.join(uri, CHECKPOINTS))  # a run that is cleared is to start anew
-        filesystems.remove(uris.join(uri, DATA))
+        _remove_working_files(job, uri)
     except HydrogenError as error:
         if not error.retryable:  # a retry would use what is there again, and there will be none
             filesystems.remove(uris.join(uri, DATA))
@@ -176,9 +175,11 @@ def work_of(run: Run | None) -> dict[str, Any]:
     """What a run works at: the same for all of its tries, after a clear too; empty outside of Airflow."""
     if run is None:
         return {}
-    document = dataclasses.asdict(run)
-    del document["clear_number"]
-    return document
+    return _without_clears(dataclasses.asdict(run))
+
+
+def _without_clears(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run.items() if name != "clear_number"}
 
 
 def refuse_shared_uri(uri: str, there: Manifest | None, run: Run | None) -> None:
@@ -189,8 +190,8 @@ def refuse_shared_uri(uri: str, there: Manifest | None, run: Run | None) -> None
     """
     if run is None or there is None or there.run is None:
         return
-    same_run = (there.run["dag_id"], there.run["run_id"]) == (run.dag_id, run.run_id)
-    theirs, index = there.run["task_id"], there.run["map_index"]
+    same_run = (there.run.get("dag_id"), there.run.get("run_id")) == (run.dag_id, run.run_id)
+    theirs, index = there.run.get("task_id"), there.run.get("map_index", -1)
     if same_run and (theirs, index) != (run.task_id, run.map_index):
         raise SharedModelUriError(uri, f"task {theirs}[{index}]" if index >= 0 else f"task {theirs}")
 
@@ -206,9 +207,16 @@ def place_of(run: Run | None, there: Manifest | None) -> str:
         there: the model at its URI.
     """
     work = work_of(run)
-    published = there is not None and work_of(Run(**there.run) if there.run else None) == work
+    published = there is not None and _without_clears(there.run or {}) == work
     key = json.dumps([work, there.dumps() if there is not None and published else None], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def _remove_working_files(job: TrainJob, uri: str) -> None:
+    """Remove what nobody needs once a run is done; one that is cleared is to start anew."""
+    filesystems.remove(uris.join(uri, DATA))
+    if not job.keep_checkpoints:
+        filesystems.remove(uris.join(uri, CHECKPOINTS))
 
 
 def _sweep(uri: str, keep: str) -> None:

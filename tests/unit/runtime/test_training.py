@@ -6,6 +6,7 @@ import dataclasses
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,34 @@ def test_older_models_of_others_and_ones_own_are_replaced(there):
     refuse_shared_uri("s3://models/latest", there, RUN)
 
 
+def job_at(path: Path) -> TrainJob:
+    return TrainJob(
+        entrypoint=Entrypoint.parse("json:dumps"),
+        np=1,
+        model_uri=str(path / "model"),
+        report_uri=str(path / "report.json"),
+        run=RUN,
+    )
+
+
+def test_what_a_try_left_that_died_right_after_it_published_is_removed_by_the_next(tmp_path, monkeypatch):
+    for left in ("model/data/p/train/x", "model/checkpoints/p/x", ".model.publish-0123456789ab/x"):
+        (tmp_path / left).mkdir(parents=True)
+    (tmp_path / "model" / "model.keras").touch()
+    monkeypatch.setattr(training, "_finished_model", lambda *_: model_of(RUN))
+    assert training.run_training(job_at(tmp_path)).reused
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["model", "model.keras"]
+
+
+@pytest.mark.parametrize(
+    "run", [{**dataclasses.asdict(RUN), "of_a_later_version": 1}, {"pipeline": "nightly"}]
+)
+def test_a_model_whose_run_is_told_otherwise_is_anothers(run):
+    there = dataclasses.replace(model_of(None), run=run)
+    assert place_of(RUN, there) == place_of(RUN, None)
+    refuse_shared_uri("s3://models/latest", there, RUN)
+
+
 def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monkeypatch):
     monkeypatch.setattr(owners, "BEAT_S", 0.01)
     here, spark = socket.socketpair()
@@ -87,15 +116,9 @@ def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monke
         here.recv(4)
 
     monkeypatch.setattr(training, "_train_at", wait_for_spark)
-    job = TrainJob(
-        entrypoint=Entrypoint.parse("json:dumps"),
-        np=1,
-        model_uri=str(tmp_path / "model"),
-        report_uri=str(tmp_path / "report.json"),
-    )
     try:
         with here, spark, pytest.raises(OwnershipLostError, match="far"):
-            training.run_training(job)
+            training.run_training(job_at(tmp_path))
         assert late.is_alive(), "it ended before Spark answered"
     finally:
         late.cancel()
