@@ -24,8 +24,7 @@ from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, MANIFE
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
 
-_STAGING = "publish-"
-_TOKEN = re.compile(r"[0-9a-f]{12}")
+_STAGING = re.compile(r"publish-[0-9a-f]{12}")
 
 
 def find_manifest(uri: str) -> Manifest | None:
@@ -60,7 +59,6 @@ def open_model(uri: str) -> tuple[Manifest, Path]:
     Raises:
         NotAModelError, ModelFormatError, ModelChangedError, ModelReplacedError: it cannot be used.
     """
-    manifest = read_manifest(uri)
     while True:
         manifest = read_manifest(uri)
         try:
@@ -157,7 +155,7 @@ def describe_files(folder: Path, names: Iterable[str]) -> tuple[FileEntry, ...]:
 
 def staging_uri(model_uri: str) -> str:
     """Where a model is put together before it is published: a hidden neighbour, other for each attempt."""
-    return uris.sibling(model_uri, f"{_STAGING}{secrets.token_hex(6)}")
+    return uris.sibling(model_uri, f"publish-{secrets.token_hex(6)}")
 
 
 def sweep_staging(model_uri: str) -> None:
@@ -165,10 +163,8 @@ def sweep_staging(model_uri: str) -> None:
 
     Nobody else may work at the URI.
     """
-    beginning = uris.sibling(model_uri, _STAGING)
-    for left in filesystems.list_siblings(model_uri, (_STAGING,)):
-        if _TOKEN.fullmatch(left.removeprefix(beginning)):
-            filesystems.remove(left)
+    for left in filesystems.list_siblings(model_uri, _STAGING):
+        filesystems.remove(left)
 
 
 def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpoints: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -134,8 +135,14 @@ def list_folders(uri: str) -> list[str]:
     return sorted(info.base_name for info in infos if info.type == FileType.Directory)
 
 
-def list_siblings(uri: str, purposes: tuple[str, ...]) -> list[str]:
-    """The hidden neighbours of `uri` (`uris.sibling`) whose purpose begins with one of `purposes`."""
+def list_siblings(uri: str, purpose: re.Pattern[str]) -> list[str]:
+    """The hidden neighbours of `uri` (`uris.sibling`) for a purpose.
+
+    Args:
+        uri: the folder or file.
+        purpose: matches the whole of it, random parts included: `scores.staging-eu` has neighbours too, whose
+            names begin as those of `scores` do.
+    """
     from pyarrow.fs import FileSelector
 
     beginning = uris.sibling(uri, "")
@@ -143,9 +150,9 @@ def list_siblings(uri: str, purposes: tuple[str, ...]) -> list[str]:
     folder, _, prefix = inner.rpartition("/")
     found = []
     for info in filesystem.get_file_info(FileSelector(folder or "/", allow_not_found=True)):
-        purpose = info.base_name.removeprefix(prefix)
-        if info.base_name.startswith(prefix) and purpose.startswith(purposes):
-            found.append(beginning + purpose)
+        found_for = info.base_name.removeprefix(prefix)
+        if info.base_name.startswith(prefix) and purpose.fullmatch(found_for):
+            found.append(beginning + found_for)
     return found
 
 

@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,9 @@ from airflow_hydrogen.runtime.storage.partition_files import FileList
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
+
+# What tries stage, whether or not they were about to remove it, and owner files that were being written.
+_LEFTOVER = re.compile(r"staging-[0-9a-f]{12}(?:\.gone)*|owner\.[0-9a-f]{8}")
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +164,7 @@ def replacing(target: str, run: Mapping[str, Any] | None = None) -> Iterator[Rep
         PartitionTakenError: a newer try has begun meanwhile.
     """
     target = uris.canonical(target)
-    stale = filesystems.list_siblings(target, ("staging-", "owner."))
+    stale = filesystems.list_siblings(target, _LEFTOVER)
     owner = _read_owner(target)
     found = partition_files.newest_lists(name for name, _size in filesystems.list_files(target))
     numbers = [partition_files.list_number(name.rpartition("/")[2]) or 0 for name in found.values()]

@@ -236,3 +236,12 @@ def test_where_folders_cannot_be_exchanged_nothing_is_touched(tmp_path, monkeypa
     assert not swap.exchange(staged, target)
     assert (target / "file").read_text() == "old"
     assert (staged / "file").read_text() == "new"
+
+
+def test_a_target_whose_name_begins_like_anothers_leftovers_is_left_alone(tmp_path):
+    scores, staging_eu = str(tmp_path / "scores"), str(tmp_path / "scores.staging-eu")
+    with swap.replacing(staging_eu, RUN) as replacement:
+        _stage(replacement, 1)
+        _replace(scores, 2)
+        replacement.commit(rows=6)
+    assert (_rows(scores), _rows(staging_eu)) == ([2] * 6, [1] * 6)
