@@ -34,6 +34,7 @@ HydrogenError
 │   ├── RowsLostError               the rows that were written are not those that are there
 │   ├── FilesLostError              files that were brought in are not all there
 │   └── PartitionTakenError         a newer try writes the same partition
+├── RowsNotCountedError             rows were written, and Spark does not say how many
 ├── ModelError                      the model directory is not usable
 │   ├── NotAModelError
 │   ├── ModelChangedError
@@ -475,6 +476,18 @@ class RowsLostError(SinkError):
         self.uri = uri
         self.written = written
         self.found = found
+
+
+class RowsNotCountedError(HydrogenError):
+    """Rows were written, but Spark does not say how many: nobody knows whether all of them are there."""
+
+    retryable = True
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"Spark has not said within {timeout_s} s how many rows it wrote; raise "
+            "spark.scheduler.listenerbus.eventqueue.capacity, for it has lost the event"
+        )
 
 
 class FilesLostError(SinkError):

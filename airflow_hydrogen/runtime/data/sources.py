@@ -18,6 +18,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data import recipes
+from airflow_hydrogen.runtime.data.counting import write_parquet
 from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
 from airflow_hydrogen.runtime.storage import filesystems
 
@@ -218,19 +219,10 @@ def _write(frame: DataFrame, uri: str, files: int) -> int:
     The rows of each partition are dealt out to all files in an order that Spark repeats where it has to run a
     task again, so that each comes once. Within a file their order is random.
     """
-    from pyspark.sql import Observation
-    from pyspark.sql import functions as sql
+    from pyspark.sql import functions
 
-    written = Observation()
-    (
-        frame.repartition(files)
-        .sortWithinPartitions(sql.rand(_SHUFFLE_SEED))
-        .observe(written, sql.count(sql.lit(1)).alias("rows"))
-        .write.mode("overwrite")
-        .option("parquet.block.size", _ROW_GROUP_BYTES)
-        .parquet(uris.spark_uri(uri))
-    )
-    return int(written.get["rows"])
+    shuffled = frame.repartition(files).sortWithinPartitions(functions.rand(_SHUFFLE_SEED))
+    return write_parquet(shuffled, uri, **{"parquet.block.size": _ROW_GROUP_BYTES})
 
 
 def describe(source: Source) -> str:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import queue
-import threading
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.errors import RowsLostError, SinkError
+from airflow_hydrogen.contract.errors import RowsLostError
 from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.runtime.data.counting import write_parquet
 from airflow_hydrogen.runtime.data.sources import count_rows
 from airflow_hydrogen.runtime.storage import swap
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Observation
-
-_COUNT_TIMEOUT_S = 300.0
+    from pyspark.sql import DataFrame
 
 
 def partition_uri(sink: Sink) -> str:
@@ -41,36 +38,15 @@ def replace_partition(frame: DataFrame, sink: Sink, run: Run | None, model_uri: 
 
     Raises:
         RowsLostError: the executors wrote other rows than the driver finds.
+        RowsNotCountedError: Spark does not say how many they wrote.
         PartitionTakenError: a newer try writes the same partition.
     """
     target = partition_uri(sink)
     with swap.replacing(target, dataclasses.asdict(run) if run else None) as replacement:
-        written = _write(frame, uris.spark_uri(replacement.staged))
+        written = write_parquet(frame, replacement.staged)
         replacement.require_owner()  # a newer try removes what this one has staged
         found = count_rows(replacement.staged)
         if written != found:
             raise RowsLostError(target, written, found)
         replacement.commit(rows=written, model=model_uri)
     return written
-
-
-def _write(frame: DataFrame, uri: str) -> int:
-    """Write Parquet and return the rows, counted in the tasks that wrote them."""
-    from pyspark.sql import Observation, functions
-
-    counter = Observation()
-    frame.observe(counter, functions.count(functions.lit(1)).alias("rows")).write.parquet(uri)
-    return _counted(counter)
-
-
-def _counted(counter: Observation) -> int:
-    """What Spark has counted. It says so by an event, and drops events when it has too many of them."""
-    answer: queue.Queue[int] = queue.Queue()
-    threading.Thread(target=lambda: answer.put(int(counter.get["rows"])), daemon=True).start()
-    try:
-        return answer.get(timeout=_COUNT_TIMEOUT_S)
-    except queue.Empty:
-        raise SinkError(
-            f"Spark has not said within {_COUNT_TIMEOUT_S:.0f} s how many rows it wrote; raise "
-            "spark.scheduler.listenerbus.eventqueue.capacity, for it has lost the event"
-        ) from None
