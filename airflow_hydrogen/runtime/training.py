@@ -108,13 +108,18 @@ def _train_at(
         checkpoints_uri = uris.join(uri, CHECKPOINTS, place)
         gang, outcome, staged_uri = _train(job, uri, size, staged, script, checkpoints_uri)
         trained = time.monotonic()
-        if outcome.published is not None:
+        try:
             ownership.require()
-            _sweep(uris.join(uri, CHECKPOINTS), place)
-            _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
+            if outcome.published is not None:
+                _sweep(uris.join(uri, CHECKPOINTS), place)
+                _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
+        except BaseException:
+            filesystems.remove(staged_uri)
+            raise
         _remove_working_files(job, uri)
     except HydrogenError as error:
         if not error.retryable:  # a retry would use what is there again, and there will be none
+            ownership.require()  # else it is the next try's
             filesystems.remove(uris.join(uri, DATA))
         raise
     history = outcome.history

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_hydrogen.contract.errors import OwnershipLostError, SharedModelUriError
+from airflow_hydrogen.contract.errors import NonFiniteLossError, OwnershipLostError, SharedModelUriError
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, TrainJob
 from airflow_hydrogen.runtime import training
+from airflow_hydrogen.runtime.gang.supervision import GangResult
 from airflow_hydrogen.runtime.models.manifest import Manifest, Signature
+from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.storage import owners
 from airflow_hydrogen.runtime.storage.owners import Owner, Process
 from airflow_hydrogen.runtime.training import place_of, refuse_shared_uri
@@ -86,6 +88,11 @@ def job_at(path: Path) -> TrainJob:
     )
 
 
+def take_over(path: Path) -> None:
+    successor = Owner("theirs", {}, Process("another machine", 1, "1", "far"), at=time.time())
+    (path / ".model.owner.json").write_bytes(successor.dumps())
+
+
 def test_what_a_try_left_that_died_right_after_it_published_is_removed_by_the_next(tmp_path, monkeypatch):
     for left in ("model/data/p/train/x", "model/checkpoints/p/x", ".model.publish-0123456789ab/x"):
         (tmp_path / left).mkdir(parents=True)
@@ -104,6 +111,30 @@ def test_a_model_whose_run_is_told_otherwise_is_anothers(run):
     refuse_shared_uri("s3://models/latest", there, RUN)
 
 
+@pytest.mark.parametrize("end", ["result", "model", "failure"])
+def test_one_that_has_lost_its_uri_leaves_the_next_ones_files_alone(tmp_path, monkeypatch, end):
+    staged = tmp_path / ".model.publish-0123456789ab"
+    theirs = [tmp_path / "model" / "data" / "p" / "x", tmp_path / "model" / "checkpoints" / "p" / "x"]
+
+    def train(*_: object) -> tuple[GangResult, Outcome, str]:
+        take_over(tmp_path)
+        for folder in theirs:
+            folder.mkdir(parents=True)
+        if end == "failure":
+            raise NonFiniteLossError("loss", float("nan"), "after epoch 0")
+        staged.mkdir()
+        published = Published("keras", "model.keras", Signature((), ()), ()) if end == "model" else None
+        return GangResult(b"", 1), Outcome(published, None, [], None), str(staged)
+
+    monkeypatch.setattr(training, "spark_session", lambda job: None)
+    monkeypatch.setattr(training, "require_slots", lambda *_: 1)
+    monkeypatch.setattr(training, "_train", train)
+    with pytest.raises(OwnershipLostError):
+        training.run_training(job_at(tmp_path))
+    assert all(folder.exists() for folder in theirs)
+    assert not staged.exists()
+
+
 def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monkeypatch):
     monkeypatch.setattr(owners, "BEAT_S", 0.01)
     here, spark = socket.socketpair()
@@ -111,8 +142,7 @@ def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monke
 
     def wait_for_spark(*_: object) -> None:
         late.start()
-        successor = Owner("theirs", {}, Process("another machine", 1, "1", "far"), at=time.time())
-        (tmp_path / ".model.owner.json").write_bytes(successor.dumps())
+        take_over(tmp_path)
         here.recv(4)
 
     monkeypatch.setattr(training, "_train_at", wait_for_spark)
