@@ -289,6 +289,21 @@ def test_what_a_try_that_was_killed_has_written_is_no_part_of_the_next_ones_rows
     assert len(list((tmp_path / "data").iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda lake: Source.parquet(lake, where="a < :most", where_args={"most": 99}),
+        lambda lake: Source.sql("select * from l", l=Source.parquet(lake)),
+    ],
+)
+def test_prepare_finds_the_views_that_it_makes(spark, lake, of):
+    def prepare(spark, frame):
+        frame.createOrReplaceTempView("rows_to_prepare")
+        return spark.sql("select * from rows_to_prepare")
+
+    assert sources.read_prepared(spark, of(lake), prepare, {}).count() == 1000
+
+
 def test_rows_that_come_from_no_files_are_never_used_again(spark, lake):
     source = Source.parquet(lake)
     frame = sources.read(spark, source)

@@ -99,7 +99,8 @@ def read_prepared(
     frame = read(spark, source)
     if prepare is None:
         return frame
-    prepared = prepare(spark, frame, **kwargs)
+    # In the frame's own session, which may be another one: there its views are found.
+    prepared = prepare(frame.sparkSession, frame, **kwargs)
     if not isinstance(prepared, DataFrame):
         name = f"{prepare.__module__}:{getattr(prepare, '__qualname__', prepare)}"
         raise EntrypointError(name, f"returned a {type(prepared).__name__}, prepare must return a DataFrame")

@@ -16,16 +16,9 @@ from airflow_hydrogen.runtime.data.columns import ColumnSpec
 
 FORMAT_VERSION = 1
 
-
 MANIFEST = "manifest.json"
-
-
 HISTORY = "history.jsonl"
-
-
 CHECKPOINTS = "checkpoints"
-
-
 EVENTS = "events"
 
 
@@ -136,7 +129,7 @@ class Manifest:
     @cached_property
     def version(self) -> str:
         """The SHA-256 of `manifest.json`. It holds the files' hashes, so one version is one model."""
-        return hashlib.sha256(self.dumps().encode()).hexdigest()
+        return _sha256(self.dumps())
 
     def dumps(self) -> str:
         """The text of `manifest.json`."""
@@ -159,10 +152,16 @@ class Manifest:
             document["files"] = tuple(FileEntry(**entry) for entry in document["files"])
             document["modules"] = tuple(document.get("modules", ()))
             manifest = cls(**document)
+            # Of this very text: another version of this package may write the same differently.
+            vars(manifest)["version"] = _sha256(text)
             _require_inside(manifest)
             return manifest
         except (ValueError, KeyError, TypeError) as error:
             raise NotAModelError(uri, f"its manifest.json cannot be read ({error!r})") from error
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _require_inside(manifest: Manifest) -> None:

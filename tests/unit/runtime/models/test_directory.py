@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import pickle
 import sys
 import tempfile
 from pathlib import Path
@@ -175,6 +176,16 @@ def test_the_version_is_the_hash_of_the_manifest_file(tmp_path):
     written = _publish(tmp_path / "m")
     assert written.version == sha256_of(tmp_path / "m" / "manifest.json")
     assert _publish(tmp_path / "m", "other").version != written.version
+
+
+def test_a_manifest_of_an_older_package_has_the_hash_of_its_file_too(tmp_path):
+    _publish(tmp_path / "m", "one")
+    path = tmp_path / "m" / "manifest.json"
+    document = json.loads(path.read_text())
+    del document["modules"]
+    path.write_text(json.dumps(document))
+    found = directory.read_manifest(str(tmp_path / "m"))
+    assert pickle.loads(pickle.dumps(found)).version == sha256_of(path)
 
 
 def test_another_model_than_the_one_that_was_checked_is_refused(tmp_path):
