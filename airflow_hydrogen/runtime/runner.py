@@ -62,6 +62,7 @@ class HorovodRunner:
             RankFailedError: `main` raised on a rank, with that rank's traceback, or its process died
                 (`StallError`: it made no progress; `PeerUnreachableError`: it did not reach another rank).
             GangLostError: an executor was lost.
+            RanksDivergedError: `main` returned a Keras model on every rank, and they are not the same.
         """
         task = rank_task(main, args, kwargs)
         return pickle.loads(self.run_task(task).answer)
