@@ -182,8 +182,16 @@ def at_least(argument: str, value: Any, minimum: int) -> int:
 
 
 def as_template(value: Any) -> Any:
-    """The form in which an argument waits for its templates: Airflow cannot render a frozen value."""
-    return value.to_dict() if isinstance(value, (Source, Sink)) else value
+    """The form in which an argument waits for its templates: Airflow cannot render a frozen value.
+
+    What holds none stays the object that it is: by that Airflow knows what a mapped task got from another one
+    and is no template.
+    """
+    if isinstance(value, (Source, Sink)):
+        return value.to_dict()
+    if isinstance(value, Mapping) and any(isinstance(item, Source) for item in value.values()):
+        return {name: as_template(item) for name, item in value.items()}
+    return value
 
 
 def finite(value: Any) -> Any:
