@@ -9,9 +9,11 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
+import inspect
 import json
 import sys
 import types
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,19 +64,36 @@ def hash_callable(function: Callable[..., Any]) -> CodeHash:
         function: any callable, also under TaskFlow's decorators.
     """
     reader = _Reader()
-    token = reader.token(unwrap(function))
-    text = json.dumps([token, reader.table])
+    text = json.dumps(reader.read(unwrap(function)))
     return CodeHash(hashlib.sha256(text.encode()).hexdigest(), frozenset(reader.modules))
 
 
 class _Reader:
-    """Values as JSON. What others may refer to stands in a table once, so that cycles end."""
+    """Values as JSON. What others may refer to stands in a table once, so that cycles end.
 
-    def __init__(self, seen: Mapping[int, int] | None = None) -> None:
-        self.table: list[Any] = []
+    Args:
+        seen: places in the tables of those that read before, by the id of the object.
+        first_place: of this one's table.
+    """
+
+    def __init__(self, seen: ChainMap[int, int] | None = None, first_place: int = 0) -> None:
         self.modules: set[str] = set()
-        self._seen: dict[int, int] = dict(seen or {})
+        self._seen: ChainMap[int, int] = ChainMap() if seen is None else seen.new_child()
+        self._next_place = first_place
+        self._waiting: deque[tuple[int, Any]] = deque()
         self._alive: list[Any] = []  # an id is somebody else's once its object is gone
+
+    def read(self, value: Any) -> list[Any]:
+        """The token of a value, and the table.
+
+        What stands in the table is read one after the other: functions that refer to functions may be a chain
+        of thousands, more than Python's stack holds.
+        """
+        token, table = self.token(value), []
+        while self._waiting:
+            place, waiting = self._waiting.popleft()
+            table.append([place, *self._content(waiting)])
+        return [token, table]
 
     def token(self, value: Any) -> Any:
         if type(value) in _PLAIN:
@@ -96,10 +115,11 @@ class _Reader:
             return ["installed", callable_name(value)]
         if id(value) in self._seen:
             return ["seen", self._seen[id(value)]]
-        place = len(self._seen)
+        place = self._next_place
+        self._next_place += 1
         self._seen[id(value)] = place
         self._alive.append(value)
-        self.table.append([place, *self._content(value)])
+        self._waiting.append((place, value))
         return ["seen", place]
 
     def _content(self, value: Any) -> Iterator[Any]:
@@ -123,9 +143,9 @@ class _Reader:
             yield from ("cached_property", self.token(value.func))
         elif isinstance(value, types.CellType):
             yield from ("cell", *self._cell(value))
-        elif callable(wrapped := getattr(value, "__wrapped__", None)):
-            # Static and class methods, and what lru_cache makes.
-            yield from (callable_name(type(value)), self.token(wrapped))
+        elif inspect.getattr_static(value, "__wrapped__", None) is not None:
+            # Static and class methods, and what lru_cache makes; no proxies, which may know every name.
+            yield from (callable_name(type(value)), self.token(value.__wrapped__))
         else:
             yield from self._object(value)
 
@@ -164,10 +184,10 @@ class _Reader:
 
     def _apart(self, value: Any) -> Any:
         """A token that does not depend on what was read before: sets have no order that lasts."""
-        reader = _Reader(self._seen)
-        token = reader.token(value)
+        reader = _Reader(self._seen, self._next_place)
+        document = reader.read(value)
         self.modules |= reader.modules
-        return [token, reader.table]
+        return document
 
     def _object(self, value: Any) -> Iterator[Any]:
         """Anything else: by what its pickle would hold."""
@@ -204,7 +224,8 @@ def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
     """Global names that code loads, and modules that it imports; "" is one of its own package."""
     loaded: set[str] = set()
     imported: set[str] = set()
-    instructions = list(dis.get_instructions(code))
+    # Until Python 3.13 prefixes of long arguments are listed as instructions.
+    instructions = [found for found in dis.get_instructions(code) if found.opname != "EXTENDED_ARG"]
     for index, instruction in enumerate(instructions):
         if instruction.opname in _GLOBAL_LOADS:
             loaded.add(instruction.argval)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from airflow_hydrogen.contract.errors import InvalidUriError
 
@@ -131,11 +131,6 @@ def asset_uri(uri: str) -> str:
     """
     location = parse(uri)
     return _spelled(location.store, location, quote(location.path, safe="/%:=+,@!$&'()*;~"))
-
-
-def from_input_file(file: str) -> str:
-    """The URI of a file in the spelling of `DataFrame.inputFiles()`, which encodes it."""
-    return unquote(file)
 
 
 def is_root(uri: str) -> bool:

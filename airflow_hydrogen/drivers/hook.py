@@ -30,7 +30,6 @@ from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 
 PYTHON_RUNNER = "org.apache.spark.deploy.PythonRunner"
 USER_JAR = "{{USER_JAR}}"
-DEFAULT_MASTER_PORT = 7077
 
 _SUBMITTED = re.compile(r"successfully submitted as (driver-[0-9-]+)")
 _KILL_TIMEOUT_S = 3.0  # Airflow's supervisor kills a task 5 s after it asked it to end

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Sink, Source
 from airflow_hydrogen.contract.pickling import callable_name
@@ -83,34 +84,40 @@ def to_source(argument: str, value: Any) -> Source:
     """The source of a rendered argument.
 
     Raises:
-        InvalidJobError: it is no source.
+        InvalidJobError: it is no source, or its URI names no place.
     """
-    if isinstance(value, Source):
-        return value
+    value = as_template(value)
     if not isinstance(value, Mapping):
         raise InvalidJobError(
             f"{argument} must be a Source, such as Source.parquet(uri), or its to_dict(), found {value!r}"
         )
+    document = _source_document(argument, value)
     try:
-        return Source.from_dict(_source_document(argument, value))
+        source = Source.from_dict(document)
     except InvalidJobError as error:
         raise InvalidJobError(f"{argument}: {error}") from None
+    if source.uri is not None:
+        uris.parse(source.uri, f"{argument} uri")
+    return source
 
 
 def to_sink(argument: str, value: Any) -> Sink:
     """The sink of a rendered argument.
 
     Raises:
-        InvalidJobError: it is no sink.
+        InvalidJobError: it is no sink, or its URI names no place.
     """
     if not isinstance(value, Mapping):
         raise InvalidJobError(
             f"{argument} must be a Sink, such as Sink.parquet(uri), or its to_dict(), found {value!r}"
         )
+    document = _sink_document(argument, value)
     try:
-        return Sink.from_dict(_sink_document(argument, value))
+        sink = Sink.from_dict(document)
     except InvalidJobError as error:
         raise InvalidJobError(f"{argument}: {error}") from None
+    uris.parse(sink.uri, f"{argument} uri")
+    return sink
 
 
 def _source_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,8 +189,16 @@ def at_least(argument: str, value: Any, minimum: int) -> int:
 
 
 def as_template(value: Any) -> Any:
-    """The form in which an argument waits for its templates: Airflow cannot render a frozen value."""
-    return value.to_dict() if isinstance(value, (Source, Sink)) else value
+    """The form in which an argument waits for its templates: Airflow cannot render a frozen value.
+
+    What holds none stays the object that it is: by that Airflow knows what a mapped task got from another one
+    and is no template.
+    """
+    if isinstance(value, (Source, Sink)):
+        return value.to_dict()
+    if isinstance(value, Mapping) and any(isinstance(item, Source) for item in value.values()):
+        return {name: as_template(item) for name, item in value.items()}
+    return value
 
 
 def finite(value: Any) -> Any:

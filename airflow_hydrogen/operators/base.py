@@ -114,7 +114,8 @@ class HydrogenOperator(ClusterModeOperator):
             content: an argument, or a part of one.
             context: Airflow's.
             jinja_env: of the DAG.
-            seen_oids: what has been rendered.
+            seen_oids: what has been rendered, and what a mapped task was given by another one: that is no
+                template, whatever is in it.
         """
 
         def render(value: Any) -> Any:
@@ -122,6 +123,8 @@ class HydrogenOperator(ClusterModeOperator):
 
         dag = self.get_dag()
         is_text = isinstance(content, (dict, list, tuple)) and any(content is text for text in self._texts())
+        if id(content) in (seen_oids or ()):
+            return content
         if dag is None or not is_text or not renders_natively(jinja_env or self.get_template_env()):
             return render(content)
         return render_as_text(content, context, dag.get_template_env(force_sandboxed=True), render)

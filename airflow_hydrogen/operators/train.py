@@ -131,11 +131,7 @@ class HorovodTrainOperator(HydrogenOperator):
         self.entrypoint_args = entrypoint_args
         self.train_data = as_template(train_data)
         self.validation_data = as_template(validation_data)
-        self.datasets = (
-            {name: as_template(source) for name, source in datasets.items()}
-            if isinstance(datasets, Mapping)
-            else datasets
-        )
+        self.datasets = as_template(datasets)
         self.prepare = prepare
         self.prepare_kwargs = prepare_kwargs
         self.keep_checkpoints = keep_checkpoints

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -218,3 +219,41 @@ def test_values_that_refer_to_themselves_end() -> None:
     mapping: dict[str, Any] = {"list": itself}
     mapping["self"] = mapping
     assert hash_callable(closure(mapping)) == hash_callable(closure(mapping))
+
+
+def test_a_long_chain_of_functions_needs_no_stack() -> None:
+    chain: Callable[..., Any] = closure(0)
+    for _ in range(1_000):
+        chain = closure(chain)
+    longer = closure(chain)
+    assert hash_callable(chain) == hash_callable(chain)
+    assert hash_callable(chain) != hash_callable(longer)
+
+
+def test_a_row_of_a_long_table_costs_what_one_of_a_short_table_costs() -> None:
+    def cpu_seconds(rows: int) -> float:
+        main = closure([{"a": row, "b": str(row)} for row in range(rows)])
+        start = time.process_time()
+        hash_callable(main)
+        return time.process_time() - start
+
+    short = min(cpu_seconds(1_000) for _ in range(3))
+    # 12 times the rows: 12 times the work, and not 144 times.
+    assert cpu_seconds(12_000) < 40 * short
+
+
+def test_a_proxy_that_fails_for_names_that_it_lacks_is_hashed() -> None:
+    class Lazy:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("not connected")
+
+    lazy = Lazy()
+    assert hash_callable(closure(lazy)).digest
+
+
+def test_an_import_in_a_long_function_is_found() -> None:
+    lines = [f"    x{number} = {number}.5" for number in range(300)]
+    source = "\n".join(["def main():", *lines, "    from flhelpers import scale", "    import flinner.deep"])
+    names: dict[str, Any] = {"__name__": "long_one", "__package__": "flpackage"}
+    exec(source, names)
+    assert hash_callable(names["main"]).modules >= {"flhelpers", "flinner.deep"}

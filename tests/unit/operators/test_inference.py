@@ -83,6 +83,30 @@ def test_mapped_tasks_keep_the_text_of_a_partition() -> None:
     assert submissions[0].job.sink.partition == {"ds": "20240102"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"source": Source.parquet("lake:{{ ds }}")},
+            "source uri 'lake:1' can be read as a URI and as a path",
+        ),
+        (
+            {"source": Source.csv("file://host/lake")},
+            "source uri 'file://host/lake' is a file of host 'host'",
+        ),
+        (
+            {"source": Source.sql("select 1", t=Source.parquet("s3:///lake"))},
+            "source table 't' uri 's3:///lake' names no bucket",
+        ),
+        ({"sink": Sink.parquet("scored:x")}, "sink uri 'scored:x' can be read as a URI and as a path"),
+    ],
+)
+def test_what_names_no_place_is_found_before_submission(arguments: dict[str, Any], message: str) -> None:
+    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=f"^{message}"):
+        run_task(operator(**arguments), ds="1")
+    assert submissions == []
+
+
 @pytest.mark.parametrize("argument", ["prepare", "predictor"])
 def test_functions_are_given_by_their_import_path(argument: str) -> None:
     message = rf"{argument} must be 'package.module:function', found the callable {__name__}:operator: it is"

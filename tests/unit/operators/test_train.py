@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-from airflow.sdk import DAG, Asset, AssetAlias, Connection
+from airflow.sdk import DAG, Asset, AssetAlias, BaseOperator, Connection
 
 from airflow_hydrogen.contract import pickling
 from airflow_hydrogen.contract.errors import HydrogenError, NotEnoughSlotsError, NullValueError
@@ -535,6 +535,29 @@ def test_native_rendering_leaves_text_as_text() -> None:
     assert job.model_uri == submissions[0].option("--name") == "20240102"
     assert submissions[0].conf == {"spark.a": "0070_0", "spark.b": "True"}
     assert submissions[0].environment["DAY"] == "20240102"
+
+
+@pytest.mark.parametrize("natively", [False, True])
+def test_what_a_mapped_task_got_from_another_is_no_template(natively: bool) -> None:
+    text = "{{ params.secret }}"
+    given: dict[str, Any] = {
+        "entrypoint_args": [text],
+        "train_data": Source.parquet(text).to_dict(),
+        "datasets": {"weather": Source.parquet(text).to_dict()},
+        "conf": {"spark.a": text},
+    }
+    with DAG("flights", render_template_as_native_obj=natively) as dag:
+        upstream = BaseOperator(task_id="upstream")
+        mapped = HorovodTrainOperator.partial(
+            task_id="train", entrypoint="train.py", np=1, model_uri="/m", name="train"
+        ).expand_kwargs(upstream.output)
+    task = mapped.unmap(given)
+    context: Any = {"params": {"secret": "found"}}
+    resolved = {id(value) for value in given.values()}
+    task._do_render_template_fields(
+        task, task.template_fields, context, dag.get_template_env(), seen_oids=resolved
+    )
+    assert {name: getattr(task, name) for name in given} == given
 
 
 def test_dates_are_bound_as_their_text() -> None:
