@@ -286,7 +286,10 @@ def test_what_a_try_that_was_killed_has_written_is_no_part_of_the_next_ones_rows
     assert stage().rows == 1000
     assert not killed.exists()
     assert stage().rows == 1000, "and what is whole is used again"
-    assert len(list((tmp_path / "data").iterdir())) == 1
+    (whole,) = (tmp_path / "data").iterdir()
+    (whole / "_STAGED.json").write_text("{")
+    assert stage().rows == 1000
+    assert not whole.exists(), "what something has damaged is prepared again"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
+    DataError,
     EmptyDatasetError,
     EntrypointError,
     SchemaMismatchError,
@@ -182,11 +183,11 @@ def _prepared_before(name: str, uri: str, recipe: Mapping[str, str]) -> StagedDa
         place = uris.join(uri, folder)
         try:
             found = json.loads(filesystems.read_bytes(uris.join(place, _MARKER)))
-        except FileNotFoundError:  # its try was killed
-            filesystems.remove(place)
+            written = read_footers(list_dataset(place))
+            reasons = recipes.changes(found["recipe"], recipe)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, DataError):
+            filesystems.remove(place)  # its try was killed, or something has damaged it since
             continue
-        written = read_footers(list_dataset(place))
-        reasons = recipes.changes(found.get("recipe", {}), recipe)
         if not reasons and written.total_rows != found["rows"]:
             reasons = [f"{found['rows']:,} rows were written and {written.total_rows:,} are there"]
         if not reasons:
