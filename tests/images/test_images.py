@@ -83,6 +83,7 @@ def test_spark_trains_a_gang_on_a_master_and_a_worker_of_the_image(
     def start(stack: ExitStack, name: str, *command: str) -> tuple[subprocess.Popen[bytes], Path]:
         log = tmp_path / f"{name}.log"
         process = buildah.start(spark, *command, log=log)
+        stack.callback(process.wait)
         stack.callback(os.killpg, process.pid, signal.SIGKILL)
         return process, log
 

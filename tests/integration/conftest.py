@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -24,3 +25,5 @@ def spark() -> Iterator[Any]:
     )
     yield session
     session.stop()
+    # It says that it closes connections when the interpreter ends, to an output that is closed by then.
+    logging.getLogger("py4j").setLevel(logging.WARNING)
