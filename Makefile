@@ -22,7 +22,7 @@ test: check ## Everything: real Spark, real Horovod ranks, real Airflow.
 	pytest tests/contract tests/integration tests/e2e
 
 images: setup ## Build the container images without an engine and run out of them: root, 30 GB, half an hour.
-	pytest tests/images
+	pytest tests/images -m images
 
 soak: setup ## 200 kill -9 over publishing and scoring's swap, on a folder and on an object store.
 	pytest tests/soak -m soak -s

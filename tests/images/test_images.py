@@ -18,7 +18,7 @@ from airflow_hydrogen.horovod_build.__main__ import cache_folder
 from tests.images.images import Buildah, Container, build_images, missing_means
 from tests.integration.daemons import free_port
 
-pytestmark = pytest.mark.timeout(5400)
+pytestmark = [pytest.mark.images, pytest.mark.timeout(5400)]
 
 START_S = 120.0
 # A gang of two ranks in barrier mode, under Horovod, with what the image has.
