@@ -35,8 +35,6 @@ import sys
 from pathlib import Path
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.runtime.storage import filesystems
-from airflow_hydrogen.runtime.storage import swap
-from airflow_hydrogen.contract import uris
 from airflow_hydrogen.runtime.__main__ import run
 
 while True:

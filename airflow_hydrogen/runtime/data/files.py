@@ -21,7 +21,7 @@ from airflow_hydrogen.contract.errors import (
     SourceError,
 )
 from airflow_hydrogen.runtime.storage import filesystems
-from airflow_hydrogen.runtime.storage.partition_files import newest_lists, visible_files
+from airflow_hydrogen.runtime.storage.partition_files import is_hidden, newest_lists, visible_files
 
 # pyarrow is imported late: the list passes through Spark's Python workers on its way to the ranks.
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _FOOTER_THREADS = 16
 _LOOKS = 5
-# Spark lists these, for their schemas, and reads no rows from them.
-_SUMMARIES = ("_metadata", "_common_metadata")
 _TYPE_BYTES = {"BOOLEAN": 0.125, "INT32": 4.0, "INT64": 8.0, "INT96": 8.0, "FLOAT": 4.0, "DOUBLE": 8.0}
 _OFFSET_BYTES = 4.0
 
@@ -239,7 +237,7 @@ def as_spark_lists(found: Iterable[ListedFile]) -> tuple[list[ListedFile], bool]
         The files in name order, and whether columns hide in the names of folders. Without such columns
         only files that lie in the folder itself count.
     """
-    shown = sorted(file for file in found if not _is_hidden(file.name))
+    shown = sorted(file for file in found if not is_hidden(file.name))
     # An empty file holds no rows, and yet makes its folder a partition.
     partitioned = any("=" in file.name.rpartition("/")[0] for file in shown)
     return [file for file in shown if file.size and (partitioned or "/" not in file.name)], partitioned
@@ -338,18 +336,6 @@ def _decoded_bytes(chunk: Any, length: int) -> float:
     if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
         return float(chunk.num_values * length)
     return float(chunk.total_uncompressed_size + chunk.num_values * _OFFSET_BYTES)
-
-
-def _is_hidden(name: str) -> bool:
-    """Spark's rule, for each folder on the way and for the file."""
-    *folders, file = name.split("/")
-    return _is_skipped(file) or any(
-        _is_skipped(folder) and not folder.startswith(_SUMMARIES) for folder in folders
-    )
-
-
-def _is_skipped(part: str) -> bool:
-    return (part.startswith("_") and "=" not in part) or part.startswith(".") or part.endswith("._COPYING_")
 
 
 def _read(filesystem: Any, root: str, name: str) -> bytes:

@@ -25,6 +25,8 @@ from airflow_hydrogen.runtime.storage import filesystems
 FORMAT_VERSION = 1
 
 _LIST = re.compile(r"_hydrogen_files-(\d{8,})-[0-9a-z]+\.json")
+# Spark lists these, for their schemas, and reads no rows from them.
+_SUMMARIES = ("_metadata", "_common_metadata")
 _LOOKS = 5
 
 
@@ -72,7 +74,14 @@ class FileList:
 
 def is_hidden(name: str) -> bool:
     """Whether Spark skips a file, because of its own name or that of a folder on the way to it."""
-    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in name.split("/"))
+    *folders, file = name.split("/")
+    return _is_skipped(file) or any(
+        _is_skipped(folder) and not folder.startswith(_SUMMARIES) for folder in folders
+    )
+
+
+def _is_skipped(part: str) -> bool:
+    return (part.startswith("_") and "=" not in part) or part.startswith(".") or part.endswith("._COPYING_")
 
 
 def list_name(number: int, token: str) -> str:
