@@ -103,7 +103,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._resumed_at = (epoch, batch)
         if batch:
             context.partial_epoch = epoch
-            _pass_over(self.model, batch)
+            pass_over(self.model, batch)
         if epoch >= self.params.get("epochs", epoch + 1):
             # No batch will be trained on, so an unbuilt model would stay without its weights.
             self._require_built()
@@ -213,7 +213,7 @@ class _StepTimer:
         return not was_trial
 
 
-def _pass_over(model: keras.Model, batches: int) -> None:
+def pass_over(model: keras.Model, batches: int) -> None:
     """Let the first batches of the next epoch be read, and nothing be trained on them.
 
     Keras begins every epoch at its first batch. With fewer batches in the dataset it would take the epochs

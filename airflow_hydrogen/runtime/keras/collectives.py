@@ -46,8 +46,8 @@ def horovod() -> Any:
     return hvd
 
 
-def broadcast_variables(variables: Sequence[Any]) -> None:
-    """Give every rank the values of rank 0. `variables` are Keras's, in the same order on every rank.
+def broadcast_variables(variables: Sequence[Any], root_rank: int = 0) -> None:
+    """Give every rank the values of one rank. `variables` are Keras's, in the same order on every rank.
 
     Does what `hvd.broadcast_variables` does: all at once inside one graph, so that they travel together.
     """
@@ -61,7 +61,7 @@ def broadcast_variables(variables: Sequence[Any]) -> None:
     def broadcast() -> None:
         for number, value in enumerate(values):
             name = f"hydrogen_broadcast_{number}"
-            value.assign(hvd.broadcast(value, root_rank=0, name=name, ignore_name_scope=True))
+            value.assign(hvd.broadcast(value, root_rank=root_rank, name=name, ignore_name_scope=True))
 
     tf.function(broadcast, autograph=False).get_concrete_function()()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
@@ -13,8 +13,7 @@ from tensorflow.python.ops import control_flow_util
 
 from airflow_hydrogen.contract.errors import OptimizerError
 from airflow_hydrogen.runtime.keras import collectives
-
-log = logging.getLogger(__name__)
+from airflow_hydrogen.runtime.keras.reduction import Reduction, key
 
 _numbers = itertools.count()
 _MARK = "_hydrogen_distributed"
@@ -49,26 +48,72 @@ def DistributedOptimizer(
     Raises:
         OptimizerError: it is distributed already, or Keras does not run on TensorFlow.
     """
+    if op not in ("average", "sum"):
+        raise OptimizerError(f"op must be 'average' or 'sum', found {op!r}")
+    optimizer = checked(optimizer)
+    if collectives.size() == 1:
+        return optimizer
+    hvd = collectives.horovod()
+    reduction = Reduction(
+        hvd, op=hvd.Average if op == "average" else hvd.Sum, compressor=compressor(hvd, compression)
+    )
+    return distribute(optimizer, reduction)
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """Gradients that are added up on each rank, and reduced and applied after so many passes.
+
+    Attributes:
+        passes: how many, > 1.
+        average: divide the sum by `passes`.
+    """
+
+    passes: int
+    average: bool
+
+
+def checked(optimizer: keras.optimizers.Optimizer | str) -> keras.optimizers.Optimizer:
+    """The optimizer, if it can be distributed.
+
+    Raises:
+        OptimizerError: it is distributed already, or Keras does not run on TensorFlow.
+    """
     if keras.backend.backend() != "tensorflow":
         raise OptimizerError(
             f"DistributedOptimizer needs Keras on TensorFlow, found the backend {keras.backend.backend()!r}: "
             "set KERAS_BACKEND=tensorflow"
         )
-    if op not in ("average", "sum"):
-        raise OptimizerError(f"op must be 'average' or 'sum', found {op!r}")
     optimizer = keras.optimizers.get(optimizer)
     if is_distributed(optimizer) or is_distributed(getattr(optimizer, "inner_optimizer", None)):
         raise OptimizerError(f"{type(optimizer).__name__} is distributed already: wrap it once")
-    if collectives.size() == 1:
-        return optimizer
-    hvd = collectives.horovod()
+    return optimizer
+
+
+def distribute(
+    optimizer: keras.optimizers.Optimizer,
+    reduction: Reduction,
+    *,
+    name: str = "hydrogen_gradient",
+    accumulation: Accumulation | None = None,
+) -> keras.optimizers.Optimizer:
+    """Make a checked optimizer reduce gradients before it applies them: see `DistributedOptimizer`.
+
+    Args:
+        optimizer: it is changed in place.
+        reduction: how.
+        name: the first part of the operations' names.
+        accumulation: reduce and apply only every so many calls.
+    """
     # compile() would wrap a scaling optimizer around ours, and so put the allreduce into a branch that a rank
     # enters only if its own gradients are finite: the others would wait for it for ever.
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if keras.config.dtype_policy().name == "mixed_float16" and not scales:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
-    reduce = _reducer(hvd, _compressor(hvd, compression), op)
-    object.__setattr__(optimizer, "__class__", _distributed_class(type(optimizer), reduce))
+    prefix = f"{name}_{next(_numbers)}"
+    object.__setattr__(
+        optimizer, "__class__", _distributed_class(type(optimizer), reduction, prefix, accumulation)
+    )
     return optimizer
 
 
@@ -77,8 +122,10 @@ def is_distributed(optimizer: Any) -> bool:
     return hasattr(type(optimizer), _MARK)
 
 
-def _distributed_class(base: Any, reduce: Callable[[Sequence[Any]], list[Any]]) -> type:
-    def apply(self: Any, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
+def _distributed_class(
+    base: Any, reduction: Reduction, prefix: str, accumulation: Accumulation | None
+) -> type:
+    def apply(self: Any, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         name = base.__name__
         if self.__dict__.get("_hydrogen_scaled"):
             raise OptimizerError(
@@ -93,7 +140,18 @@ def _distributed_class(base: Any, reduce: Callable[[Sequence[Any]], list[Any]]) 
                 "compile() (its default turns XLA on where there is a GPU), or use "
                 "airflow_hydrogen.runtime.keras.callbacks(), which does that for you"
             )
-        return base.apply(self, reduce(list(grads)), trainable_variables)
+        grads = reduction.densified(grads)
+        variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
+        if len(grads) != len(variables):
+            raise OptimizerError(f"{name} was given {len(grads)} gradients for {len(variables)} variables")
+
+        def update(gradients: Sequence[Any]) -> None:
+            base.apply(self, reduction(gradients, variables, prefix), variables)
+
+        if accumulation is None:
+            update(grads)
+        else:
+            _accumulate(self, accumulation, grads, variables, update)
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         # LossScaleOptimizer's constructor sets this one on the optimizer that it wraps: its only trace.
@@ -110,6 +168,7 @@ def _distributed_class(base: Any, reduce: Callable[[Sequence[Any]], list[Any]]) 
             "__doc__": base.__doc__,
             "__setattr__": set_attribute,
             "apply": apply,
+            "register_local_var": lambda self, var: reduction.register_local(var),
             _MARK: True,
         },
     )
@@ -126,7 +185,12 @@ def _keep_registered_name(base: Any, distributed: type) -> None:
         object_registration.GLOBAL_CUSTOM_NAMES[distributed] = name
 
 
-def _compressor(hvd: Any, compression: Any) -> Any:
+def compressor(hvd: Any, compression: Any) -> Any:
+    """The member of `hvd.Compression` that is meant.
+
+    Raises:
+        OptimizerError: there is none.
+    """
     if compression is None or compression == "none":
         return hvd.Compression.none
     if compression == "fp16":
@@ -138,52 +202,61 @@ def _compressor(hvd: Any, compression: Any) -> Any:
     )
 
 
-def _reducer(hvd: Any, compressor: Any, op: str) -> Callable[[Sequence[Any]], list[Any]]:
-    """A function from gradients to reduced gradients; None stays None.
+def _accumulate(
+    optimizer: Any,
+    accumulation: Accumulation,
+    gradients: Sequence[Any],
+    variables: Sequence[Any],
+    update: Callable[[Sequence[Any]], None],
+) -> None:
+    """Add gradients up, and update with the sum when it is time.
 
-    In a graph dense gradients go one by one, as they become ready, and Horovod's fusion buffer joins them:
-    under Gloo that is as fast as one grouped operation, and it can overlap with the rest of the backward
-    pass. Eagerly every operation waits for its end, and one for all is 6 to 14 times as fast (docs/keras.md).
-    Sparse gradients are gathered: the rows of all ranks, one rank after the other.
+    Every rank counts alike, so that all of them reduce at the same call. The sums are no part of the
+    optimizer's state: they are each rank's own, and a plain optimizer has none.
     """
-    prefix = f"hydrogen_gradient_{next(_numbers)}"
-    options = {"op": hvd.Average if op == "average" else hvd.Sum, "compression": compressor}
+    if any(isinstance(gradient, tf.IndexedSlices) for gradient in gradients):
+        raise OptimizerError(
+            "sparse gradients cannot be added up over backward passes: pass sparse_as_dense=True, or "
+            "backward_passes_per_step=1"
+        )
+    if not optimizer.built:
+        with keras.name_scope(optimizer.name):
+            optimizer.build(variables)
+        optimizer.built = True
+    counter, sums = _sums(optimizer, gradients, variables)
+    for slot, gradient in zip(sums, gradients, strict=True):
+        if slot is not None:
+            slot.assign_add(gradient)
+    counter.assign_add(1)
 
-    def reduce_dense(gradients: dict[int, Any]) -> dict[int, Any]:
-        if not tf.executing_eagerly():
-            return {
-                number: hvd.allreduce(gradient, name=f"{prefix}_{number}", ignore_name_scope=True, **options)
-                for number, gradient in gradients.items()
-            }
-        reduced: dict[int, Any] = {}
-        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients.values()):
-            group = {number: gradient for number, gradient in gradients.items() if gradient.dtype == dtype}
-            name = f"{prefix}_{dtype.name}"
-            together = hvd.grouped_allreduce(
-                list(group.values()), name=name, ignore_name_scope=True, **options
-            )
-            reduced.update(zip(group, together, strict=True))
-        return reduced
+    def reduce_and_apply() -> tf.Tensor:
+        totals = [None if slot is None else slot.read_value() for slot in sums]
+        if accumulation.average:
+            totals = [None if t is None else t / tf.cast(accumulation.passes, t.dtype) for t in totals]
+        update(totals)
+        for slot in sums:
+            if slot is not None:
+                slot.assign(tf.zeros_like(slot))
+        counter.assign(0)
+        return counter.read_value()
 
-    def reduce_sparse(gradient: tf.IndexedSlices, name: str) -> tf.IndexedSlices:
-        values, context = compressor.compress(gradient.values)
-        values = hvd.allgather(values, name=f"{name}_values", ignore_name_scope=True)
-        indices = hvd.allgather(gradient.indices, name=f"{name}_indices", ignore_name_scope=True)
-        values = compressor.decompress(values, context)
-        if op == "average":
-            values /= tf.cast(hvd.size(), values.dtype)
-        return tf.IndexedSlices(values, indices, gradient.dense_shape)
+    def wait() -> tf.Tensor:
+        optimizer.iterations.assign_add(1)  # Horovod counts the passes
+        return counter.read_value()
 
-    def reduce(gradients: Sequence[Any]) -> list[Any]:
-        reduced: list[Any] = [None] * len(gradients)
-        dense: dict[int, Any] = {}
-        for number, gradient in enumerate(gradients):
-            if isinstance(gradient, tf.IndexedSlices):
-                reduced[number] = reduce_sparse(gradient, f"{prefix}_{number}")
-            elif gradient is not None:
-                dense[number] = tf.convert_to_tensor(gradient)
-        for number, gradient in reduce_dense(dense).items():
-            reduced[number] = gradient
-        return reduced
+    tf.cond(tf.equal(counter.read_value(), accumulation.passes), reduce_and_apply, wait)
 
-    return reduce
+
+def _sums(
+    optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]
+) -> tuple[tf.Variable, list[tf.Variable | None]]:
+    """The counter, and a variable for the sum of each gradient; made once, and not tracked."""
+    with tf.init_scope():  # out of the graph that is being traced
+        if "_hydrogen_sums" not in optimizer.__dict__:
+            optimizer.__dict__["_hydrogen_sums"] = tf.Variable(0, trainable=False, dtype=tf.int64), {}
+        counter, slots = optimizer.__dict__["_hydrogen_sums"]
+        for gradient, variable in zip(gradients, variables, strict=True):
+            if gradient is not None and key(variable) not in slots:
+                zeros = tf.zeros(variable.shape, gradient.dtype)
+                slots[key(variable)] = tf.Variable(zeros, trainable=False)
+    return counter, [None if g is None else slots[key(v)] for g, v in zip(gradients, variables, strict=True)]

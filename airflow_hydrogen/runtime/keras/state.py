@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from airflow_hydrogen.contract.errors import CheckpointError, OptimizerError
 from airflow_hydrogen.runtime.keras import collectives, tables
+from airflow_hydrogen.runtime.keras.reduction import key
 
 _SEED = "seed_generator_state"
 _VARIABLES = "variables.npz"
@@ -67,16 +68,23 @@ def is_built(model: keras.Model) -> bool:
     return all(layer.built for layer in model._flatten_layers(include_self=has_call))
 
 
-def broadcast_state(model: keras.Model) -> None:
+def broadcast_state(model: keras.Model, root_rank: int = 0, without: Sequence[Any] = ()) -> None:
     """Give every rank rank 0's model and optimizers; the seeds of dropout stay each rank's own.
+
+    Args:
+        model: of every rank the same.
+        root_rank: whose state, if not rank 0's.
+        without: variables that stay each rank's own as well.
 
     Raises:
         OptimizerError: the ranks have different models, or their layers have learnt different tables.
     """
     tables.require_equal(model)
     variables = [*_model_variables(model), *(v for held in _optimizers(model) for v in held.variables)]
+    own = {key(variable) for variable in without}
     # An optimizer may be held twice, inside and outside of a LossScaleOptimizer.
-    collectives.broadcast_variables(list({id(variable): variable for variable in variables}.values()))
+    shared = {id(variable): variable for variable in variables if not own or key(variable) not in own}
+    collectives.broadcast_variables(list(shared.values()), root_rank)
     _renew_constants(model)
 
 
@@ -116,9 +124,14 @@ def set_seeds(model: keras.Model, everyone: Sequence[Sequence[Sequence[int]]]) -
 
 def save_variables(model: keras.Model, folder: Path) -> None:
     """Write the values of the variables of the model and of its optimizers, in their order."""
+    save_groups(_saved_groups(model), folder)
+
+
+def save_groups(groups: Mapping[str, Sequence[Any]], folder: Path) -> None:
+    """Write the values of groups of variables."""
     values = {
         f"{group}/{number:05d}" if group else f"{number:05d}": np.asarray(variable)
-        for group, variables in _saved_groups(model).items()
+        for group, variables in groups.items()
         for number, variable in enumerate(variables)
     }
     with (folder / _VARIABLES).open("wb") as stream:
@@ -134,10 +147,7 @@ def load_variables(model: keras.Model, folder: Path) -> dict[str, list[Any]]:
     Raises:
         CheckpointError: they are another model's; none is changed then.
     """
-    saved: dict[str, list[Any]] = {}
-    with np.load(folder / _VARIABLES, allow_pickle=False) as stored:
-        for name in sorted(stored.files):
-            saved.setdefault(name.rpartition("/")[0], []).append(stored[name])
+    saved = load_groups(folder)
     groups = _saved_groups(model)
     if saved.keys() != groups.keys():
         raise CheckpointError(
@@ -150,9 +160,28 @@ def load_variables(model: keras.Model, folder: Path) -> dict[str, list[Any]]:
         # One that was not built when it was saved either has nothing to wait for.
         if not held.built and len(saved[name]) > len(held.variables)
     }
-    for variable, value in [pair for name in saved for pair in _pairs(groups[name], saved[name])]:
-        variable.assign(_readable(variable, value))
+    assign_groups({name: groups[name] for name in saved}, saved)
     return later
+
+
+def load_groups(folder: Path) -> dict[str, list[Any]]:
+    """What `save_groups` wrote; groups without variables left nothing."""
+    saved: dict[str, list[Any]] = {}
+    with np.load(folder / _VARIABLES, allow_pickle=False) as stored:
+        for name in sorted(stored.files):
+            saved.setdefault(name.rpartition("/")[0], []).append(stored[name])
+    return saved
+
+
+def assign_groups(groups: Mapping[str, Sequence[Any]], saved: Mapping[str, Sequence[Any]]) -> None:
+    """Give groups of variables their saved values.
+
+    Raises:
+        CheckpointError: those are of other variables; none is changed then.
+    """
+    pairs = [pair for name, variables in groups.items() for pair in _pairs(variables, saved.get(name, ()))]
+    for variable, value in pairs:
+        variable.assign(_readable(variable, value))
 
 
 def broadcast_when_built(model: keras.Model, saved: Mapping[str, list[Any]]) -> None:
@@ -192,8 +221,9 @@ def _pairs(variables: Sequence[Any], values: Sequence[Any]) -> list[tuple[Any, A
         )
     for variable, value in zip(variables, values, strict=True):
         if tuple(variable.shape) != value.shape:
+            name = getattr(variable, "path", variable.name)  # TensorFlow's own have no path
             raise CheckpointError(
-                f"variable {variable.path!r} has shape {tuple(variable.shape)}, the checkpoint's "
+                f"variable {name!r} has shape {tuple(variable.shape)}, the checkpoint's "
                 f"{value.shape}; {_ADVICE}"
             )
     return list(zip(variables, values, strict=True))
@@ -264,8 +294,13 @@ def _renew_constants(model: keras.Model) -> None:
 
 
 def _model_variables(model: keras.Model) -> list[Any]:
-    return [variable for variable in model.variables if variable.name != _SEED]
+    return [variable for variable in model.variables if not is_seed(variable)]
 
 
 def _seed_variables(model: keras.Model) -> list[Any]:
-    return [variable for variable in model.variables if variable.name == _SEED]
+    return [variable for variable in model.variables if is_seed(variable)]
+
+
+def is_seed(variable: Any) -> bool:
+    """Whether a variable is the state of a random generator, of dropout for example."""
+    return isinstance(variable, keras.Variable) and variable.name == _SEED

@@ -26,7 +26,18 @@ class BroadcastCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Also refuses an optimizer that does not average, and turns XLA off for the model, which has no
     Horovod operations.
+
+    Args:
+        root_rank: start from this rank's instead.
+
+    Attributes:
+        local_variables: what stays each rank's own.
     """
+
+    def __init__(self, root_rank: int = 0) -> None:
+        super().__init__()
+        self.root_rank = root_rank
+        self.local_variables: list[Any] = []
 
     def set_model(self, model: keras.Model) -> None:
         """Before Keras makes the training function: see to it that it can be run.
@@ -55,7 +66,7 @@ class BroadcastCallback(keras.callbacks.Callback):  # type: ignore[misc]
             state.when_built(self.model, self._broadcast)
 
     def _broadcast(self) -> None:
-        state.broadcast_state(self.model)
+        state.broadcast_state(self.model, self.root_rank, self.local_variables)
         state.decorrelate_seeds(self.model)
 
 

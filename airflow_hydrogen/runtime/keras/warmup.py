@@ -48,13 +48,7 @@ class LearningRateWarmupCallback(keras.callbacks.Callback):  # type: ignore[misc
             OptimizerError: the optimizer follows a schedule, which this callback cannot change.
         """
         super().set_model(model)
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        rate = getattr(optimizer, "_learning_rate", None)
-        if callable(rate) and not hasattr(rate, "assign"):
-            raise OptimizerError(
-                f"learning-rate warm-up needs a plain learning rate, found {type(rate).__name__}: give the "
-                "schedule a warm-up of its own (CosineDecay has warmup_steps), or the optimizer a number"
-            )
+        require_plain_rate(model.optimizer, "learning-rate warm-up")
         if self.target is None:
             self.target = float(model.optimizer.learning_rate)
 
@@ -95,3 +89,17 @@ class LearningRateWarmupCallback(keras.callbacks.Callback):  # type: ignore[misc
         size = collectives.size()
         share = min(epochs_done / self.warmup_epochs, 1.0)
         self.model.optimizer.learning_rate = self.target / size * (1 + share * (size - 1))
+
+
+def require_plain_rate(optimizer: keras.optimizers.Optimizer, who: str) -> None:
+    """Refuse an optimizer whose rate follows a schedule: a callback cannot change it.
+
+    Raises:
+        OptimizerError: it does.
+    """
+    rate = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+    if callable(rate) and not hasattr(rate, "assign"):
+        raise OptimizerError(
+            f"{who} needs a plain learning rate, found {type(rate).__name__}: give the "
+            "schedule a warm-up of its own (CosineDecay has warmup_steps), or the optimizer a number"
+        )
