@@ -21,7 +21,7 @@ from airflow_hydrogen.contract.errors import KwargsError
 from airflow_hydrogen.contract.jobs import require_json
 from airflow_hydrogen.runtime import progress
 from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
-from airflow_hydrogen.runtime.rank import checksums, horovod_guard
+from airflow_hydrogen.runtime.rank import checksums, horovod_imports
 from airflow_hydrogen.runtime.rank import context as contexts
 from airflow_hydrogen.runtime.rank.failures import RankFailure, lost_peer
 from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Answer, Placement, RankTask
@@ -39,7 +39,7 @@ def main() -> int:
     os.register_at_fork(after_in_child=lambda: _after_fork(pipe, rank, thread))
     task, placement = pipe.receive()
     progress.start_beating(lambda beat: pipe.send("beat", beat), task.beat_s)
-    horovod_guard.install()
+    horovod_imports.install()
     contexts.enter(_context(task, placement, pipe))
     try:
         value = _call(task)
