@@ -312,7 +312,7 @@ def fit(optimizer: Any, *callbacks: Any, epochs: int = 1, steps: int = 4, **opti
     random = np.random.default_rng(hvd.rank())
     x = random.normal(size=(4 * steps, 2)).astype("float32")
     model = options.pop("model", None) or make_model()
-    model.compile(optimizer, "mse", **options)
+    model.compile(optimizer, keras.losses.MeanSquaredError(), **options)
     model.fit(x, x[:, :1], batch_size=4, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return model
 
