@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint, without_connection
 from airflow_hydrogen.clusters.managers import endpoint_of
+from airflow_hydrogen.contract import log_groups
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.hooks.launchers import (
     DEFAULT_SPARK_BINARY,
@@ -65,6 +66,7 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.killed = False
         self._session_ended = False
+        self._in_group = False
         super().__init__(**options)
 
     @property
@@ -144,6 +146,7 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         if self._on_submit is not None:
             self._on_submit()
         kwargs.setdefault("start_new_session", True)
+        self._mark(f"{log_groups.BEGIN}Submission")
         try:
             driver_id: str | None = super().submit(application, **kwargs)
         finally:
@@ -151,6 +154,7 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
                 self._submit_sp.stdout.close()  # the provider leaves it open
             self._end_session()  # a JVM that died may have left its driver
             self._session_ended = True
+            self._mark(log_groups.END)  # a driver that died has left its own open
         return driver_id
 
     def on_kill(self) -> None:
@@ -236,8 +240,19 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
     def _process_spark_submit_log(self, itr: Iterator[Any]) -> None:
         super()._process_spark_submit_log(self._watch(itr))
 
+    def _mark(self, mark: str) -> None:
+        """Begin or end a group of the task's log. They do not nest: one that begins ends the one before."""
+        if self._in_group:
+            self.log.info(log_groups.END)
+        self._in_group = mark != log_groups.END
+        if self._in_group:
+            self.log.info("%s", mark)
+
     def _watch(self, lines: Iterator[Any]) -> Iterator[Any]:
         for line in lines:
+            if log_groups.is_mark(line):  # kept out of the tail, which stands in error messages
+                self._mark(line.strip())
+                continue
             self._tail.append(line.rstrip())
             _, found, url = line.partition(SPARK_UI_LINE)
             if found and self._on_spark_ui is not None:

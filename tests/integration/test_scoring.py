@@ -46,6 +46,7 @@ from airflow_hydrogen.runtime.rank import publishing, rehearsal
 from airflow_hydrogen.runtime.rank.context import TrainContext
 from airflow_hydrogen.runtime.scoring import application, direct, sinks
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.runtime.scoring.watching import RowCounter
 from airflow_hydrogen.runtime.storage import filesystems
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
@@ -190,6 +191,14 @@ def test_workers_read_the_files_that_spark_lists_and_no_others(score, linear, la
     assert report.rows == 100
 
 
+@pytest.mark.parametrize("where", [None, "id < 30"], ids=["read by workers", "read by Spark"])
+def test_spark_says_how_many_rows_have_come_back(spark, score, linear, lake, where, eventually):
+    count = RowCounter(spark)
+    assert count() == 0, "what the session has scored before does not count"
+    report, _ = score(linear, source=Source.parquet(lake, where=where))
+    eventually(lambda: count() == report.rows, "all rows are counted", 20)
+
+
 def test_a_file_that_changes_before_a_worker_reads_it_is_named(spark, linear, lake, tmp_path):
     job = InferenceJob(
         model_uri=linear,
@@ -197,7 +206,9 @@ def test_a_file_that_changes_before_a_worker_reads_it_is_named(spark, linear, la
         sink=Sink.parquet(str(tmp_path / "scores")),
         report_uri=str(tmp_path / "report.json"),
     )
-    frame = application.score(spark, sources.read(spark, job.source), directory.open_model(linear)[0], job)
+    frame = application.score(
+        spark, sources.read(spark, job.source), directory.open_model(linear)[0], job
+    ).frame
     write(pathlib.Path(lake) / "rows.parquet", a=[1.0], b=[1])
     with pytest.raises(Exception, match="DatasetChangedError: 'rows.parquet' of dataset .* it had"):
         frame.collect()

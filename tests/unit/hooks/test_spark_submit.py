@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,29 @@ def test_spark_ui_is_told_as_soon_as_it_is_known(tmp_path: Path) -> None:
     binary = script(tmp_path, 'echo "x airflow-hydrogen: spark-ui http://host:4040 "; echo later')
     HydrogenSparkSubmitHook(spark_binary=binary, on_spark_ui=told.append).submit("app.py")
     assert told == ["http://host:4040"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "ends"),
+    [("echo ::endgroup::; echo seen", ["::endgroup::", "seen"]), ("exit 1", ["::endgroup::"])],
+    ids=["ends its group", "dies in its group"],
+)
+def test_groups_of_the_log_follow_each_other_and_all_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], driver: str, ends: list[str]
+) -> None:
+    binary = script(tmp_path, f"echo java; echo ::group::Spark; echo detail; {driver}")
+    hook = HydrogenSparkSubmitHook(spark_binary=binary)
+    with suppress(AirflowException):
+        hook.submit("app.py")
+    told = [
+        line.partition("] ")[2].partition(" [airflow")[0].strip()
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert told[told.index("::group::Submission") :][2:] == [
+        *("java", "::endgroup::", "::group::Spark", "detail"),
+        *ends,
+    ]
+    assert "::" not in hook.log_tail
 
 
 def test_tail_of_the_log_has_no_secrets(tmp_path: Path) -> None:
