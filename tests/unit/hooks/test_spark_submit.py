@@ -20,7 +20,8 @@ from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("AIRFLOW_CONN_SPARK_DEFAULT", "PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -164,6 +165,32 @@ def test_groups_of_the_log_follow_each_other_and_all_end(
         *ends,
     ]
     assert "::" not in hook.log_tail
+
+
+def test_sparks_classes_are_kept_by_the_second_job_and_used_by_the_third(tmp_path: Path) -> None:
+    spark = tmp_path / "spark"
+    (spark / "jars").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    java = Path(script(tmp_path, "")).rename(tmp_path / "bin" / "java")
+    assert java.exists()
+    binary = script(
+        tmp_path,
+        'echo "$SPARK_SUBMIT_OPTS"; file=${SPARK_SUBMIT_OPTS#*AtExit=}\n'
+        '[ "$file" = "$SPARK_SUBMIT_OPTS" ] || touch "${file%%\\"*}"',
+    )
+    variables = {"SPARK_HOME": str(spark), "JAVA_HOME": str(tmp_path), "SPARK_SUBMIT_OPTS": "-Dmy=own"}
+    said = []
+    for _ in range(3):
+        hook = HydrogenSparkSubmitHook(spark_binary=binary, env_vars=variables)
+        hook.submit("app.py")
+        said.append(hook.log_tail)
+    assert said[0] == "-Dmy=own"
+    assert "ArchiveClassesAtExit" in said[1]
+    assert "SharedArchiveFile" in said[2]
+    assert all(line.endswith("-Dmy=own") for line in said), "the user's own stay, and win"
+    own = HydrogenSparkSubmitHook(spark_binary=binary, env_vars=variables, driver_class_path="/my/classes")
+    own.submit("app.py")
+    assert own.log_tail == "-Dmy=own"
 
 
 def test_tail_of_the_log_has_no_secrets(tmp_path: Path) -> None:
