@@ -22,6 +22,8 @@ _DEFAULTS = {
     "spark.log.level": "WARN",
 }
 _LOCAL_DEFAULTS = {
+    # A web server for an application of seconds, on a machine whose port nobody has opened.
+    "spark.ui.enabled": "false",
     # Folders of one machine are listed faster by the driver than by a Spark job with a task for each.
     "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
 }

@@ -191,6 +191,49 @@ def test_workers_read_the_files_that_spark_lists_and_no_others(score, linear, la
     assert report.rows == 100
 
 
+PLAIN = {
+    **{f"int{bits}": pa.array([1], f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{name: pa.array([1.0], name) for name in ("float32", "float64")},
+    "bool": pa.array([True]),
+    "text": pa.array(["x"]),
+    "date": pa.array([datetime.date(2013, 1, 1)]),
+}
+OTHER = {
+    "bytes": pa.array([b"x"]),
+    "unsigned": pa.array([1], "uint32"),
+    "large": pa.array(["x"], "large_string"),
+    "local": pa.array([0], pa.timestamp("us")),
+    "instant": pa.array([0], pa.timestamp("us", "UTC")),
+    "decimal": pa.array([1], pa.decimal128(9, 2)),
+    "list": pa.array([[1.0]]),
+    "words": pa.array(["x"]).dictionary_encode(),
+    "elapsed": pa.array([1], "int64").cast("duration[us]"),
+}
+
+
+@pytest.mark.parametrize("column", [None, *OTHER])
+def test_columns_have_the_types_that_spark_finds_itself(spark, tmp_path, column):
+    columns = PLAIN if column is None else {**PLAIN, column: OTHER[column]}
+    (tmp_path / "lake").mkdir()
+    write(tmp_path / "lake" / "b.parquet", other=[1])
+    source = Source.parquet(str(tmp_path / "lake"))
+    write(tmp_path / "lake" / "a.parquet", **columns)
+    assert sources.read(spark, source).schema == spark.read.parquet(source.uri).schema
+
+
+def test_plain_columns_are_found_without_a_job_of_sparks(spark, tmp_path):
+    write(tmp_path / "rows.parquet", **PLAIN)
+    spark.sparkContext.setJobGroup("schema", "")
+    try:
+        frame = sources.read(spark, Source.parquet(str(tmp_path / "rows.parquet")))
+        assert frame.columns == list(PLAIN)
+        assert spark.sparkContext.statusTracker().getJobIdsForGroup("schema") == []
+        assert frame.collect()[0].text == "x"
+        assert spark.sparkContext.statusTracker().getJobIdsForGroup("schema") != []
+    finally:
+        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+
+
 @pytest.mark.parametrize("where", [None, "id < 30"], ids=["read by workers", "read by Spark"])
 def test_spark_says_how_many_rows_have_come_back(spark, score, linear, lake, where, eventually):
     count = RowCounter(spark)
