@@ -48,9 +48,9 @@ def measure(folder: Path, quick: bool) -> list[Result]:
     """Score 1,000,000 rows with each."""
     rows, some, few = (100_000, 20_000, 2_000) if quick else (1_000_000, 200_000, 40_000)
     pairs = 2 if quick else 5
-    many_rows = _write(folder / "many", rows)
-    some_rows, few_rows = _write(folder / "some", some), _write(folder / "few", few)
-    model = _publish_model(folder, many_rows)
+    many_rows = write_rows(folder / "many", rows)
+    some_rows, few_rows = write_rows(folder / "some", some), write_rows(folder / "few", few)
+    model = publish_model(folder, many_rows)
     results = []
     with local_spark() as spark:
         ours = partial(_ours, spark, model, many_rows, str(folder / "ours"), rows)
@@ -100,7 +100,8 @@ def measure(folder: Path, quick: bool) -> list[Result]:
     return results
 
 
-def _write(folder: Path, rows: int) -> str:
+def write_rows(folder: Path, rows: int) -> str:
+    """Parquet of a key and the features, in several files."""
     folder.mkdir()
     random = np.random.default_rng(0)
     share = rows // _FILES
@@ -113,7 +114,8 @@ def _write(folder: Path, rows: int) -> str:
     return str(folder)
 
 
-def _publish_model(folder: Path, rows: str) -> str:
+def publish_model(folder: Path, rows: str) -> str:
+    """Publish a small network of these features; returns its URI."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -155,7 +157,7 @@ def _ours(
     started = time.perf_counter()
     manifest, _ = directory.open_model(model)
     frame = sources.read_prepared(spark, job.source, None, {})
-    written = sinks.replace_partition(score(spark, frame, manifest, job), job.sink, None)
+    written = sinks.replace_partition(score(spark, frame, manifest, job).frame, job.sink, None)
     seconds = time.perf_counter() - started
     assert written == rows
     return rows / seconds
@@ -192,7 +194,7 @@ class _BatchUdfs:
         shapes: dict[str, tuple[list[Any], Any, list[list[int]] | None]] = {
             "array column": ([array(*FEATURES)], _make_matrix_predict, [[len(FEATURES)]]),
             "struct column": ([struct(*FEATURES)], _make_matrix_predict, [[len(FEATURES)]]),
-            "one column per feature": (list(FEATURES), _make_columns_predict, None),
+            "one column per feature": (list(FEATURES), make_columns_predict, None),
         }
         tried: dict[str, float] = {}
         runners: dict[str, Callable[[tuple[str, int]], float]] = {}
@@ -252,7 +254,8 @@ def _make_matrix_predict(model: str) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _make_columns_predict(model: str) -> Callable[..., np.ndarray]:
+def make_columns_predict(model: str) -> Callable[..., np.ndarray]:
+    """For `predict_batch_udf`: load the model, and return a function of one argument for each feature."""
     predict = _load(model)
 
     def run(*inputs: np.ndarray) -> np.ndarray:

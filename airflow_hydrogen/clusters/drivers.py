@@ -12,6 +12,7 @@ from airflow_hydrogen.clusters.documents import reading
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint
 from airflow_hydrogen.clusters.session import Session, ask_in_turn, open_session
 from airflow_hydrogen.clusters.standalone import standby_state
+from airflow_hydrogen.contract import log_groups
 from airflow_hydrogen.contract.errors import ClusterResponseError
 
 _DONE = "FINISHED"
@@ -144,7 +145,8 @@ async def log_tail(log_url: str) -> str:
     if answer.status_code != httpx.codes.OK:
         return f"(the log at {log_url} cannot be read: status {answer.status_code})"
     # Its first line says which bytes follow.
-    return "\n".join(answer.text.partition("\n")[2].splitlines()[-_LOG_LINES:])
+    lines = answer.text.partition("\n")[2].splitlines()
+    return "\n".join([line for line in lines if not log_groups.is_mark(line)][-_LOG_LINES:])
 
 
 def _driver(entry: Mapping[str, Any], workers: Mapping[str, str], *, active: bool) -> Driver:

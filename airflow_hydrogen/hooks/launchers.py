@@ -50,13 +50,17 @@ def require_java(environ: Mapping[str, str]) -> str:
     Raises:
         JavaNotFoundError: neither JAVA_HOME nor PATH has one.
     """
-    if java_home := environ.get("JAVA_HOME"):
-        if found := shutil.which("java", path=str(Path(java_home, "bin"))):
-            return found
-        raise JavaNotFoundError(f"JAVA_HOME={java_home} has no bin/java")
-    if found := shutil.which("java", path=environ.get("PATH")):
+    if found := find_java(environ):
         return found
+    if java_home := environ.get("JAVA_HOME"):
+        raise JavaNotFoundError(f"JAVA_HOME={java_home} has no bin/java")
     raise JavaNotFoundError("JAVA_HOME is not set and PATH has no java")
+
+
+def find_java(environ: Mapping[str, str]) -> str | None:
+    """Path of the Java that spark-submit will run; None where there is none."""
+    java_home = environ.get("JAVA_HOME")
+    return shutil.which("java", path=str(Path(java_home, "bin")) if java_home else environ.get("PATH"))
 
 
 def python_environment(master: str, deploy_mode: str | None, environ: Mapping[str, str]) -> dict[str, str]:

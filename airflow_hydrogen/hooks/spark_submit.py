@@ -14,9 +14,12 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint, without_connection
 from airflow_hydrogen.clusters.managers import endpoint_of
+from airflow_hydrogen.contract import log_groups
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.hooks.class_archives import ClassArchive, find_class_archive
 from airflow_hydrogen.hooks.launchers import (
     DEFAULT_SPARK_BINARY,
+    find_java,
     find_spark_submit,
     is_local,
     python_environment,
@@ -65,6 +68,8 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.killed = False
         self._session_ended = False
+        self._in_group = False
+        self._java_options = ""
         super().__init__(**options)
 
     @property
@@ -144,6 +149,11 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         if self._on_submit is not None:
             self._on_submit()
         kwargs.setdefault("start_new_session", True)
+        self._mark(f"{log_groups.BEGIN}Submission")
+        archive = self._class_archive()
+        self._java_options = archive.begin() if archive is not None else ""
+        if archive is not None and archive.writes:
+            self.log.info("Keeping Spark's classes when the application ends: later ones start faster")
         try:
             driver_id: str | None = super().submit(application, **kwargs)
         finally:
@@ -151,6 +161,9 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
                 self._submit_sp.stdout.close()  # the provider leaves it open
             self._end_session()  # a JVM that died may have left its driver
             self._session_ended = True
+            if archive is not None:
+                archive.finish(ended_well=self._submit_sp is not None and self._submit_sp.poll() == 0)
+            self._mark(log_groups.END)  # a driver that died has left its own open
         return driver_id
 
     def on_kill(self) -> None:
@@ -221,6 +234,13 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         binary = self._connection["spark_binary"] or DEFAULT_SPARK_BINARY
         return [find_spark_submit(binary, self._launch_environment())]
 
+    def _class_archive(self) -> ClassArchive | None:
+        own_class_path = self._driver_class_path or "spark.driver.extraClassPath" in self._conf
+        if self.is_cluster_mode or own_class_path:
+            return None  # a driver elsewhere; classes of the user's in front of Spark's
+        environ = self._launch_environment()
+        return find_class_archive(self._get_spark_binary_path()[0], find_java(environ), environ)
+
     def _launch_environment(self) -> dict[str, str]:
         # A driver on a standalone cluster has the task's env_vars to itself.
         return worker_environment(None if self.is_standalone_cluster else self._env_vars)
@@ -231,13 +251,28 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         # Not in env_vars: those become Spark settings on YARN and Kubernetes.
         defaults = python_environment(self.master, self._connection["deploy_mode"], environ)
         self._env = {**defaults, **(self._env or {})}
+        if self._java_options:
+            # For spark-submit's own JVM; the user's come last and win.
+            given = environ.get("SPARK_SUBMIT_OPTS", "")
+            self._env["SPARK_SUBMIT_OPTS"] = f"{self._java_options} {given}".rstrip()
         return [sys.executable, "-I", "-S", str(_EXEC_WITH_PARENT), str(os.getpid()), *command]
 
     def _process_spark_submit_log(self, itr: Iterator[Any]) -> None:
         super()._process_spark_submit_log(self._watch(itr))
 
+    def _mark(self, mark: str) -> None:
+        """Begin or end a group of the task's log. They do not nest: one that begins ends the one before."""
+        if self._in_group:
+            self.log.info(log_groups.END)
+        self._in_group = mark != log_groups.END
+        if self._in_group:
+            self.log.info("%s", mark)
+
     def _watch(self, lines: Iterator[Any]) -> Iterator[Any]:
         for line in lines:
+            if log_groups.is_mark(line):  # kept out of the tail, which stands in error messages
+                self._mark(line.strip())
+                continue
             self._tail.append(line.rstrip())
             _, found, url = line.partition(SPARK_UI_LINE)
             if found and self._on_spark_ui is not None:

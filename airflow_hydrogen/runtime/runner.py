@@ -67,9 +67,20 @@ class HorovodRunner:
         task = rank_task(main, args, kwargs)
         return pickle.loads(self.run_task(task).answer)
 
-    def run_task(self, task: RankTask) -> GangResult:
-        """Run a prepared task: what the training application calls."""
-        log = GangLog(self.options.driver_log_verbosity)
+    def run_task(self, task: RankTask, *, folded: bool = False) -> GangResult:
+        """Run a prepared task: what the training application calls.
+
+        Args:
+            task: what every rank runs.
+            folded: put the ranks' lines into groups, as Airflow folds them.
+        """
+        log = GangLog(self.options.driver_log_verbosity, folded=folded)
+        try:
+            return self._run_supervised(task, log)
+        finally:
+            log.close()
+
+    def _run_supervised(self, task: RankTask, log: GangLog) -> GangResult:
         task = dataclasses.replace(task, beat_s=beat_interval_s(self.options.stall_timeout_s))
         options = self.options
         if self.np < 0:

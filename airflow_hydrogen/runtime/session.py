@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract import errors
 from airflow_hydrogen.contract.jobs import Job, TrainJob
+from airflow_hydrogen.runtime.log_groups import log_group
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -14,8 +15,15 @@ if TYPE_CHECKING:
 SPARK_UI_PREFIX = "airflow-hydrogen: spark-ui "
 
 # Used where the user's own configuration says nothing.
-_DEFAULTS = {"spark.ui.showConsoleProgress": "false"}  # the driver's output is a log, not a terminal
+_DEFAULTS = {
+    "spark.ui.showConsoleProgress": "false",  # the driver's output is a log, not a terminal
+    # At INFO nine lines of ten are Spark's. What submits a driver to a cluster does not read this: it goes on
+    # to say where the driver is, which Airflow's hooks look for.
+    "spark.log.level": "WARN",
+}
 _LOCAL_DEFAULTS = {
+    # A web server for an application of seconds, on a machine whose port nobody has opened.
+    "spark.ui.enabled": "false",
     # Folders of one machine are listed faster by the driver than by a Spark job with a task for each.
     "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
 }
@@ -40,7 +48,8 @@ def spark_session(job: Job) -> SparkSession:
     for key, value in defaults.items():
         if not given.contains(key):
             builder = builder.config(key, value)
-    spark = builder.getOrCreate()
+    with log_group("Spark", folded=job.run is not None):
+        spark = builder.getOrCreate()
     if spark.sparkContext.uiWebUrl:
         print(f"{SPARK_UI_PREFIX}{spark.sparkContext.uiWebUrl}", flush=True)
     return spark

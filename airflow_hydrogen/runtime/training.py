@@ -23,6 +23,7 @@ from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import require_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult
+from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, Manifest
 from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
@@ -89,18 +90,19 @@ def _train_at(
     spark = spark_session(job)
     size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang.start_timeout_s)
     try:
-        staged = {
-            name: sources.stage(
-                spark,
-                name,
-                source,
-                uris.join(uri, DATA, place, name),
-                ranks=size,
-                prepare=prepare,
-                prepare_kwargs=job.prepare_kwargs,
-            )
-            for name, source in job.datasets.items()
-        }
+        with log_group("Preparation", folded=job.run is not None):
+            staged = {
+                name: sources.stage(
+                    spark,
+                    name,
+                    source,
+                    uris.join(uri, DATA, place, name),
+                    ranks=size,
+                    prepare=prepare,
+                    prepare_kwargs=job.prepare_kwargs,
+                )
+                for name, source in job.datasets.items()
+            }
         prepared = time.monotonic()
         for name, dataset in staged.items():
             how = "read in place" if dataset.in_place else "prepared"
@@ -111,8 +113,10 @@ def _train_at(
         try:
             ownership.require()
             if outcome.published is not None:
-                _sweep(uris.join(uri, CHECKPOINTS), place)
-                _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
+                with log_group("Publishing", folded=job.run is not None):
+                    _sweep(uris.join(uri, CHECKPOINTS), place)
+                    _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
+                print(f"published {outcome.published.framework} model {uri}", flush=True)
         except BaseException:
             filesystems.remove(staged_uri)
             raise
@@ -256,7 +260,7 @@ def _train(
     runner = HorovodRunner(job.np, **job.gang.to_dict())
     print(f"training {job.entrypoint.name} on {size} ranks", flush=True)
     try:
-        result = runner.run_task(task)
+        result = runner.run_task(task, folded=job.run is not None)
         outcome: Outcome = pickle.loads(result.answer)
     except BaseException:
         filesystems.remove(staged_uri)
@@ -290,7 +294,6 @@ def _publish(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     directory.publish(staged_uri, uri, manifest, keep_checkpoints=job.keep_checkpoints)
-    print(f"published {published.framework} model {uri}", flush=True)
 
 
 def _finite(line: Mapping[str, float]) -> dict[str, float]:

@@ -52,6 +52,30 @@ def test_the_training_report_is_an_xcom(trained: DagRun) -> None:
     assert {"keras", "tensorflow", "horovod", "pyspark"} <= set(report["versions"])
 
 
+def test_the_log_of_a_training_tells_its_story(home: Home, trained: DagRun) -> None:
+    lines = home.log.read_text().splitlines()
+    begin = next(n for n, line in enumerate(lines) if "Training on local" in line)
+    end = next(n for n, line in enumerate(lines) if "Trained on" in line and n > begin)
+    story, groups, folded = [], [], False
+    for line in lines[begin : end + 1]:
+        if "::group::" in line:
+            assert not folded, "groups do not nest"
+            folded = True
+            groups.append(line.partition("::group::")[2].split()[0])
+        elif "::endgroup::" in line:
+            folded = False
+        elif not folded:
+            story.append(line)
+    assert not folded
+    assert list(dict.fromkeys(groups)) == ["Submission", "Spark", "Preparation", "Training:", "Publishing"]
+    epochs = [line for line in story if "[gang] epoch=" in line]
+    assert len(epochs) == SHORT_TRAINING["epochs"]
+    assert all("rows_per_second=" in line and " s left" in line for line in epochs)
+    assert len(story) < 59, "with one epoch more it is less than 60"
+    assert end - begin < 120, "the details are few as well"
+    assert not any("shuffle=True" in line for line in lines)
+
+
 def test_a_model_that_does_not_beat_the_baseline_is_not_published(runner: DagRunner, trained: DagRun) -> None:
     untrained = {"train_until": "2013-05-02", "train_from": "2013-05-01", "epochs": 1, "learning_rate": 1e-9}
     run = runner.run("flights_train", conf={**SHORT_TRAINING, **untrained})

@@ -46,6 +46,7 @@ from airflow_hydrogen.runtime.rank import publishing, rehearsal
 from airflow_hydrogen.runtime.rank.context import TrainContext
 from airflow_hydrogen.runtime.scoring import application, direct, sinks
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.runtime.scoring.watching import RowCounter
 from airflow_hydrogen.runtime.storage import filesystems
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
@@ -190,6 +191,57 @@ def test_workers_read_the_files_that_spark_lists_and_no_others(score, linear, la
     assert report.rows == 100
 
 
+PLAIN = {
+    **{f"int{bits}": pa.array([1], f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{name: pa.array([1.0], name) for name in ("float32", "float64")},
+    "bool": pa.array([True]),
+    "text": pa.array(["x"]),
+    "date": pa.array([datetime.date(2013, 1, 1)]),
+}
+OTHER = {
+    "bytes": pa.array([b"x"]),
+    "unsigned": pa.array([1], "uint32"),
+    "large": pa.array(["x"], "large_string"),
+    "local": pa.array([0], pa.timestamp("us")),
+    "instant": pa.array([0], pa.timestamp("us", "UTC")),
+    "decimal": pa.array([1], pa.decimal128(9, 2)),
+    "list": pa.array([[1.0]]),
+    "words": pa.array(["x"]).dictionary_encode(),
+    "elapsed": pa.array([1], "int64").cast("duration[us]"),
+}
+
+
+@pytest.mark.parametrize("column", [None, *OTHER])
+def test_columns_have_the_types_that_spark_finds_itself(spark, tmp_path, column):
+    columns = PLAIN if column is None else {**PLAIN, column: OTHER[column]}
+    (tmp_path / "lake").mkdir()
+    write(tmp_path / "lake" / "b.parquet", other=[1])
+    source = Source.parquet(str(tmp_path / "lake"))
+    write(tmp_path / "lake" / "a.parquet", **columns)
+    assert sources.read(spark, source).schema == spark.read.parquet(source.uri).schema
+
+
+def test_plain_columns_are_found_without_a_job_of_sparks(spark, tmp_path):
+    write(tmp_path / "rows.parquet", **PLAIN)
+    spark.sparkContext.setJobGroup("schema", "")
+    try:
+        frame = sources.read(spark, Source.parquet(str(tmp_path / "rows.parquet")))
+        assert frame.columns == list(PLAIN)
+        assert spark.sparkContext.statusTracker().getJobIdsForGroup("schema") == []
+        assert frame.collect()[0].text == "x"
+        assert spark.sparkContext.statusTracker().getJobIdsForGroup("schema") != []
+    finally:
+        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+
+
+@pytest.mark.parametrize("where", [None, "id < 30"], ids=["read by workers", "read by Spark"])
+def test_spark_says_how_many_rows_have_come_back(spark, score, linear, lake, where, eventually):
+    count = RowCounter(spark)
+    assert count() == 0, "what the session has scored before does not count"
+    report, _ = score(linear, source=Source.parquet(lake, where=where))
+    eventually(lambda: count() == report.rows, "all rows are counted", 20)
+
+
 def test_a_file_that_changes_before_a_worker_reads_it_is_named(spark, linear, lake, tmp_path):
     job = InferenceJob(
         model_uri=linear,
@@ -197,7 +249,9 @@ def test_a_file_that_changes_before_a_worker_reads_it_is_named(spark, linear, la
         sink=Sink.parquet(str(tmp_path / "scores")),
         report_uri=str(tmp_path / "report.json"),
     )
-    frame = application.score(spark, sources.read(spark, job.source), directory.open_model(linear)[0], job)
+    frame = application.score(
+        spark, sources.read(spark, job.source), directory.open_model(linear)[0], job
+    ).frame
     write(pathlib.Path(lake) / "rows.parquet", a=[1.0], b=[1])
     with pytest.raises(Exception, match="DatasetChangedError: 'rows.parquet' of dataset .* it had"):
         frame.collect()

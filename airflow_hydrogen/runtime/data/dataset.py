@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -184,6 +185,8 @@ class DatasetShard:
                 raise
 
         dataset = tf.data.Dataset.from_generator(windows, output_signature=encode.tensor_specs(tf))
+        # `fit` warns of its own default, in each rank: the rows come in an order of their own each epoch.
+        warnings.filterwarnings("ignore", "`shuffle=True` was passed, but will be ignored", UserWarning)
         # Whole windows cross from Python; TensorFlow cuts them into batches.
         dataset = dataset.rebatch(batch_size).apply(
             tf.data.experimental.assert_cardinality(self.steps(batch_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
@@ -20,14 +20,17 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data import recipes
 from airflow_hydrogen.runtime.data.counting import write_parquet
-from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
+from airflow_hydrogen.runtime.data.files import DatasetFiles, Listing, list_dataset, read_footers
 from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
 Prepare = Callable[..., "DataFrame"]
 
+# Arrow's names of types of which Spark reads the same in every Parquet file.
+_SAME_TYPES = {*("int8", "int16", "int32", "int64", "float", "double", "bool"), *("string", "date32[day]")}
 _CSV_DEFAULTS = {"header": "true", "inferSchema": "true"}
 _FILES_PER_RANK = 4
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
@@ -244,12 +247,35 @@ def _read_files(spark: SparkSession, source: Source) -> DataFrame:
     assert source.uri is not None
     defaults = _CSV_DEFAULTS if source.kind == "csv" else {}
     reader = spark.read.format(source.kind).options(**{**defaults, **source.options})
-    if source.kind == "parquet" and (listing := list_dataset(source.uri)).chosen:
-        if not listing.files:
-            raise SourceError(describe(source), "the list of files in it names none")
-        files = [uris.spark_uri(uris.join(source.uri, file.name)) for file in listing.files]
-        return reader.option("basePath", uris.spark_uri(source.uri)).load(files)
-    return reader.load(uris.spark_uri(source.uri))
+    if source.kind != "parquet":
+        return reader.load(uris.spark_uri(source.uri))
+    listing = list_dataset(source.uri)
+    if not source.options and (schema := _schema_of(listing)) is not None:
+        reader = reader.schema(schema)
+    if not listing.chosen:
+        return reader.load(uris.spark_uri(source.uri))
+    if not listing.files:
+        raise SourceError(describe(source), "the list of files in it names none")
+    files = [uris.spark_uri(uris.join(source.uri, file.name)) for file in listing.files]
+    return reader.option("basePath", uris.spark_uri(source.uri)).load(files)
+
+
+def _schema_of(listing: Listing) -> StructType | None:
+    """What Spark would find with a job of its own, which takes a second, in the first file's footer.
+
+    None where it has to look itself: types that it may take for others than Arrow does, columns in the names
+    of folders, and object stores, whose credentials may be Spark's alone.
+    """
+    from pyspark.sql.pandas.types import from_arrow_type
+    from pyspark.sql.types import StructField, StructType
+
+    if not listing.files or listing.partitioned or uris.local_path(listing.uri) is None:
+        return None
+    [found] = read_footers(replace(listing, files=listing.files[:1])).schemas
+    distinct = len({name.lower() for name in found.names}) == len(found.names)
+    if not distinct or not all(str(item.type) in _SAME_TYPES for item in found):
+        return None
+    return StructType([StructField(item.name, from_arrow_type(item.type)) for item in found])
 
 
 def _read_sql(spark: SparkSession, source: Source) -> DataFrame:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
 from airflow_hydrogen.contract.gang import Verbosity
+from airflow_hydrogen.runtime.log_groups import LogGroup
 
 LINES_PER_SECOND = 200.0
 BURST_LINES = 2_000
@@ -15,16 +15,21 @@ MAX_WAITING_LINES = 2_000
 
 
 class GangLog:
-    """Prints the ranks' lines, rank in front, and one line of progress for each report."""
+    """Prints the ranks' lines, rank in front, and one line of progress for each report.
 
-    def __init__(self, verbosity: Verbosity) -> None:
+    Args:
+        verbosity: of the ranks' lines.
+        folded: put these into groups, so that in Airflow the lines of progress are those in sight.
+    """
+
+    def __init__(self, verbosity: Verbosity, *, folded: bool = False) -> None:
         self._verbosity = verbosity
-        self._lock = threading.Lock()
+        self._group = LogGroup("Training: output of the ranks", folded)
 
     def line(self, rank: int, text: str) -> None:
         """One line of a rank's output."""
         if self._verbosity == "all":
-            self._print(f"[{rank}] {text}")
+            self._group.detail(f"[{rank}] {text}")
 
     def report(self, metrics: Mapping[str, float], seconds_left: float | None) -> None:
         """One `report`.
@@ -35,15 +40,15 @@ class GangLog:
         """
         numbers = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
         left = "" if seconds_left is None else f", about {seconds_left:.0f} s left"
-        self._print(f"[gang] {numbers}{left}")
+        self._group.say(f"[gang] {numbers}{left}")
 
     def event(self, text: str) -> None:
         """What happens to the gang as a whole."""
-        self._print(f"[gang] {text}")
+        self._group.say(f"[gang] {text}")
 
-    def _print(self, text: str) -> None:
-        with self._lock:
-            print(text, flush=True)
+    def close(self) -> None:
+        """No more lines will come."""
+        self._group.end()
 
 
 class LineQueue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
@@ -21,11 +22,13 @@ from airflow_hydrogen.runtime.data.columns import dtype_of
 from airflow_hydrogen.runtime.data.files import DatasetFiles
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
+from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.models.predictors import require_modules
 from airflow_hydrogen.runtime.scoring import direct, sinks
 from airflow_hydrogen.runtime.scoring.inference import Scorer
+from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
 from airflow_hydrogen.runtime.session import original_error, spark_session
 from airflow_hydrogen.runtime.storage import filesystems
 
@@ -59,15 +62,16 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     else:
         require_modules(job.model_uri, manifest)
     spark = spark_session(job)
-    frame = sources.read_prepared(spark, job.source, prepare, job.prepare_kwargs)
-    scored = score(spark, frame, manifest, job)
+    with log_group("Preparation", folded=job.run is not None):
+        frame = sources.read_prepared(spark, job.source, prepare, job.prepare_kwargs)
+        scoring = score(spark, frame, manifest, job)
     print(
         f"scoring {sources.describe(job.source)} with {manifest.framework} model {job.model_uri}, "
         f"version {manifest.version[:12]}",
         flush=True,
     )
     try:
-        rows = sinks.replace_partition(scored, job.sink, job.run, uris.canonical(job.model_uri))
+        rows = _write(spark, scoring, job)
     except Exception as error:
         original = original_error(error)
         if original is error:
@@ -87,8 +91,33 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     )
 
 
-def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: InferenceJob) -> DataFrame:
-    """The DataFrame of kept columns and predictions: checked now, computed when it is written.
+def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> int:
+    """Score and replace the partition, and say now and then how far it is. Returns the rows."""
+    with log_group("Scoring: output of Spark and the workers", folded=job.run is not None) as group:
+
+        def say(line: str) -> None:
+            group.say(line)
+            group.begin()
+
+        with progress_told(RowCounter(spark), scoring.rows, say):
+            return sinks.replace_partition(scoring.frame, job.sink, job.run, uris.canonical(job.model_uri))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is to be written.
+
+    Attributes:
+        frame: kept columns and predictions.
+        rows: how many there are; None where that takes reading them.
+    """
+
+    frame: DataFrame
+    rows: int | None
+
+
+def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: InferenceJob) -> Scoring:
+    """The kept columns and predictions: checked now, computed when they are written.
 
     Raises:
         MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model.
@@ -111,7 +140,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     schema = output_schema(frame.schema, keep, outputs, manifest.signature)
     files = None if job.prepare else direct.readable_files(job.source, frame.schema, needed)
     if files and files.total_rows:
-        return _score_directly(spark, files, slots, needed, scorer, schema)
+        return Scoring(_score_directly(spark, files, slots, needed, scorer, schema), files.total_rows)
     if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
         frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
@@ -119,7 +148,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return scorer(batches)
 
-    return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema)
+    return Scoring(frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema), None)
 
 
 def _score_directly(

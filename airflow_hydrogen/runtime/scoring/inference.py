@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -61,9 +62,13 @@ class Scorer:
         if key not in _loaded:
             _loaded.clear()  # a worker that outlives a model must not hold two
             _files.close()
+            gc.unfreeze()
             _loaded[key] = _files.enter_context(
                 load_predictor(self.model_uri, self.manifest, self.predictor, self.threads)
             )
+            # Spark's worker collects garbage after each task, and would look through all of the framework.
+            gc.collect()
+            gc.freeze()
         return _loaded[key]
 
     def _score(self, batch: pa.RecordBatch, predict: Predict) -> pa.RecordBatch:

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("AIRFLOW_CONN_SPARK_DEFAULT", "PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -140,6 +142,55 @@ def test_spark_ui_is_told_as_soon_as_it_is_known(tmp_path: Path) -> None:
     binary = script(tmp_path, 'echo "x airflow-hydrogen: spark-ui http://host:4040 "; echo later')
     HydrogenSparkSubmitHook(spark_binary=binary, on_spark_ui=told.append).submit("app.py")
     assert told == ["http://host:4040"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "ends"),
+    [("echo ::endgroup::; echo seen", ["::endgroup::", "seen"]), ("exit 1", ["::endgroup::"])],
+    ids=["ends its group", "dies in its group"],
+)
+def test_groups_of_the_log_follow_each_other_and_all_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], driver: str, ends: list[str]
+) -> None:
+    binary = script(tmp_path, f"echo java; echo ::group::Spark; echo detail; {driver}")
+    hook = HydrogenSparkSubmitHook(spark_binary=binary)
+    with suppress(AirflowException):
+        hook.submit("app.py")
+    told = [
+        line.partition("] ")[2].partition(" [airflow")[0].strip()
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert told[told.index("::group::Submission") :][2:] == [
+        *("java", "::endgroup::", "::group::Spark", "detail"),
+        *ends,
+    ]
+    assert "::" not in hook.log_tail
+
+
+def test_sparks_classes_are_kept_by_the_second_job_and_used_by_the_third(tmp_path: Path) -> None:
+    spark = tmp_path / "spark"
+    (spark / "jars").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    java = Path(script(tmp_path, "")).rename(tmp_path / "bin" / "java")
+    assert java.exists()
+    binary = script(
+        tmp_path,
+        'echo "$SPARK_SUBMIT_OPTS"; file=${SPARK_SUBMIT_OPTS#*AtExit=}\n'
+        '[ "$file" = "$SPARK_SUBMIT_OPTS" ] || touch "${file%%\\"*}"',
+    )
+    variables = {"SPARK_HOME": str(spark), "JAVA_HOME": str(tmp_path), "SPARK_SUBMIT_OPTS": "-Dmy=own"}
+    said = []
+    for _ in range(3):
+        hook = HydrogenSparkSubmitHook(spark_binary=binary, env_vars=variables)
+        hook.submit("app.py")
+        said.append(hook.log_tail)
+    assert said[0] == "-Dmy=own"
+    assert "ArchiveClassesAtExit" in said[1]
+    assert "SharedArchiveFile" in said[2]
+    assert all(line.endswith("-Dmy=own") for line in said), "the user's own stay, and win"
+    own = HydrogenSparkSubmitHook(spark_binary=binary, env_vars=variables, driver_class_path="/my/classes")
+    own.submit("app.py")
+    assert own.log_tail == "-Dmy=own"
 
 
 def test_tail_of_the_log_has_no_secrets(tmp_path: Path) -> None:

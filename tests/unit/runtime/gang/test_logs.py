@@ -59,6 +59,19 @@ def test_every_line_is_shown_or_counted_and_the_rate_is_kept(bursts):
     assert passed <= BURST_LINES + LINES_PER_SECOND * clock.now + 1
 
 
+def test_lines_of_ranks_are_folded_between_the_lines_of_progress(capsys):
+    log = GangLog("all", folded=True)
+    log.line(0, "step 1")
+    log.report({"loss": 0.25}, None)
+    log.line(1, "step 2")
+    log.close()
+    group = "::group::Training: output of the ranks"
+    assert capsys.readouterr().out.splitlines() == [
+        *(group, "[0] step 1", "::endgroup::", "[gang] loss=0.25"),
+        *(group, "[1] step 2", "::endgroup::"),
+    ]
+
+
 def test_a_report_is_one_line_with_the_time_left(capsys):
     log = GangLog("log_callback_only")
     log.line(0, "noise")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import gc
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -174,6 +176,7 @@ def scorer(monkeypatch):
     make.loads, make.held = loads, held
     yield make
     inference._files.close()
+    gc.unfreeze()
 
 
 def test_kept_columns_pass_through_and_predictions_follow(scorer):
@@ -190,6 +193,30 @@ def test_the_model_is_loaded_once_for_many_tasks_and_anew_when_it_was_published_
     list(scorer(created="2013")([batch]))
     assert scorer.loads == ["", "2013"]
     assert scorer.held == ["2013"]
+
+
+def test_garbage_is_not_looked_for_in_a_loaded_model_until_another_takes_its_place(scorer, monkeypatch):
+    class Model:
+        def __init__(self):
+            self.itself = self  # as a framework's: it goes only when garbage is collected
+
+        def __call__(self, arrays):
+            return {"p": arrays["a"]}
+
+    alive = []
+
+    @contextmanager
+    def load(*_):
+        model = Model()
+        alive.append(weakref.ref(model))
+        yield model
+
+    monkeypatch.setattr(inference, "load_predictor", load)
+    batch = _batch(a=pa.array([1.0]), k=pa.array(["x"]))
+    list(scorer()([batch]))
+    assert not any(found is alive[0]() for found in gc.get_objects()), "it is frozen"
+    list(scorer(created="2013")([batch]))
+    assert [model() is not None for model in alive] == [False, True]
 
 
 def test_a_task_without_rows_loads_no_model(scorer):

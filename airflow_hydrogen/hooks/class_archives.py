@@ -1,0 +1,133 @@
+"""An archive of the classes that Spark loads, from which later JVMs of this machine start in less time.
+
+Most of what spark-submit does before the first row is to read, check and link ten thousand classes, the same
+ones each time. Java keeps them in a file (class data sharing), which a JVM maps and does not work through. It
+checks by itself that the file is of its own version and of these jars, and goes on without where it is not.
+
+To write one takes a JVM some seconds at its end. A machine that runs a single job, as a container of its own
+for each task is, would never get them back: so the first job leaves a note, and the one that finds it writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+FOLDER = "airflow-hydrogen/java"
+
+_UNUSED_S = 30 * 24 * 3600.0
+_QUIET = "-XX:+IgnoreUnrecognizedVMOptions -Xshare:auto -Xlog:cds*=off -Xlog:class+path=off"
+# What else spark-class puts on the class path: no archive can be made with a folder there.
+_CLASS_PATH_VARIABLES = ("HADOOP_CONF_DIR", "YARN_CONF_DIR", "SPARK_DIST_CLASSPATH", "SPARK_PREPEND_CLASSES")
+
+
+class ClassArchive:
+    """The archive for one Java and one Spark.
+
+    Args:
+        folder: of archives; this user's alone.
+        key: of Java and Spark.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._archive = folder / f"{key}.jsa"
+        self._note = folder / f"{key}.seen"
+        self._new = folder / f"{key}.{os.getpid()}.new"
+        self._writes = False
+
+    @property
+    def writes(self) -> bool:
+        """The JVM that gets the options writes the archive when it ends."""
+        return self._writes
+
+    def begin(self) -> str:
+        """Options for the JVM that is about to start: to use the archive, to write it, or none."""
+        if self._archive.exists():
+            os.utime(self._archive)  # it is of use
+            return f'"-XX:SharedArchiveFile={self._archive}" {_QUIET}'
+        try:
+            self._note.unlink()  # one of those that come at the same time
+        except FileNotFoundError:
+            self._note.touch()
+            return ""
+        self._writes = True
+        return f'"-XX:ArchiveClassesAtExit={self._new}" {_QUIET}'
+
+    def finish(self, *, ended_well: bool) -> None:
+        """Keep what the JVM has written.
+
+        Args:
+            ended_well: it came to its end; what it wrote is whole.
+        """
+        if not self._writes:
+            return
+        self._writes = False
+        if not ended_well or not self._new.exists():
+            self._new.unlink(missing_ok=True)
+            return
+        self._new.replace(self._archive)
+        for other in self._archive.parent.iterdir():
+            # Of another Spark, or of a process that was killed.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - other.stat().st_mtime > _UNUSED_S:
+                    other.unlink()
+
+
+def find_class_archive(
+    spark_submit: str, java: str | None, environ: Mapping[str, str]
+) -> ClassArchive | None:
+    """The archive for what spark-submit will start, or None where there can be none.
+
+    Args:
+        spark_submit: its path.
+        java: path of the Java that it will run; None: there is none.
+        environ: what spark-submit will see.
+    """
+    home = _spark_home(spark_submit, environ)
+    if java is None or home is None or not _class_path_is_sparks(home, environ):
+        return None
+    folder = _private_folder(environ)
+    return None if folder is None else ClassArchive(folder, _key(Path(java).resolve(), home))
+
+
+def _spark_home(spark_submit: str, environ: Mapping[str, str]) -> Path | None:
+    """The folder above Spark's jars, as spark-submit's own script finds it."""
+    candidates = [environ.get("SPARK_HOME"), Path(spark_submit).resolve().parent.parent]
+    spec = importlib.util.find_spec("pyspark")
+    candidates += list(spec.submodule_search_locations or ()) if spec else []
+    return next((Path(home) for home in candidates if home and Path(home, "jars").is_dir()), None)
+
+
+def _class_path_is_sparks(home: Path, environ: Mapping[str, str]) -> bool:
+    settings = Path(environ.get("SPARK_CONF_DIR") or home / "conf")
+    has_settings = settings.is_dir() and any(settings.iterdir())
+    return not has_settings and not any(environ.get(name) for name in _CLASS_PATH_VARIABLES)
+
+
+def _private_folder(environ: Mapping[str, str]) -> Path | None:
+    """The folder of archives: a JVM runs what is in them, so that nobody else may write there."""
+    base = environ.get("XDG_CACHE_HOME") or (environ["HOME"] + "/.cache" if environ.get("HOME") else None)
+    if base is None:
+        return None
+    folder = Path(base, FOLDER)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:  # a home that is read-only, or that is none
+        return None
+    own = found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(folder, os.W_OK)
+    return folder if own else None
+
+
+def _key(java: Path, home: Path) -> str:
+    digest = hashlib.sha256(f"{java}\n{home.resolve()}\n".encode())
+    files = [*sorted((home / "jars").iterdir()), java]
+    for file in files:
+        found = file.stat()
+        digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
