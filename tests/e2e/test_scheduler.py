@@ -58,7 +58,12 @@ def published_the_day_before(database: Path) -> None:
     so the same partition, which one of them would lose.
     """
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        for table, column in (("asset_event", "timestamp"), ("asset_dag_run_queue", "created_at")):
+        for table, column in (
+            ("asset_event", "timestamp"),
+            ("asset_dag_run_queue", "created_at"),
+            # A run gets no event from before its DAG waited for the asset.
+            ("dag_schedule_asset_reference", "created_at"),
+        ):
             connection.execute(
                 f"update {table} set {column} = date({column}, '-1 day') || substr({column}, 11)"
             )
