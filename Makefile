@@ -1,9 +1,12 @@
-# Every target builds or refreshes the environment first, which takes a second when there is nothing to do.
+# Targets build or refresh the environment first, which takes a second when there is nothing to do.
 export VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo check test images soak bench clean
+# Processes of pytest: what is slow waits for servers and processes more than it computes.
+WORKERS ?= 2
+
+.PHONY: setup demo check lint types unit test images soak bench clean
 
 setup: ## Build .venv; WITH=torch adds PyTorch, PYTHON=... chooses the interpreter.
 	@scripts/setup.sh
@@ -11,15 +14,24 @@ setup: ## Build .venv; WITH=torch adds PyTorch, PYTHON=... chooses the interpret
 demo: setup ## Train on two processes and score two days, in Airflow.
 	@$(BIN)/python scripts/demo.py
 
-check: setup ## Format, lint, types, import rules and unit tests: under a minute.
+check: ## Format, lint, types, import rules and unit tests: under a minute, and no Spark, TensorFlow or Horovod.
+	@scripts/setup.sh --for check
+	@$(MAKE) --no-print-directory --jobs=2 lint types unit
+
+lint:
 	ruff format --check .
 	ruff check .
-	mypy
 	lint-imports --no-logo
-	pytest tests/unit
 
-test: check ## Everything: real Spark, real Horovod ranks, real Airflow.
-	pytest tests/contract tests/integration tests/e2e
+types:
+	mypy
+
+unit:
+	pytest --numprocesses=$(WORKERS) --durations=20 tests/unit
+
+test: setup check ## Everything: real Spark, real Horovod ranks, real Airflow.
+	pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=20 \
+		tests/e2e tests/integration tests/contract
 
 images: setup ## Build the container images without an engine and run out of them: root, 30 GB, half an hour.
 	pytest tests/images -m images

@@ -4,6 +4,10 @@
 #
 #     scripts/setup.sh                  # or: make setup
 #     scripts/setup.sh --with torch     # or: make setup WITH=torch
+#     scripts/setup.sh --for check      # what `make check` does first
+#
+# --for check installs as much as `make check` needs: no Spark, TensorFlow, Horovod, Java or compiler, and so a minute
+# at most. Without it the rest is added to the same environment.
 #
 # --with torch adds PyTorch and builds Horovod for it too. On x86-64, PyPI's torch wheel brings several GB of
 # CUDA libraries; where PyTorch's own index can be reached, UV_TORCH_BACKEND=cpu chooses the small CPU wheel.
@@ -25,12 +29,15 @@ TORCH='torch>=2.5,<2.14'  # torch 2.15's headers need C++20, which Horovod is no
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
+PURPOSE=all
 while (($#)); do
     case $1 in
+        --for) PURPOSE=${2:-}; shift 2 || fail "--for needs a purpose: check" ;;
         --with) WITH=${2:-}; shift 2 || fail "--with needs a name: torch" ;;
         *) fail "unknown argument $1; see the head of scripts/setup.sh" ;;
     esac
 done
+[[ $PURPOSE == all || $PURPOSE == check ]] || fail "--for $PURPOSE is unknown; there is: check"
 [[ -z $WITH || $WITH == torch ]] || fail "--with $WITH is unknown; there is: torch"
 
 # --- What the system has to have -------------------------------------------------------------------------
@@ -153,29 +160,39 @@ fi
 PYTHON_VERSION=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 # What the environment is made from; the folder counts because it stands in the environment's scripts.
-inputs=(requirements/dev.txt pyproject.toml scripts/setup.sh airflow_hydrogen/horovod_build/*.{py,patch})
-key=$({ cat "${inputs[@]}"; echo "$PYTHON_VERSION $WITH $PWD"; } | sha256sum | cut -c1-64)
-stamp=$VENV/.setup-stamp
+key_of() { { cat "$@"; echo "$PYTHON_VERSION $PWD"; } | sha256sum | cut -c1-64; }
+inputs=(requirements/{check.in,dev.txt} pyproject.toml scripts/setup.sh)
+check_key=$(key_of "${inputs[@]}") check_stamp=$VENV/.check-stamp
+all_key=$(key_of "${inputs[@]}" airflow_hydrogen/horovod_build/*.{py,patch})$WITH all_stamp=$VENV/.setup-stamp
+if [[ $PURPOSE == check ]]; then key=$check_key stamp=$check_stamp; else key=$all_key stamp=$all_stamp; fi
 if [[ -f $stamp && $(<"$stamp") == "$key" && -x $VENV/bin/python ]]; then
     say "$VENV is up to date"
     exit 0
 fi
 
-check_system
+[[ $PURPOSE == check ]] || check_system
 find_uv
 if [[ $("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) != "$PYTHON_VERSION" ]]; then
     say "making $VENV with Python $PYTHON_VERSION"
     rm -rf "$VENV"
     "$UV" venv --quiet --no-project --python "$("$PYTHON" -c 'import sys; print(sys.executable)')" "$VENV"
 fi
-rm -f "$stamp"
-say "installing requirements/dev.txt"
+rm -f "$check_stamp" "$all_stamp"
 install=("$UV" pip install --quiet --python "$VENV/bin/python")
-"${install[@]}" -r requirements/dev.txt
-if [[ $WITH == torch ]]; then
-    "${install[@]}" -c requirements/dev.txt "$TORCH" cffi
+if [[ $PURPOSE == check ]]; then
+    say "installing requirements/check.in in the versions of requirements/dev.txt"
+    "${install[@]}" -r requirements/check.in -c requirements/dev.txt
+else
+    say "installing requirements/dev.txt"
+    "${install[@]}" -r requirements/dev.txt
+    if [[ $WITH == torch ]]; then
+        "${install[@]}" -c requirements/dev.txt "$TORCH" cffi
+    fi
 fi
 "${install[@]}" --no-deps --no-build-isolation -e .
-"$VENV/bin/python" -m airflow_hydrogen.horovod_build
-echo "$key" >"$stamp"
+echo "$check_key" >"$check_stamp"
+if [[ $PURPOSE == all ]]; then
+    "$VENV/bin/python" -m airflow_hydrogen.horovod_build
+    echo "$all_key" >"$all_stamp"
+fi
 say "$VENV is ready"

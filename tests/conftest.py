@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
 from hypothesis import settings
 
 from tests.processes import living
+from tests.sizes import Budgets, size_of
+
+# One Airflow with one model in it.
+SHARING = {"tests/e2e/test_scheduler.py": "tests/e2e/test_flights.py"}
 
 # Timings on a shared machine say nothing about the code.
 settings.register_profile("default", deadline=None)
@@ -18,6 +26,48 @@ settings.load_profile("default")
 # In the environment of everything that this run of the tests starts, Spark's JVM and its workers included.
 _MARK, _RUN = "AIRFLOW_HYDROGEN_TEST_RUN", uuid.uuid4().hex
 os.environ[_MARK] = _RUN
+# Most of these JVMs live for seconds, in which the second compiler only costs: a small application of Spark
+# takes 25 s of processor time with it, 15 s without.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+# Airflow writes its settings there when it is first imported, and processes of pytest would do that at once.
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-hydrogen-tests-")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # pytest-xdist's processes report to the one that has started them
+        config.pluginmanager.register(Budgets())
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["AIRFLOW_HOME"], ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test its size, and begin with the files that take longest: none is left for the end."""
+    large: Counter[str] = Counter()
+    for item in items:
+        if size := size_of(item):
+            item.add_marker(size)
+        large[_unit(item.nodeid)] += size == "large"
+    items.sort(key=lambda item: -large[_unit(item.nodeid)])
+
+
+def _unit(nodeid: str) -> str:
+    """What one process of pytest runs as a whole: a file, or several that share what takes long to make."""
+    file = nodeid.partition("::")[0]
+    return SHARING.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit(nodeid)
+
+    return ByUnit(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 HEAVY = {
     "cloudpickle",
@@ -49,6 +51,7 @@ def import_in_a_fresh_interpreter(modules: list[str]) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.medium
 def test_operators_import_nothing_heavy() -> None:
     after = import_in_a_fresh_interpreter(OURS)
     added = after - import_in_a_fresh_interpreter([])

@@ -113,7 +113,11 @@ class Composition:
 
     def environment(self, name: str, host: str) -> dict[str, str]:
         """The variables of a container: what a process needs anywhere, the image's and the service's."""
-        inherited = {key: os.environ[key] for key in ("HOME", "JAVA_HOME", "LANG") if key in os.environ}
+        inherited = {
+            key: os.environ[key]
+            for key in ("HOME", "JAVA_HOME", "JDK_JAVA_OPTIONS", "LANG")
+            if key in os.environ
+        }
         variables = {**self.services[name].environment, **self.overrides}
         values = self._translate(host, list(variables.values()))
         return {

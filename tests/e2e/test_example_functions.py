@@ -11,6 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.small
+
 DAGS = Path(__file__).resolve().parents[2] / "dags"
 MAY = datetime(2013, 5, 1, tzinfo=timezone.utc)
 TODAY = datetime(2026, 11, 23, 4, 5, tzinfo=timezone.utc)

@@ -147,7 +147,7 @@ def host_network(names: Sequence[str]) -> Iterator[HostNetwork]:
         NamespaceError: the system does not allow it; `why_unavailable` asks without raising.
     """
     # Interfaces' names have 15 characters at most.
-    label = f"hy{os.getpid():x}-{next(_numbers)}"
+    label = f"{label_prefix()}{next(_numbers)}"
     subnet = _free_subnet()
     hosts = [Host(f"{label}-{index}", name, str(subnet[index + 2])) for index, name in enumerate(names)]
     network = HostNetwork(label, hosts, str(subnet[1]))
@@ -156,6 +156,11 @@ def host_network(names: Sequence[str]) -> Iterator[HostNetwork]:
         yield network
     finally:
         network.close()
+
+
+def label_prefix() -> str:
+    """Begins the names of everything that this process makes."""
+    return f"hy{os.getpid():x}-"
 
 
 @functools.cache

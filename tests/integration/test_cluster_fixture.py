@@ -148,19 +148,24 @@ def alive(cluster: StandaloneCluster) -> set[str]:
 
 def test_nothing_is_left_after_a_failure() -> None:
     skip_without_namespaces()
-    before = namespaces.namespaces(), namespaces.links(), names_of_hosts()
+    before = made_here()
     with contextlib.suppress(ZeroDivisionError), namespaces.host_network(["left", "right"]) as network:
         sleeper = subprocess.Popen(network.command(1, ["sleep", "600"]))
-        assert len(namespaces.namespaces() - before[0]) == 3
-        assert names_of_hosts() - before[2] == {host.namespace for host in network.hosts}
+        assert len(made_here()[0] - before[0]) == 3
+        assert made_here()[2] - before[2] == {host.namespace for host in network.hosts}
         raise ZeroDivisionError
     assert sleeper.wait(10) < 0
-    assert (namespaces.namespaces(), namespaces.links(), names_of_hosts()) == before
+    assert made_here() == before
 
 
-def names_of_hosts() -> set[str]:
+def made_here() -> tuple[set[str], ...]:
+    """Namespaces, interfaces and tables of names of this process; others may make some at the same time."""
     folder = Path("/etc/netns")
-    return set(os.listdir(folder)) if folder.exists() else set()
+    tables = set(os.listdir(folder)) if folder.exists() else set()
+    return tuple(
+        {name for name in names if name.startswith(namespaces.label_prefix())}
+        for names in (namespaces.namespaces(), namespaces.links(), tables)
+    )
 
 
 def test_a_cluster_leaves_no_process() -> None:

@@ -32,7 +32,7 @@ from airflow_hydrogen.testing import run_task
 from airflow_hydrogen.triggers.spark_driver import SparkDriverTrigger
 from tests.integration.cluster import StandaloneCluster, processes_below, standalone_cluster
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.large, pytest.mark.timeout(900)]
 
 START_TIMEOUT_S = 180.0  # two JVMs, Spark's executors and the ranks, on a busy machine
 END_TIMEOUT_S = 10.0

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_hydrogen.contract.errors import MissingColumnError
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 
 pytestmark = pytest.mark.integration
@@ -41,6 +42,21 @@ def test_named_inputs_keep_their_types_and_labels_may_be_several(tmp_path):
     }
     assert features["word"].numpy().tolist() == [b"w0", b"w1", b"w2", b"w3"]
     assert labels["id"].numpy().tolist() == [0, 1, 2, 3]
+
+
+def test_missing_columns_are_named_with_those_found(tmp_path):
+    shard = DatasetShard(_write(tmp_path, 10))
+    with pytest.raises(
+        MissingColumnError, match="label 'late' not found; the columns are 'id', 'x', 'word', 'y'"
+    ):
+        shard.to_tf(4, "late")
+    with pytest.raises(MissingColumnError, match="feature 'nose' not found"):
+        shard.to_tf(4, "y", features=["x", "nose"])
+
+
+def test_strings_do_not_go_into_a_matrix(tmp_path):
+    with pytest.raises(Exception, match="column 'word': expected a number, found string; .*layout='columns'"):
+        DatasetShard(_write(tmp_path, 10)).to_tf(4, "y")
 
 
 def test_a_tensor_column_keeps_its_width(tmp_path):

@@ -113,7 +113,7 @@ def given_omp_threads(spark: SparkSession) -> str | None:
     only on a local master, whose tasks are this machine's.
     """
     conf = spark.sparkContext.getConf()
-    given = conf.get(f"spark.executorEnv.{OMP_THREADS}", None)
+    given: str | None = conf.get(f"spark.executorEnv.{OMP_THREADS}", None)
     if given is not None or not is_local(spark):
         return given
     found = os.environ.get(OMP_THREADS)

@@ -130,17 +130,27 @@ def _is_at(descriptor: int, folder: Path) -> bool:
 def _sweep(root: Path, version: str) -> None:
     """Remove what no process holds and none has used for a while, but the version that is asked for."""
     for folder in root.iterdir():
-        if folder.name == version:
+        # There may be hundreds, and a lock takes several calls: first see whether it is worth one.
+        if folder.name == version or not _is_left(folder):
             continue
         held = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if held is None:
             continue
         try:
-            unused_s = time.time() - os.fstat(held).st_mtime
-            if unused_s > KEPT_S or folder.name.startswith(_DISCARDED):
+            if _is_left(folder):  # nobody has used it since
                 _discard(folder, held)
         finally:
             os.close(held)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether none has used it for a while, or all are done with it."""
+    if folder.name.startswith(_DISCARDED):
+        return True
+    try:
+        return time.time() - folder.lstat().st_mtime > KEPT_S
+    except FileNotFoundError:  # another process has swept it
+        return False
 
 
 def _discard(folder: Path, descriptor: int) -> None:

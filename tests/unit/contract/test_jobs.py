@@ -134,6 +134,7 @@ def test_kwargs_that_are_not_json_name_the_place(value, message):
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
         lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+        max_leaves=20,
     )
 )
 def test_whatever_is_json_is_accepted(value):

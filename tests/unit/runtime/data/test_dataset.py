@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_hydrogen.contract.errors import EmptyDatasetError, MissingColumnError
+from airflow_hydrogen.contract.errors import EmptyDatasetError
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 
 
@@ -63,21 +63,6 @@ def test_without_shuffle_rows_keep_their_order(tmp_path):
 def test_only_the_columns_asked_for_are_read(tmp_path):
     shard = DatasetShard(_write(tmp_path, [10]))
     assert next(shard.to_batches(4, ["x", "id"])).schema.names == ["x", "id"]
-
-
-def test_missing_columns_are_named_with_those_found(tmp_path):
-    shard = DatasetShard(_write(tmp_path, [10]))
-    with pytest.raises(
-        MissingColumnError, match="label 'late' not found; the columns are 'id', 'x', 'word', 'y'"
-    ):
-        shard.to_tf(4, "late")
-    with pytest.raises(MissingColumnError, match="feature 'nose' not found"):
-        shard.to_tf(4, "y", features=["x", "nose"])
-
-
-def test_strings_do_not_go_into_a_matrix(tmp_path):
-    with pytest.raises(Exception, match="column 'word': expected a number, found string; .*layout='columns'"):
-        DatasetShard(_write(tmp_path, [10])).to_tf(4, "y")
 
 
 def test_no_rows_is_an_error_that_names_the_dataset(tmp_path):

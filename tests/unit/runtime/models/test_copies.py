@@ -110,6 +110,20 @@ def test_a_copy_that_nobody_has_used_for_an_hour_is_removed(root):
         assert sorted(os.listdir(root)) == ["new", "recent"]
 
 
+def test_a_copy_that_was_used_lately_is_not_even_locked(root, monkeypatch):
+    for version in ("old", "recent"):
+        with Model().hold(version):
+            pass
+    _unused_for(root / "old", copies.KEPT_S + 60)
+    locked, lock = [], copies._lock
+    monkeypatch.setattr(
+        copies, "_lock", lambda folder, kind: locked.append(folder.name) or lock(folder, kind)
+    )
+    with Model().hold("new"):
+        assert "old" in locked
+        assert "recent" not in locked
+
+
 def test_a_copy_in_use_stays_however_long_that_takes(root):
     with Model().hold("old") as folder:
         _unused_for(folder, 30 * 24 * 3600)

@@ -361,6 +361,7 @@ def _content(uri):
     return (folder / manifest.entry).read_text()
 
 
+@pytest.mark.medium  # 180 models, each published three times
 def test_whatever_operation_fails_there_is_the_old_model_or_the_new_one(failing, tmp_path):  # noqa: F811
     root, faults = failing
     uri = uris.join(root, "counted")

@@ -45,11 +45,12 @@ def test_the_first_owns_the_uri_and_the_second_is_told_who_does(tmp_path):
 
 
 def test_a_later_try_takes_over_and_the_earlier_one_leaves_everything_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(owners, "BEAT_S", 0.01)
+    # Long enough for the second to come between two beats: one that writes meanwhile takes the URI back.
+    monkeypatch.setattr(owners, "BEAT_S", 0.5)
     told = threading.Event()
     with owned(tmp_path, on_lost=told.set) as first:
         with owned(tmp_path) as second:
-            assert told.wait(10)
+            assert told.wait(60)
             assert first.lost and not second.lost
             with pytest.raises(OwnershipLostError, match="taken over by task d.t"):
                 first.require()
