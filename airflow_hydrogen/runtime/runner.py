@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
 from airflow_hydrogen.runtime.gang import attempt
 from airflow_hydrogen.runtime.gang.logs import GangLog
+from airflow_hydrogen.runtime.gang.preload import plan
 from airflow_hydrogen.runtime.gang.restarts import RestartPolicy
 from airflow_hydrogen.runtime.gang.slots import require_slots, task_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult, run_supervised
+from airflow_hydrogen.runtime.gang.templates import TemplateSpec, secret_of_driver
 from airflow_hydrogen.runtime.progress import beat_interval_s
 from airflow_hydrogen.runtime.rank.task import RankTask
 
@@ -31,7 +34,7 @@ class HorovodRunner:
             0: one on every task slot of the cluster. Negative: that many processes on this machine,
             without Spark at all, to find mistakes in the training code.
         options: those of `contract.gang.GangOptions`: driver_log_verbosity, start_timeout_s,
-            stall_timeout_s, max_restarts, min_np, gpus_per_process, network_interface, port_range.
+            stall_timeout_s, max_restarts, min_np, gpus_per_process, network_interface, port_range, fork.
 
     Raises:
         InvalidJobError: an argument that cannot work.
@@ -72,9 +75,10 @@ class HorovodRunner:
         log = GangLog(self.options.driver_log_verbosity)
         task = dataclasses.replace(task, beat_s=beat_interval_s(self.options.stall_timeout_s))
         options = self.options
+        template = self._template(task, log)
         if self.np < 0:
             return run_supervised(
-                lambda task, size: attempt.run_locally(task, size, options, log),
+                lambda task, size: attempt.run_locally(task, size, options, log, template),
                 task,
                 self._policy(-self.np),
                 free_slots=lambda: -self.np,
@@ -84,12 +88,21 @@ class HorovodRunner:
 
         spark = SparkSession.builder.getOrCreate()
         return run_supervised(
-            lambda task, size: attempt.run_on_spark(spark, task, size, options, log),
+            lambda task, size: attempt.run_on_spark(spark, task, size, options, log, template),
             task,
             self._policy(require_slots(spark, self.np, options.start_timeout_s, log.event)),
             free_slots=lambda: task_slots(spark).free,
             say=log.event,
         )
+
+    def _template(self, task: RankTask, log: GangLog) -> TemplateSpec | None:
+        """Which templates the ranks are forked from."""
+        if not self.options.fork:
+            return None
+        preload = plan(task.entrypoint, task.script)
+        if preload.why_not is not None:
+            log.event(f"ranks import their frameworks themselves: {preload.why_not}")
+        return TemplateSpec(secret_of_driver(), preload.modules, os.getpid() if self.np < 0 else None)
 
     def _policy(self, np: int) -> RestartPolicy:
         return RestartPolicy(

@@ -215,7 +215,9 @@ def test_a_rank_does_not_outlive_its_spark_task(spark, tmp_path, rank_processes,
     pid_file = tmp_path / "pid"
 
     def main():
-        (tmp_path / "pid.tmp").write_text(f"{os.getpid()} {os.getppid()}")
+        from tests.processes import reader_of_output
+
+        (tmp_path / "pid.tmp").write_text(f"{os.getpid()} {reader_of_output()}")
         (tmp_path / "pid.tmp").rename(pid_file)
         time.sleep(600)
 
