@@ -130,7 +130,7 @@ def run_locally(
     ports = options.ports()
     stop = threading.Event()
     answers: dict[int, Answer] = {}
-    threads = _local_threads(size)
+    threads = local_threads(size)
     monitor = GangMonitor(size, options, log, on_failure=stop.set, on_overdue=stop.set)
 
     def follow(rank: int, process: RankProcess) -> None:
@@ -181,7 +181,8 @@ def run_locally(
     return _answer_of_first(answers.values())
 
 
-def _local_threads(size: int) -> dict[str, str]:
+def local_threads(size: int) -> dict[str, str]:
+    """The limits on the math threads of ranks that are processes of this machine."""
     threads = max(1, len(os.sched_getaffinity(0)) // size)
     return rendezvous.thread_environment(threads, os.environ.get(rendezvous.OMP_THREADS))
 

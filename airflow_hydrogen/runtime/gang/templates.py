@@ -8,6 +8,7 @@ need it at once start it once, and nothing is left behind when it dies. What dif
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import hashlib
@@ -369,6 +370,9 @@ def _start(spec: TemplateSpec, name: str, environment: Mapping[str, str]) -> boo
                 start_new_session=True,
             )
     _keep(name, _Started(process, output))
+    if spec.owner == os.getpid():
+        atexit.unregister(_end_all)
+        atexit.register(_end_all, spec.owner)
     return True
 
 
@@ -387,6 +391,12 @@ class _Started:
     process: subprocess.Popen[bytes]
     output: IO[bytes]
 
+    def end(self) -> None:
+        """End it, if it has not ended; ranks live on."""
+        self.process.terminate()
+        self.process.wait()
+        self.output.close()
+
 
 _started: dict[str, _Started] = {}
 
@@ -395,11 +405,19 @@ def _keep(name: str, started: _Started) -> None:
     """Know what this process has started; of templates that differ, the last ones are kept alive."""
     for earlier in [*_started]:
         if earlier == name or _started[earlier].process.poll() is not None or len(_started) >= _KEPT:
-            gone = _started.pop(earlier)
-            gone.process.terminate()
-            gone.process.wait()
-            gone.output.close()
+            _started.pop(earlier).end()
     _started[name] = started
+
+
+def _end_all(owner: int) -> None:
+    """At the end of the driver that owns them: they would notice, but this is tidier.
+
+    Args:
+        owner: the driver; a process that it forked has inherited this, and does nothing.
+    """
+    if os.getpid() == owner:
+        while _started:
+            _started.popitem()[1].end()
 
 
 def _last_words(name: str) -> str:
