@@ -18,7 +18,7 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 BENCHMARKS = (
     *("imports", "sensors", "deferred", "memory", "scale"),
-    *("startup", "hosts", "faults", "overheads", "training", "scoring"),
+    *("startup", "forks", "hosts", "faults", "overheads", "training", "scoring"),
 )
 
 
