@@ -1,18 +1,15 @@
 """What forking ranks from a template is worth, on ranks of this machine without Spark.
 
-Ask to first allreduce: a gang of two whose template is warm, against one that is started from nothing. Resident
-memory: PSS of eight ranks that have done an allreduce, their template counted in, against eight that were
-started. A page that several processes share counts in each by its part, so that the sum is what the host needs.
+Ask to first allreduce: a gang of two whose template is warm, against one that is started from nothing.
+Resident memory: PSS of eight ranks that have done an allreduce, their template counted in, against eight that
+were started. A page that several processes share counts in each by its part: the sum is what the host needs.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from bench.measure import RANKS, Result, Target, alternate, compare
 
@@ -48,30 +45,8 @@ def _run(size: int, main: str, fork: bool) -> Any:
 
 def _seconds(fork: bool) -> float:
     began = time.monotonic()
-    return float(_run(RANKS, "bench.startup:first_allreduce", fork)) - began
+    return float(_run(RANKS, "bench.ranks:first_allreduce", fork)) - began
 
 
 def _memory_mb(fork: bool) -> float:
-    return float(_run(_MANY, "bench.forks:resident_mb", fork))
-
-
-def resident_mb() -> float:
-    """On rank 0: of all ranks, each after an allreduce, and of their template."""
-    import horovod.tensorflow as hvd
-    import tensorflow as tf
-
-    hvd.init()
-    pids = [int(pid) for pid in hvd.allgather(tf.constant([os.getpid()]), name="pids")]
-    template = os.getppid()
-    if "airflow_hydrogen.runtime.rank.template" in psutil.Process(template).cmdline():
-        pids.append(template)
-    found = sum(_pss_kb(pid) for pid in pids) / 1024 if hvd.rank() == 0 else 0.0
-    hvd.allreduce(tf.constant([1.0]), name="measured")  # nobody leaves before
-    return found
-
-
-def _pss_kb(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise RuntimeError(f"process {pid} has no Pss")
+    return float(_run(_MANY, "bench.ranks:resident_mb", fork))
