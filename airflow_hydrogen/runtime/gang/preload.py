@@ -70,7 +70,7 @@ def _setting(text: str) -> str | None:
 
 def _texts(entrypoint: Entrypoint, script: str | None) -> Iterator[str]:
     if entrypoint.kind == "script":
-        yield script or ""
+        yield _code(script or "")
     elif entrypoint.kind == "callable":
         yield entrypoint.pickle.decode("latin-1")
     else:
@@ -90,8 +90,20 @@ def _sources(module: str) -> Iterator[str]:
         spec = _find(name)
         text = getattr(spec.loader, "get_source", _no_source)(name) if spec is not None else None
         if spec is not None and text is not None:
-            yield text
+            yield _code(text)
             waiting += [found for found in _imports(text, spec) if found.partition(".")[0] == package]
+
+
+def _code(text: str) -> str:
+    """A program without its comments and docstrings, which name what they like."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return ""  # which the rank will say
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value = ast.Constant(None)
+    return ast.unparse(tree)
 
 
 def _no_source(_name: str) -> str | None:
