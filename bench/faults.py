@@ -8,8 +8,6 @@ Spark's first Python workers.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -39,39 +37,15 @@ def measure(folder: Path, quick: bool) -> list[Result]:
     ]
 
 
-def step_and_die(folder: str) -> None:
-    """On every rank: one allreduce; rank 1 of the first start is killed after it."""
-    import horovod.tensorflow as hvd
-    import tensorflow as tf
-
-    from airflow_hydrogen.runtime import get_context
-
-    context = get_context()
-    hvd.init()
-    hvd.allreduce(tf.constant([1.0]), name="step")
-    if context.rank == 0:
-        _write(folder, f"step.{context.attempt}")
-    hvd.allreduce(tf.constant([1.0]), name="noted")
-    if context.attempt == 0 and context.rank == 1:
-        _write(folder, "killed")
-        os.kill(os.getpid(), signal.SIGKILL)
-    hvd.allreduce(tf.constant([1.0]), name="next")
-
-
 def _run(folder: Path) -> float:
     from airflow_hydrogen.runtime import HorovodRunner
 
     with local_spark():
         began = time.monotonic()
         HorovodRunner(RANKS, max_restarts=1, driver_log_verbosity="log_callback_only").run(
-            "bench.faults:step_and_die", folder=str(folder)
+            "bench.ranks:step_and_die", folder=str(folder)
         )
     return began
-
-
-def _write(folder: str, name: str) -> None:
-    # The machine's monotonic clock, which all processes share.
-    Path(folder, name).write_text(json.dumps(time.monotonic()))
 
 
 def _read(folder: Path, name: str) -> float:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from bench.measure import RANKS, Result, Target, alternate, compare, horovodrun, python
+from bench.ranks import first_allreduce
 
 
 def measure(folder: Path, quick: bool) -> list[Result]:
@@ -26,18 +27,6 @@ def measure(folder: Path, quick: bool) -> list[Result]:
             target=Target("<=", 1.3),
         )
     ]
-
-
-def first_allreduce() -> float:
-    """On every rank: when it was done, on the machine's monotonic clock, which all processes share."""
-    import horovod.tensorflow as hvd
-    import tensorflow as tf
-
-    hvd.init()
-    total = hvd.allreduce(tf.constant([1.0]), op=hvd.Sum, name="first")
-    done = time.monotonic()
-    assert float(total[0]) == hvd.size() == RANKS
-    return done
 
 
 def _on_spark() -> float:
@@ -66,7 +55,7 @@ def _main(role: str, answer: str = "") -> None:
     with local_spark():
         started = time.monotonic()
         done = HorovodRunner(RANKS, driver_log_verbosity="log_callback_only").run(
-            "bench.startup:first_allreduce"
+            "bench.ranks:first_allreduce"
         )
         print(done - started, flush=True)
 

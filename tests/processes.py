@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -17,3 +20,15 @@ def living(is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def reader_of_output() -> int:
+    """The process that reads what this one prints: the parent of a rank, be the rank forked or not."""
+    pipe = os.readlink("/proc/self/fd/1")
+    for file in Path("/proc").glob("[0-9]*/fd/*"):
+        pid = int(file.parts[2])
+        if pid != os.getpid():
+            with contextlib.suppress(OSError):  # another user's, or gone
+                if os.readlink(file) == pipe:
+                    return pid
+    raise AssertionError("nobody reads the output of this process")

@@ -34,6 +34,8 @@ class GangOptions:
         network_interface: name of the interface over which the ranks speak, on every host; None takes the
             one that routes to the other hosts.
         port_range: `first-last`, ports that a gang may listen on; None leaves the choice to the system.
+        fork: fork the ranks of a host from a process that has imported their frameworks, where that works.
+            With False each rank is a process that starts from nothing.
 
     Raises:
         InvalidJobError: a value that cannot work.
@@ -47,6 +49,7 @@ class GangOptions:
     gpus_per_process: int = 0
     network_interface: str | None = None
     port_range: str | None = None
+    fork: bool = True
 
     def __post_init__(self) -> None:
         if self.driver_log_verbosity not in ("all", "log_callback_only"):
@@ -63,6 +66,8 @@ class GangOptions:
             _require_at_least("min_np", self.min_np, 1)
         if self.network_interface is not None and not str(self.network_interface).strip():
             raise InvalidJobError("network_interface must be the name of an interface, such as 'eth0'")
+        if not isinstance(self.fork, bool):
+            raise InvalidJobError(f"fork must be True or False, found {self.fork!r}")
         self.ports()
 
     def ports(self) -> range | None:

@@ -65,6 +65,8 @@ class HorovodTrainOperator(HydrogenOperator):
         network_interface: the interface over which the processes speak, such as "eth1"; None takes the one
             that routes to the other hosts.
         port_range: `first-last`, the ports on which a gang may listen, for firewalls.
+        fork: fork the processes of a host from one that has imported their frameworks; with False each starts
+            from nothing.
         kwargs: options of SparkSubmitOperator and of every operator.
     """
 
@@ -118,6 +120,7 @@ class HorovodTrainOperator(HydrogenOperator):
         min_np: int | None = None,
         network_interface: str | None = None,
         port_range: str | None = None,
+        fork: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -144,6 +147,7 @@ class HorovodTrainOperator(HydrogenOperator):
         self.min_np = min_np
         self.network_interface = network_interface
         self.port_range = port_range
+        self.fork = fork
 
     @property
     def output_location(self) -> str:
@@ -172,6 +176,7 @@ class HorovodTrainOperator(HydrogenOperator):
                 gpus_per_process=at_least("gpus_per_process", self.gpus_per_process, 0),
                 network_interface=self.network_interface,
                 port_range=self.port_range,
+                fork=self.fork,
             ),
         )
         return dataclasses.replace(job, code=self._code_hashes())

@@ -61,6 +61,10 @@ class Progress:
         self._marked_at = clock()
         self._main = threading.main_thread().ident
 
+    def begin(self) -> None:
+        """The time runs from here: the process may have been copied from an older one."""
+        self._marked_at = self._clock()
+
     def mark(self, activity: str) -> None:
         """Progress was made, and this is what comes next."""
         self._marks += 1
@@ -127,6 +131,7 @@ def beat_interval_s(stall_timeout_s: float | None) -> float:
 def start_beating(send: Callable[[Beat], None], interval_s: float) -> None:
     """Send beats from a thread for as long as the process lives, or until nobody receives them."""
     global _tell
+    _progress.begin()
 
     def beat() -> None:
         send(_progress.beat(stack_after_s=2 * interval_s))

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.code import hash_callable
 from airflow_hydrogen.contract.errors import EntrypointError, InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
-from airflow_hydrogen.runtime.gang import attempt
+from airflow_hydrogen.runtime.gang import attempt, warming
 from airflow_hydrogen.runtime.gang.logs import GangLog
+from airflow_hydrogen.runtime.gang.preload import plan
 from airflow_hydrogen.runtime.gang.restarts import RestartPolicy
 from airflow_hydrogen.runtime.gang.slots import require_slots, task_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult, run_supervised
+from airflow_hydrogen.runtime.gang.templates import TemplateSpec, secret_of_driver
 from airflow_hydrogen.runtime.progress import beat_interval_s
 from airflow_hydrogen.runtime.rank.task import RankTask
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 class HorovodRunner:
@@ -31,7 +38,7 @@ class HorovodRunner:
             0: one on every task slot of the cluster. Negative: that many processes on this machine,
             without Spark at all, to find mistakes in the training code.
         options: those of `contract.gang.GangOptions`: driver_log_verbosity, start_timeout_s,
-            stall_timeout_s, max_restarts, min_np, gpus_per_process, network_interface, port_range.
+            stall_timeout_s, max_restarts, min_np, gpus_per_process, network_interface, port_range, fork.
 
     Raises:
         InvalidJobError: an argument that cannot work.
@@ -43,6 +50,7 @@ class HorovodRunner:
         self.np = np
         self.options = GangOptions.from_dict(options)
         self.options.check_size(np)
+        self._warming: threading.Thread | None = None
 
     def run(self, main: Callable[..., Any] | str, /, *args: str, **kwargs: Any) -> Any:
         """Run `main` on every rank.
@@ -83,9 +91,12 @@ class HorovodRunner:
     def _run_supervised(self, task: RankTask, log: GangLog) -> GangResult:
         task = dataclasses.replace(task, beat_s=beat_interval_s(self.options.stall_timeout_s))
         options = self.options
+        template = self._template(task.entrypoint, task.script)
+        if template is not None and (why_not := plan(task.entrypoint, task.script).why_not):
+            log.event(f"ranks import their frameworks themselves: {why_not}")
         if self.np < 0:
             return run_supervised(
-                lambda task, size: attempt.run_locally(task, size, options, log),
+                lambda task, size: attempt.run_locally(task, size, options, log, template),
                 task,
                 self._policy(-self.np),
                 free_slots=lambda: -self.np,
@@ -94,13 +105,41 @@ class HorovodRunner:
         from pyspark.sql import SparkSession
 
         spark = SparkSession.builder.getOrCreate()
+        if self._warming is not None:  # its tasks take slots, for a moment
+            self._warming.join(options.start_timeout_s)
         return run_supervised(
-            lambda task, size: attempt.run_on_spark(spark, task, size, options, log),
+            lambda task, size: attempt.run_on_spark(spark, task, size, options, log, template),
             task,
             self._policy(require_slots(spark, self.np, options.start_timeout_s, log.event)),
             free_slots=lambda: task_slots(spark).free,
             say=log.event,
         )
+
+    def warm(self, spark: SparkSession, entrypoint: Entrypoint, script: str | None) -> None:
+        """Start what ranks are forked from, before the gang: what takes time goes on beside other work.
+
+        Args:
+            spark: the session; ranks of this machine do without.
+            entrypoint: the gang's.
+            script: the text of a script.
+        """
+        template = self._template(entrypoint, script)
+        if template is None:
+            return
+        if self.np < 0:
+            warming.warm(template, attempt.local_threads(-self.np))
+        else:
+            size = self.np or task_slots(spark).total
+            self._warming = warming.warm_executors(
+                spark, template, size, GangLog(self.options.driver_log_verbosity).event
+            )
+
+    def _template(self, entrypoint: Entrypoint, script: str | None) -> TemplateSpec | None:
+        """Which templates the ranks are forked from."""
+        if not self.options.fork:
+            return None
+        modules = plan(entrypoint, script).modules
+        return TemplateSpec(secret_of_driver(), modules, os.getpid() if self.np < 0 else None)
 
     def _policy(self, np: int) -> RestartPolicy:
         return RestartPolicy(

@@ -89,6 +89,8 @@ def _train_at(
     _sweep(uris.join(uri, DATA), place)
     spark = spark_session(job)
     size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang.start_timeout_s)
+    runner = HorovodRunner(job.np, **job.gang.to_dict())
+    runner.warm(spark, job.entrypoint, script)
     try:
         with log_group("Preparation", folded=job.run is not None):
             staged = {
@@ -108,7 +110,7 @@ def _train_at(
             how = "read in place" if dataset.in_place else "prepared"
             print(f"dataset {name!r}: {dataset.rows:,} rows, {how}", flush=True)
         checkpoints_uri = uris.join(uri, CHECKPOINTS, place)
-        gang, outcome, staged_uri = _train(job, uri, size, staged, script, checkpoints_uri)
+        gang, outcome, staged_uri = _train(job, runner, uri, size, staged, script, checkpoints_uri)
         trained = time.monotonic()
         try:
             ownership.require()
@@ -237,6 +239,7 @@ def _sweep(uri: str, keep: str) -> None:
 
 def _train(
     job: TrainJob,
+    runner: HorovodRunner,
     uri: str,
     size: int,
     staged: Mapping[str, sources.StagedDataset],
@@ -257,7 +260,6 @@ def _train(
         fingerprint=job.fingerprint(),
         parts=job.parts(),
     )
-    runner = HorovodRunner(job.np, **job.gang.to_dict())
     print(f"training {job.entrypoint.name} on {size} ranks", flush=True)
     try:
         result = runner.run_task(task, folded=job.run is not None)

@@ -246,7 +246,7 @@ def application(
 
 def executor_of(rank: dict[str, Any]) -> psutil.Process:
     """The executor's JVM above a rank."""
-    for parent in psutil.Process(rank["pid"]).parents():
+    for parent in psutil.Process(rank["parent"]).parents():
         if any("CoarseGrainedExecutorBackend" in argument for argument in parent.cmdline()):
             return parent
     raise AssertionError(f"rank {rank['rank']} has no executor above it")

@@ -10,6 +10,7 @@ from typing import Any
 
 import airflow_hydrogen.runtime as hydrogen
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
+from tests.processes import reader_of_output
 
 
 def arrive(folder: str) -> None:
@@ -21,7 +22,7 @@ def arrive(folder: str) -> None:
         "local_rank": context.local_rank,
         "host": context.hostname,
         "pid": os.getpid(),
-        "parent": os.getppid(),
+        "parent": reader_of_output(),
         "environment": dict(os.environ),
     }
     hidden = Path(folder) / f".rank-{context.rank}.{context.attempt}"

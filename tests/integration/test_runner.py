@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,6 +24,10 @@ from airflow_hydrogen.contract.errors import (
     RanksDivergedError,
 )
 from airflow_hydrogen.runtime import HorovodRunner
+from airflow_hydrogen.runtime.gang import templates
+from airflow_hydrogen.runtime.rank.task import TEMPLATE_MODULE
+from airflow_hydrogen.runtime.runner import rank_task
+from tests.processes import living
 
 pytestmark = pytest.mark.integration
 
@@ -215,7 +220,9 @@ def test_a_rank_does_not_outlive_its_spark_task(spark, tmp_path, rank_processes,
     pid_file = tmp_path / "pid"
 
     def main():
-        (tmp_path / "pid.tmp").write_text(f"{os.getpid()} {os.getppid()}")
+        from tests.processes import reader_of_output
+
+        (tmp_path / "pid.tmp").write_text(f"{os.getpid()} {reader_of_output()}")
         (tmp_path / "pid.tmp").rename(pid_file)
         time.sleep(600)
 
@@ -235,6 +242,17 @@ def test_a_rank_does_not_outlive_its_spark_task(spark, tmp_path, rank_processes,
     eventually(lambda: not rank_processes(), "the rank is gone", 5)
     runner.join(30)
     assert "no rank said why" in str(caught[0])
+
+
+def test_ranks_are_forked_from_the_template_that_was_started_before_the_gang(spark, monkeypatch):
+    def running():
+        return {process.pid for process in living(lambda found: TEMPLATE_MODULE in found.cmdline())}
+
+    monkeypatch.setattr(templates, "_SECRET", secrets.token_hex(32))  # none of those that are there
+    before, runner = running(), HorovodRunner(2)
+    runner.warm(spark, rank_task(os.getppid, (), {}).entrypoint, None)
+    runner._warming.join(60)
+    assert runner.run(os.getppid) in running() - before
 
 
 def test_a_peer_that_is_lost_amid_a_large_gradient_is_no_error_of_the_program(tmp_path):

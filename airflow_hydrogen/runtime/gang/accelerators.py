@@ -50,7 +50,7 @@ def _entries(given: str) -> list[str]:
 
 
 def environment(devices: Sequence[str]) -> dict[str, str]:
-    """The variable that hides all other GPUs; CUDA reads it when a framework is imported.
+    """The variable that hides all other GPUs; CUDA reads it when a device is first used.
 
     An empty list hides all of them.
     """

@@ -22,6 +22,7 @@ from airflow_hydrogen.runtime.gang.monitor import GangMonitor
 from airflow_hydrogen.runtime.gang.process import RankCancelled, RankFailed, RankProcess
 from airflow_hydrogen.runtime.gang.slots import given_omp_threads, threads_per_task
 from airflow_hydrogen.runtime.gang.stage import RankStage
+from airflow_hydrogen.runtime.gang.templates import TemplateSpec
 from airflow_hydrogen.runtime.gang.topology import assign_ranks
 from airflow_hydrogen.runtime.progress import Beat
 from airflow_hydrogen.runtime.rank import checksums
@@ -33,7 +34,14 @@ if TYPE_CHECKING:
 # --- on Spark ------------------------------------------------------------------------------------------
 
 
-def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOptions, log: GangLog) -> bytes:
+def run_on_spark(
+    spark: SparkSession,
+    task: RankTask,
+    size: int,
+    options: GangOptions,
+    log: GangLog,
+    template: TemplateSpec | None,
+) -> bytes:
     """Run a gang as one barrier stage.
 
     Args:
@@ -42,6 +50,7 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOp
         size: ranks; the slots must be free (`require_slots`).
         options: of the gang.
         log: where lines and reports go.
+        template: which templates ranks are forked from; None starts them.
 
     Returns:
         The pickled answer of rank 0.
@@ -72,7 +81,7 @@ def run_on_spark(spark: SparkSession, task: RankTask, size: int, options: GangOp
         context.addJobTag(tag)
         stack.callback(context.removeJobTag, tag)
         threads = threads_per_task(spark, size)
-        stage = RankStage(task, channel.address, threads, given_omp_threads(spark), options)
+        stage = RankStage(task, channel.address, threads, given_omp_threads(spark), options, template)
         try:
             # A data-free RDD: Spark refuses barrier stages over unions, coalesced RDDs and the like.
             answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
@@ -97,8 +106,17 @@ def _why(monitor: GangMonitor, error: Exception) -> HydrogenError:
 # --- on this machine -----------------------------------------------------------------------------------
 
 
-def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -> bytes:
+def run_locally(
+    task: RankTask, size: int, options: GangOptions, log: GangLog, template: TemplateSpec | None
+) -> bytes:
     """Run a gang as processes of this machine, without Spark.
+
+    Args:
+        task: what every rank runs.
+        size: ranks.
+        options: of the gang.
+        log: where lines and reports go.
+        template: which template ranks are forked from; None starts them.
 
     Returns:
         The pickled answer of rank 0.
@@ -112,7 +130,7 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
     ports = options.ports()
     stop = threading.Event()
     answers: dict[int, Answer] = {}
-    threads = max(1, len(os.sched_getaffinity(0)) // size)
+    threads = local_threads(size)
     monitor = GangMonitor(size, options, log, on_failure=stop.set, on_overdue=stop.set)
 
     def follow(rank: int, process: RankProcess) -> None:
@@ -138,12 +156,12 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
                 )
                 environment = {
                     **rendezvous.horovod_environment(place, here, (here.address, server.port), ports),
-                    **rendezvous.thread_environment(threads, os.environ.get(rendezvous.OMP_THREADS)),
+                    **threads,
                     **accelerators.environment(devices),
                 }
                 monitor.started(place.rank, place.host)
                 processes.append(
-                    RankProcess(task, place, environment, here, _LocalListener(monitor, place.rank))
+                    RankProcess(task, place, environment, here, _LocalListener(monitor, place.rank), template)
                 )
             followers = [
                 threading.Thread(target=follow, args=(place.rank, process), daemon=True)
@@ -161,6 +179,12 @@ def run_locally(task: RankTask, size: int, options: GangOptions, log: GangLog) -
     if failure is not None:
         raise failure.to_error(monitor.silent())
     return _answer_of_first(answers.values())
+
+
+def local_threads(size: int) -> dict[str, str]:
+    """The limits on the math threads of ranks that are processes of this machine."""
+    threads = max(1, len(os.sched_getaffinity(0)) // size)
+    return rendezvous.thread_environment(threads, os.environ.get(rendezvous.OMP_THREADS))
 
 
 @dataclass(frozen=True)

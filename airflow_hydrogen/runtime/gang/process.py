@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -14,12 +13,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Pipe
-from pathlib import Path
 from typing import IO, Any, Protocol
 
+from airflow_hydrogen.runtime.gang import templates
 from airflow_hydrogen.runtime.gang.network import GangAddress
 from airflow_hydrogen.runtime.gang.output import lines_of, read_at_intervals
+from airflow_hydrogen.runtime.gang.templates import ForkedRank, NoTemplate, TemplateSpec
 from airflow_hydrogen.runtime.progress import Beat
+from airflow_hydrogen.runtime.rank import marks
 from airflow_hydrogen.runtime.rank.failures import RankFailure
 from airflow_hydrogen.runtime.rank.task import (
     MARK_VARIABLE,
@@ -34,7 +35,6 @@ _POLL_S = 0.2
 _TERM_GRACE_S = 2.0
 _OUTPUT_GRACE_S = 0.5  # for the last lines of a process that has ended
 _EXIT_GRACE_S = 30.0  # for a process that has sent its result
-_GONE_S = 0.01  # for a process that was killed
 _TAIL_LINES = 30
 
 
@@ -67,11 +67,11 @@ class RankCancelled(Exception):
 
 
 class RankProcess:
-    """A child process that runs one rank.
+    """A process that runs one rank: forked from a template, or started.
 
-    One process a rank, so that a framework's state, GPU memory and environment die with it. The child is
-    killed when its parent dies (`PR_SET_PDEATHSIG`). At the end its process group is killed, and all that has
-    its mark in the environment, so that what it started itself does not outlive it.
+    One process a rank, so that a framework's state, GPU memory and environment die with it. It is killed when
+    this one dies (by `PR_SET_PDEATHSIG`, or by a pipe that ends). At the end its process group is killed, and
+    all that has its mark in the environment, so that what it started itself does not outlive it.
     """
 
     def __init__(
@@ -81,40 +81,93 @@ class RankProcess:
         environment: Mapping[str, str],
         here: GangAddress,
         listener: Listener,
+        template: TemplateSpec | None = None,
     ) -> None:
-        """Start the process. Call it from a thread that lives until `wait` returns."""
+        """Start the process, or have it forked. Call it from a thread that lives until `wait` returns.
+
+        Args:
+            task: what the rank runs.
+            placement: its place.
+            environment: what it has beside this process's own.
+            here: its address, for messages.
+            listener: who is told what it says.
+            template: to be forked from; None starts a process, and so does a template that is no good.
+        """
+        self._task = task
         self._placement = placement
         self._here = here
         self._listener = listener
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._killed = False
-        self._mark = secrets.token_hex(8)
-        self._pipe, child_pipe = Pipe()
+        self._mark = marks.new_mark()
+        self._environment = {
+            **os.environ,
+            **environment,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONUNBUFFERED": "1",
+            MARK_VARIABLE: self._mark,
+        }
+        self._process: subprocess.Popen[bytes] | ForkedRank
         try:
+            if template is None:
+                self._start()
+            else:
+                self._process = templates.ask(template, environment, self._mark)
+                self._pipe = self._process.pipe
+        except NoTemplate as reason:
+            self._start_after_all(reason)
+
+    def _start(self) -> None:
+        self._pipe, child_pipe = Pipe()
+        with child_pipe:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "airflow_hydrogen.runtime.rank.worker"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={
-                    **os.environ,
-                    **environment,
-                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                    "PYTHONUNBUFFERED": "1",
+                    **self._environment,
                     PIPE_VARIABLE: str(child_pipe.fileno()),
                     PARENT_VARIABLE: str(os.getpid()),
-                    MARK_VARIABLE: self._mark,
                 },
                 pass_fds=[child_pipe.fileno()],
                 start_new_session=True,
             )
-        finally:
-            child_pipe.close()
+        self._send((self._task, self._placement))
+        self._read()
+
+    def _start_after_all(self, reason: NoTemplate) -> None:
+        self._listener.line(f"started as a new process, not forked: {reason}")
+        self._start()
+
+    def _be_forked(self, cancelled: Callable[[], bool]) -> None:
+        """Wait for a template that may still be importing.
+
+        Raises:
+            RankCancelled: told to stop.
+        """
+        if not isinstance(self._process, ForkedRank):
+            return
+        try:
+            while not self._process.is_there(_POLL_S):
+                if cancelled():
+                    raise RankCancelled
+        except NoTemplate as reason:
+            self._let_go(self._process)
+            self._start_after_all(reason)
+            return
+        self._send(templates.launch_of(self._environment))
+        self._send((self._task, self._placement))
+        self._read()
+
+    def _send(self, message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: wait() says why
+            self._pipe.send(message)
+
+    def _read(self) -> None:
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read_output, args=(self._process.stdout,), daemon=True)
         self._reader.start()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: wait() says why
-            self._pipe.send((task, placement))
 
     def wait(self, cancelled: Callable[[], bool]) -> Answer:
         """Wait for the rank's end.
@@ -133,6 +186,7 @@ class RankProcess:
         failure: RankFailure | None = None
         give_up = float("inf")
         try:
+            self._be_forked(cancelled)
             while failure is None and time.monotonic() < give_up:
                 message = self._receive()
                 if message is None:
@@ -172,6 +226,9 @@ class RankProcess:
         if self._killed:  # its number may be that of another process by now
             return
         self._killed = True
+        if isinstance(self._process, ForkedRank) and not self._process.is_known:
+            self._let_go(self._process)  # the template, which has not come to it yet, ends it
+            return
         for sent in (signal.SIGTERM, signal.SIGKILL):
             if self._process.poll() is not None and sent == signal.SIGTERM:
                 continue
@@ -179,8 +236,16 @@ class RankProcess:
                 os.killpg(self._process.pid, sent)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_TERM_GRACE_S)
-        _end_marked(self._mark)
+        marks.end_marked(self._mark)
         self._pipe.close()
+        if isinstance(self._process, ForkedRank):
+            self._process.close()
+
+    def _let_go(self, process: ForkedRank) -> None:
+        """Of a rank that was never there."""
+        process.stdout.close()
+        self._pipe.close()
+        process.close()
 
     def _receive(self) -> tuple[str, Any] | None:
         """The child's next message, ("idle", None) where there is none yet, None at its end.
@@ -211,7 +276,7 @@ class RankProcess:
     def _death(self) -> RankFailure:
         # Gloo ends the process where it does not find its peers, and names neither them nor itself.
         where = f" on {self._here}" if self._process.returncode == -signal.SIGABRT else ""
-        when = " before main returned" if self._process.returncode >= 0 else ""
+        when = " before main returned" if (self._process.returncode or 0) >= 0 else ""
         return RankFailure(
             self._placement.rank, self._placement.host, "process", f"{self._exit()}{where}{when}"
         )
@@ -221,6 +286,8 @@ class RankProcess:
         code = self._process.returncode
         if code is None:
             return f"its process did not end within {_EXIT_GRACE_S:g} s"
+        if code == templates.UNSEEN:
+            return "its process ended, and nobody saw how: its template had died before"
         if code == -signal.SIGABRT:
             return "its process was aborted (SIGABRT)"
         if code < 0:
@@ -229,23 +296,3 @@ class RankProcess:
 
     def _with_tail(self, failure: RankFailure) -> RankFailure:
         return replace(failure, log_tail=tuple(self._tail))
-
-
-def _end_marked(mark: str) -> None:
-    """End what a rank has started in sessions of their own, which its process group does not hold."""
-    deadline = time.monotonic() + _TERM_GRACE_S
-    while (found := _marked(mark)) and time.monotonic() < deadline:
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(_GONE_S)  # one of them may have forked meanwhile: looked for again
-
-
-def _marked(mark: str) -> list[int]:
-    """The processes that have a rank's mark in the environment; none where there is no /proc."""
-    wanted, found = f"{MARK_VARIABLE}={mark}".encode(), []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or gone
-            if wanted in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from airflow_hydrogen.runtime.gang import accelerators, network, rendezvous
 from airflow_hydrogen.runtime.gang.channel import ChannelAddress, TaskChannel
 from airflow_hydrogen.runtime.gang.network import GangAddress
 from airflow_hydrogen.runtime.gang.process import RankCancelled, RankFailed, RankProcess
+from airflow_hydrogen.runtime.gang.templates import TemplateSpec
 from airflow_hydrogen.runtime.gang.topology import assign_ranks, host_of
 from airflow_hydrogen.runtime.rank.failures import RankFailure
 from airflow_hydrogen.runtime.rank.task import Answer, Placement, RankTask
@@ -32,6 +34,7 @@ class RankStage:
         threads: math threads of a rank.
         omp_threads: the user's own OMP_NUM_THREADS, if there is one.
         options: of the gang.
+        template: which templates ranks are forked from; None forks none.
     """
 
     task: RankTask
@@ -39,6 +42,7 @@ class RankStage:
     threads: int
     omp_threads: str | None
     options: GangOptions
+    template: TemplateSpec | None = None
 
     def __call__(self, _partition: Iterable[int]) -> Iterator[Answer]:
         from pyspark import BarrierTaskContext
@@ -89,7 +93,9 @@ class RankStage:
                     **rendezvous.thread_environment(self.threads, self.omp_threads),
                     **self._accelerators(barrier, placement, channel),
                 }
-                return RankProcess(self.task, placement, environment, here, channel).wait(channel.stopped)
+                template = self.template and of_this_executor(self.template)
+                process = RankProcess(self.task, placement, environment, here, channel, template)
+                return process.wait(channel.stopped)
         except RankFailed as failed:
             channel.failed(failed.failure)
             raise
@@ -113,6 +119,13 @@ class RankStage:
                 f"GPU {', '.join(devices)} by local rank{which}: Spark's resource scheduling gave none"
             )
         return accelerators.environment(devices)
+
+
+def of_this_executor(template: TemplateSpec) -> TemplateSpec:
+    """The templates of the gang as a Python worker looks for them."""
+    from pyspark import SparkFiles
+
+    return dataclasses.replace(template, private=SparkFiles.getRootDirectory())
 
 
 def _require_reachable(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +15,17 @@ PIPE_VARIABLE = "AIRFLOW_HYDROGEN_PIPE"
 PARENT_VARIABLE = "AIRFLOW_HYDROGEN_PARENT"
 # A word of its own for each rank, which all that it starts inherits: the parent ends them by it.
 MARK_VARIABLE = "AIRFLOW_HYDROGEN_RANK"
+# The module that is a template's `__main__`, the mark that it has in place of a rank's, and what the kernel
+# says of who is at the other end of its socket: process, user, group.
+TEMPLATE_MODULE = "airflow_hydrogen.runtime.rank.template"
+NO_MARK = "0" * 16
+PEER = struct.Struct("3i")
+# Variables that frameworks and their libraries read when they are imported, and not as late as at the first
+# use of a device or of a thread pool.
+READ_AT_IMPORT = re.compile(
+    r"(?:KERAS|TF(?!_CONFIG|_NUM_|_FORCE_GPU|_GPU)|TF2|XLA|OMP|KMP|GOMP|MKL|OPENBLAS|NUMEXPR|ONEDNN|DNNL|GRPC"
+    r"|ABSL|TORCH|PYTORCH)_[A-Z][A-Z0-9_]*"
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,21 @@ class RankTask:
     parts: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 0
     beat_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a rank that is forked gets as another gets it from its start.
+
+    Attributes:
+        environment: all of it.
+        folder: to work in.
+        path: `sys.path`.
+    """
+
+    environment: Mapping[str, str]
+    folder: str
+    path: tuple[str, ...]
 
 
 @dataclass(frozen=True)

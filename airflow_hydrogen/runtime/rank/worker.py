@@ -1,4 +1,4 @@
-"""The child process of a rank: run `main`, answer over the pipe, die with the parent."""
+"""The process of a rank: run `main`, answer over the pipe, die with the parent."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ _LIBC = ctypes.CDLL(None)  # once: after a fork is no time to load a library
 
 
 def main() -> int:
-    """Run one rank; the exit code is 0 when `main` returned and its value was sent."""
+    """Run one rank in a process that was started for it."""
     _die_with_parent(int(os.environ.pop(PARENT_VARIABLE)))
+    return run(Pipe(Connection(int(os.environ.pop(PIPE_VARIABLE)))))
+
+
+def run(pipe: Pipe) -> int:
+    """Run one rank; the exit code is 0 when `main` returned and its value was sent."""
     _write_whole_lines()
-    pipe = Pipe(Connection(int(os.environ.pop(PIPE_VARIABLE))))
     rank, thread = os.getpid(), threading.get_ident()
     os.register_at_fork(after_in_child=lambda: _after_fork(pipe, rank, thread))
     task, placement = pipe.receive()

@@ -17,6 +17,7 @@ options = st.builds(
     gpus_per_process=st.integers(0, 16),
     network_interface=st.none() | st.sampled_from(["eth0", "ib0"]),
     port_range=st.none() | st.sampled_from(["40000-40100", "1024-1024"]),
+    fork=st.booleans(),
 )
 
 
@@ -39,6 +40,7 @@ def test_options_survive_the_way_through_json(found):
         ({"port_range": "40000"}, "port_range must be 'first-last' within 1024-65535.*found '40000'"),
         ({"port_range": "40000-30000"}, "port_range must be"),
         ({"port_range": "80-90"}, "port_range must be"),
+        ({"fork": "no"}, "fork must be True or False, found 'no'"),
         ({"restarts": 3}, "GangOptions has no restarts; expected driver_log_verbosity, "),
     ],
 )

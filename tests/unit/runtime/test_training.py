@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract.errors import NonFiniteLossError, OwnershipLostError, SharedModelUriError
+from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, TrainJob
 from airflow_hydrogen.runtime import training
 from airflow_hydrogen.runtime.gang.supervision import GangResult
@@ -85,6 +86,7 @@ def job_at(path: Path) -> TrainJob:
         model_uri=str(path / "model"),
         report_uri=str(path / "report.json"),
         run=RUN,
+        gang=GangOptions(fork=False),
     )
 
 

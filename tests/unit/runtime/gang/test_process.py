@@ -20,6 +20,7 @@ import airflow_hydrogen.runtime as hydrogen
 from airflow_hydrogen.runtime.gang import process
 from airflow_hydrogen.runtime.gang.network import GangAddress
 from airflow_hydrogen.runtime.gang.process import RankFailed, RankProcess
+from airflow_hydrogen.runtime.gang.templates import TemplateSpec, secret_of_driver
 from airflow_hydrogen.runtime.rank.task import Placement
 from airflow_hydrogen.runtime.runner import rank_task
 
@@ -43,9 +44,21 @@ class Heard:
         pass
 
 
-def start(main, heard, rank=0, **kwargs):
+def template_of_ours():
+    """A template that imports no framework, for ranks of this process."""
+    return TemplateSpec(secret_of_driver(), (), os.getpid())
+
+
+def start(main, heard, rank=0, template=None, **kwargs):
     place = Placement(rank, 2, rank, 2, 0, 1, "localhost")
-    return RankProcess(rank_task(main, (), kwargs), place, {}, GangAddress("127.0.0.1", "lo"), heard)
+    here = GangAddress("127.0.0.1", "lo")
+    return RankProcess(rank_task(main, (), kwargs), place, {}, here, heard, template)
+
+
+@pytest.fixture(params=["started", "forked"])
+def template(request):
+    """Ranks that are started, and ranks that are forked: all that is tested here holds for both."""
+    return template_of_ours() if request.param == "forked" else None
 
 
 def is_gone(pid):
@@ -73,10 +86,14 @@ def leave_behind(how, file):
 
 
 @pytest.mark.parametrize("how", ["os.fork", "fork", "spawn", "subprocess"])
-def test_a_rank_that_dies_is_noticed_while_what_it_started_lives_and_that_ends_too(how, tmp_path, eventually):
+def test_a_rank_that_dies_is_noticed_while_what_it_started_lives_and_that_ends_too(
+    how, template, tmp_path, eventually
+):
     started = time.monotonic()
     with pytest.raises(RankFailed, match=r"its process was killed by signal 9 \(SIGKILL\)"):
-        start(leave_behind, Heard(), how=how, file=str(tmp_path / "child")).wait(lambda: False)
+        start(leave_behind, Heard(), template=template, how=how, file=str(tmp_path / "child")).wait(
+            lambda: False
+        )
     assert time.monotonic() - started < 20
     child = int((tmp_path / "child").read_text())
     eventually(lambda: is_gone(child), "what it started is gone", 5)  # killed already, it may still be ending
@@ -84,8 +101,9 @@ def test_a_rank_that_dies_is_noticed_while_what_it_started_lives_and_that_ends_t
 
 PARENT = """
 import sys
-from tests.unit.runtime.gang.test_process import Heard, fork_and_wait, start
-start(fork_and_wait, Heard(), file=sys.argv[1]).wait(lambda: False)
+from tests.unit.runtime.gang.test_process import Heard, fork_and_wait, start, template_of_ours
+template = template_of_ours() if sys.argv[2] == "forked" else None
+start(fork_and_wait, Heard(), template=template, file=sys.argv[1]).wait(lambda: False)
 """
 
 
@@ -99,11 +117,12 @@ def fork_and_wait(file):
     time.sleep(600)
 
 
-def test_where_the_parent_is_killed_too_the_forked_process_dies_with_its_rank(tmp_path, eventually):
+@pytest.mark.parametrize("how", ["started", "forked"])
+def test_where_the_parent_is_killed_too_the_forked_process_dies_with_its_rank(how, tmp_path, eventually):
     file = tmp_path / "pids"
     root = str(Path(__file__).parents[4])
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(file)], env={**os.environ, "PYTHONPATH": root}
+        [sys.executable, "-c", PARENT, str(file), how], env={**os.environ, "PYTHONPATH": root}
     )
     eventually(file.exists, "the rank has forked", 60)
     rank, child = map(int, file.read_text().split())
@@ -136,8 +155,10 @@ def fork_from_a_thread():
     return os.read(answers, 1)  # nothing, if it is dead
 
 
-def test_a_process_that_another_thread_forks_does_not_end_with_that_thread():
-    assert pickle.loads(start(fork_from_a_thread, Heard()).wait(lambda: False).value) == b"x"
+def test_a_process_that_another_thread_forks_does_not_end_with_that_thread(template):
+    assert (
+        pickle.loads(start(fork_from_a_thread, Heard(), template=template).wait(lambda: False).value) == b"x"
+    )
 
 
 def report_from_a_child():
@@ -151,9 +172,9 @@ def report_from_a_child():
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_forked_process_that_reports_is_told_why_it_cannot():
+def test_a_forked_process_that_reports_is_told_why_it_cannot(template):
     heard = Heard()
-    assert pickle.loads(start(report_from_a_child, heard).wait(lambda: False).value) == 7
+    assert pickle.loads(start(report_from_a_child, heard, template=template).wait(lambda: False).value) == 7
     assert any("was forked by a rank and has no line to the gang" in line for line in heard.lines)
 
 
@@ -170,14 +191,14 @@ def leave(how):
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_result_that_was_delivered_counts_whatever_happens_at_the_exit(how, said, rank):
+def test_a_result_that_was_delivered_counts_whatever_happens_at_the_exit(how, said, rank, template):
     heard = Heard()
-    answer = pickle.loads(start(leave, heard, rank, how=how).wait(lambda: False).value)
+    answer = pickle.loads(start(leave, heard, rank, template, how=how).wait(lambda: False).value)
     assert answer == (5 if rank == 0 else None)
     assert f"{said}, after its result was delivered: the result counts" in heard.lines
 
 
-def test_an_exit_that_hangs_takes_no_result_back_either(monkeypatch):
+def test_an_exit_that_hangs_takes_no_result_back_either(template, monkeypatch):
     monkeypatch.setattr(process, "_EXIT_GRACE_S", 0.3)
 
     def main():
@@ -185,5 +206,5 @@ def test_an_exit_that_hangs_takes_no_result_back_either(monkeypatch):
         return 5
 
     heard = Heard()
-    assert pickle.loads(start(main, heard).wait(lambda: False).value) == 5
+    assert pickle.loads(start(main, heard, template=template).wait(lambda: False).value) == 5
     assert heard.lines[-1].startswith("its process did not end within 0.3 s, after its result was delivered")
