@@ -14,7 +14,7 @@ import pytest
 from airflow_hydrogen.runtime import HorovodRunner
 from airflow_hydrogen.runtime.runner import rank_task
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.large]
 
 SCENARIOS = "tests.integration.horovod_scenarios"
 SCRIPTS = Path(__file__).parent / "horovod_scripts"

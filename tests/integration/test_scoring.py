@@ -234,6 +234,16 @@ def test_plain_columns_are_found_without_a_job_of_sparks(spark, tmp_path):
         spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
 
 
+def test_columns_of_all_files_are_found_where_spark_is_to_merge_them(spark, tmp_path):
+    write(tmp_path / "1.parquet", id=[1])
+    write(tmp_path / "2.parquet", id=[2], later=[2.0])
+    spark.conf.set("spark.sql.parquet.mergeSchema", "true")
+    try:
+        assert sources.read(spark, Source.parquet(str(tmp_path))).columns == ["id", "later"]
+    finally:
+        spark.conf.unset("spark.sql.parquet.mergeSchema")
+
+
 @pytest.mark.parametrize("where", [None, "id < 30"], ids=["read by workers", "read by Spark"])
 def test_spark_says_how_many_rows_have_come_back(spark, score, linear, lake, where, eventually):
     count = RowCounter(spark)

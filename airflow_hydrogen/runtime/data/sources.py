@@ -250,7 +250,8 @@ def _read_files(spark: SparkSession, source: Source) -> DataFrame:
     if source.kind != "parquet":
         return reader.load(uris.spark_uri(source.uri))
     listing = list_dataset(source.uri)
-    if not source.options and (schema := _schema_of(listing)) is not None:
+    merges = spark.conf.get("spark.sql.parquet.mergeSchema", "false") == "true"  # of all files
+    if not source.options and not merges and (schema := _schema_of(listing)) is not None:
         reader = reader.schema(schema)
     if not listing.chosen:
         return reader.load(uris.spark_uri(source.uri))
