@@ -10,8 +10,8 @@ from pathlib import Path
 from bench.measure import RANKS, Result, Target, compare
 from bench.turns import Contender, meter, rates_in_turns
 
-_BATCH_ROWS = 128
-_ROWS = 40 * _BATCH_ROWS
+_BATCH_ROWS = 32
+_ROWS = 160 * _BATCH_ROWS
 _EPOCHS = 10_000  # it is told when there is enough
 
 

@@ -37,9 +37,10 @@ def spark_session(job: Job) -> SparkSession:
     Args:
         job: what it is for. Spark's settings for it hold where the user's own configuration says nothing.
     """
-    from pyspark import SparkConf
+    from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
+    SparkContext._ensure_initialized()  # without its JVM a SparkConf knows nothing of what was submitted
     given = SparkConf()
     defaults = {**_DEFAULTS, **(_gang_settings(job) if isinstance(job, TrainJob) else {})}
     if given.get("spark.master", "local").startswith("local"):

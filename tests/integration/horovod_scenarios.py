@@ -97,6 +97,9 @@ def applied(make: Callable[[Any], Any], *, steps: int = 4, graph: bool = True, s
 
 
 def optimizers() -> dict[str, Any]:
+    if hvd.rank() == 0:  # a rank may have made more of them than the others
+        hvd.DistributedOptimizer(keras.optimizers.SGD())
+        keras.Variable(0.0)
     make = hvd.DistributedOptimizer
 
     def with_local(optimizer: Any) -> Any:
@@ -125,7 +128,39 @@ def optimizers() -> dict[str, Any]:
         "variable_groups": variable_groups(),
         "partial": partial(),
         "sparse": sparse_optimizer(),
+        "copies": copies(),
+        "restored": restored(),
+        "named": type(hvd_keras.DistributedOptimizer("adam")).__name__,
     }
+
+
+def copies() -> list[Any]:
+    """Two optimizers of which one was made from the other, in one graph."""
+    weights = [keras.Variable(np.zeros(3, "float32")) for _ in range(2)]
+    first = hvd.DistributedOptimizer(keras.optimizers.SGD(RATE))
+    second = type(first).from_config(first.get_config())
+    for optimizer, weight in zip((first, second), weights, strict=True):
+        optimizer.build([weight])
+
+    @tf.function
+    def step(value: Any) -> None:
+        first.apply_gradients([(value, weights[0])])
+        second.apply_gradients([(2 * value, weights[1])])
+
+    step(tf.constant(gradient(hvd.rank(), 0)))
+    return [np.asarray(weight).tolist() for weight in weights]
+
+
+def restored() -> list[Any]:
+    """A state that goes back in the middle of a window of two passes."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, False, kernel_initializer="zeros")])
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(RATE), backward_passes_per_step=2)
+    state = hvd.elastic.TensorFlowKerasState(model, optimizer)
+    kernel = model.layers[0].kernel
+    for _ in range(2):
+        optimizer.apply_gradients([(tf.constant(gradient(hvd.rank(), 0))[:, None], kernel)])
+        state.restore()
+    return np.asarray(kernel).ravel().tolist()
 
 
 class LateLocal:
@@ -440,7 +475,14 @@ def loaded(folder: Path) -> dict[str, Any]:
         model.save(path)
         again = hvd_keras.load_model(path, compression=hvd.Compression.fp16)
         pairs = zip(model.optimizer.variables, again.optimizer.variables, strict=True)
+        fresh = folder / f"fresh-{hvd.rank()}.{kind}"
+        untrained = make_model()
+        untrained.compile(
+            hvd.DistributedOptimizer(keras.optimizers.Adam(0.1)), keras.losses.MeanSquaredError()
+        )
+        untrained.save(fresh)
         found[kind] = {
+            "untrained": hydrogen.keras.is_distributed(hvd_keras.load_model(fresh).optimizer),
             "state": max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs),
             "moments": float(np.abs(np.asarray(model.optimizer.variables[2])).max()),
             "averages": hydrogen.keras.is_distributed(again.optimizer),

@@ -166,6 +166,15 @@ def test_arguments_of_the_optimizer(
         assert iterations == 4, "Horovod counts passes"
 
 
+def test_optimizers_do_not_get_in_each_others_way(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        np.testing.assert_allclose(
+            rank["optimizers"]["copies"], [[-0.15, 0.3, -0.45], [-0.3, 0.6, -0.9]], rtol=1e-5
+        )
+        assert rank["optimizers"]["restored"] == [0.0, 0.0, 0.0]
+        assert rank["optimizers"]["named"] == "Adam"
+
+
 def test_groups_of_variables(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         np.testing.assert_allclose(
@@ -269,6 +278,7 @@ def test_loaded_model_has_its_optimizers_state_and_averages(ranks: list[dict[str
     for rank in ranks:
         found = rank["loaded"][kind]
         assert (found["state"], found["averages"], found["plain"]) == (0.0, True, "no error")
+        assert found["untrained"]
         assert found["moments"] > 0
 
 

@@ -53,6 +53,7 @@ def test_no_secret_is_seen_by_others(
         model_uri=str(tmp_path / "model"),
         conf={
             **cluster.driver_settings(),
+            "spark.sql.sources.parallelPartitionDiscovery.threshold": "7",
             "spark.ui.port": str(port),
             "spark.executorEnv.PYTHONPATH": str(ROOT),
             "spark.pyspark.python": sys.executable,
@@ -84,6 +85,8 @@ def test_no_secret_is_seen_by_others(
     assert "airflow_hydrogen.runtime.rank.worker" in seen["command lines"]
     (settings,) = [text for place, text in seen.items() if place.endswith("/environment")]
     assert "spark.executorEnv.PYTHONPATH" in settings
+    # A setting of the user's wins over our default, and this master is not a local one.
+    assert '["spark.sql.sources.parallelPartitionDiscovery.threshold","7"]' in "".join(settings.split())
     assert "[gang] epoch=" in seen["log"]
     for place, text in seen.items():
         assert PASSWORD not in text, place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ def main() -> int:
         return 2
     install()
     del sys.argv[0]
-    sys.path[0] = str(script.resolve().parent)
-    runpy.run_path(str(script), run_name="__main__")
+    if not sys.flags.safe_path:
+        sys.path[0] = str(script.resolve().parent)
+    runpy.run_path(os.path.abspath(script), run_name="__main__")
     return 0
 
 

@@ -86,7 +86,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):  # type: ignore[mi
     As `horovod.keras.callbacks.LearningRateScheduleCallback`. Momentum correction (Goyal et al., Accurate,
     Large Minibatch SGD, 2017, section 3): the velocity of SGD and RMSprop has the old rate in it, and is
     scaled to the new one when the rate changes. Horovod changes the momentum for that one batch, which comes
-    to the same.
+    to the same; with Nesterov's momentum it also changes the look-ahead of that batch.
 
     Args:
         initial_lr: the rate that is multiplied.

@@ -26,6 +26,7 @@ from airflow_hydrogen.contract.jobs import require_json
 from airflow_hydrogen.runtime.horovod_bridge.serve import announce
 from airflow_hydrogen.runtime.keras import collectives, state
 from airflow_hydrogen.runtime.keras.checkpoint import pass_over
+from airflow_hydrogen.runtime.keras.optimizer import forget_sums
 from airflow_hydrogen.runtime.rank.context import get_context
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 
@@ -193,6 +194,11 @@ class TensorFlowKerasState(TensorFlowState):
             self.optimizer.build(model.trainable_variables)
         weights = [variable for variable in model.variables if not state.is_seed(variable)]
         super().__init__([*weights, *self.optimizer.variables], **kwargs)
+
+    def restore(self) -> None:
+        """Go back to what was kept in memory last; gradients that wait for more are forgotten."""
+        super().restore()
+        forget_sums(self.optimizer)
 
 
 class KerasState(TensorFlowKerasState):

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from airflow_hydrogen.contract.errors import OptimizerError
-from airflow_hydrogen.runtime.horovod_bridge.names import name_of
+from airflow_hydrogen.runtime.keras.names import name_of
 
 
 @keras.saving.register_keras_serializable(package="airflow_hydrogen")

@@ -19,7 +19,8 @@ def for_keras_3(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def make(*args: Any, **kwargs: Any) -> Any:
         arguments = by_name(original, args, kwargs)
-        if is_keras_3(type(arguments["optimizer"])):
+        optimizer = arguments["optimizer"]
+        if isinstance(optimizer, str) or is_keras_3(type(optimizer)):
             return distributed(**arguments)
         return original(*args, **kwargs)
 
@@ -36,7 +37,7 @@ def load_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def distributed(
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | str,
     *,
     name: str | None = None,
     use_locking: bool = False,
@@ -75,7 +76,7 @@ def distributed(
         compression=compression,
         sparse_as_dense=sparse_as_dense,
         gradient_predivide_factor=gradient_predivide_factor,
-        groups=groups or num_groups or None,
+        groups=groups if groups is not None else num_groups or None,
         device_dense=device_dense,
         device_sparse=device_sparse,
         process_set=process_set,
@@ -85,7 +86,7 @@ def distributed(
     return distribute(
         checked(optimizer),
         reduction,
-        name=name or f"Distributed{type(optimizer).__name__}",
+        name=name or "gradient",
         accumulation=(
             Accumulation(backward_passes_per_step, average_aggregated_gradients)
             if backward_passes_per_step > 1
@@ -174,10 +175,13 @@ def _from_hdf5(model: keras.Model, path: str) -> keras.optimizers.Optimizer:
     from keras.src.legacy.saving.legacy_h5_format import load_optimizer_weights_from_hdf5_group
 
     optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+    untrained = [tuple(variable.shape) for variable in optimizer.variables]
     optimizer.build(model.trainable_variables)
     with h5py.File(path) as file:
         stored = load_optimizer_weights_from_hdf5_group(file) if "optimizer_weights" in file else []
         saved = [np.asarray(value) for value in stored]
+    if [value.shape for value in saved] == untrained:  # it was saved before its first step
+        return optimizer
     if [value.shape for value in saved] != [tuple(variable.shape) for variable in optimizer.variables]:
         raise OptimizerError(
             f"{path!r} has {len(saved)} variables of the optimizer, and its {type(optimizer).__name__} has "

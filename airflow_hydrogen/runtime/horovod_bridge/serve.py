@@ -39,6 +39,8 @@ _ADVICE = {
 
 def operations(module: ModuleType) -> None:
     """`horovod.tensorflow.mpi_ops`."""
+    if not (is_keras_3(module.tf.keras.Model) and _is_served()):
+        return
     from airflow_hydrogen.runtime.horovod_bridge import variables
 
     _replace(module, "broadcast_", variables.broadcast_in_place)
@@ -47,6 +49,8 @@ def operations(module: ModuleType) -> None:
 
 def functions(module: ModuleType) -> None:
     """`horovod.tensorflow.functions`."""
+    if not (is_keras_3(module.tf.keras.Model) and _is_served()):
+        return
     from airflow_hydrogen.runtime.horovod_bridge import variables
 
     _replace(module, "broadcast_variables", variables.broadcast_variables)

@@ -8,9 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from airflow_hydrogen.runtime.horovod_bridge.names import name_of
 from airflow_hydrogen.runtime.horovod_bridge.optimizers import reduction_of
 from airflow_hydrogen.runtime.horovod_bridge.serve import announce, by_name
+from airflow_hydrogen.runtime.keras.names import name_of
 from airflow_hydrogen.runtime.keras.reduction import Reduction
 
 
@@ -40,7 +40,9 @@ def distributed(
     tape = copy.copy(gradtape)
     kind = type(gradtape)
     tape.__class__ = type(kind.__name__, (_DistributedTape, kind), {})
-    tape._reduction = reduction_of(groups=groups or num_groups or None, local_layers=local_layers, **options)
+    tape._reduction = reduction_of(
+        groups=groups if groups is not None else num_groups or None, local_layers=local_layers, **options
+    )
     return tape
 
 

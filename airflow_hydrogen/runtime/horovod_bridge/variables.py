@@ -44,7 +44,7 @@ def broadcast_variables(original: Callable[..., Any]) -> Callable[..., Any]:
         import horovod.tensorflow.mpi_ops as hvd
         import tensorflow as tf
 
-        from airflow_hydrogen.runtime.horovod_bridge.names import name_of
+        from airflow_hydrogen.runtime.keras.names import name_of
         from airflow_hydrogen.runtime.keras.reduction import plain
         from airflow_hydrogen.runtime.keras.state import is_seed
 
@@ -105,7 +105,7 @@ def _in_place(variables: list[Any], root_rank: int, name: str | None, process_se
     import horovod.tensorflow.mpi_ops as hvd
     import tensorflow as tf
 
-    from airflow_hydrogen.runtime.horovod_bridge.names import name_of
+    from airflow_hydrogen.runtime.keras.names import name_of
 
     name = name or name_of("in_place", variables)
     done = hvd.MPI_LIB.horovod_broadcast_inplace_resource(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +12,9 @@ from tensorflow.python.ops import control_flow_util
 
 from airflow_hydrogen.contract.errors import OptimizerError
 from airflow_hydrogen.runtime.keras import collectives
+from airflow_hydrogen.runtime.keras.names import name_of
 from airflow_hydrogen.runtime.keras.reduction import Reduction, key
 
-_numbers = itertools.count()
 _MARK = "_hydrogen_distributed"
 
 
@@ -94,7 +93,7 @@ def distribute(
     optimizer: keras.optimizers.Optimizer,
     reduction: Reduction,
     *,
-    name: str = "hydrogen_gradient",
+    name: str = "gradient",
     accumulation: Accumulation | None = None,
 ) -> keras.optimizers.Optimizer:
     """Make a checked optimizer reduce gradients before it applies them: see `DistributedOptimizer`.
@@ -102,7 +101,7 @@ def distribute(
     Args:
         optimizer: it is changed in place.
         reduction: how.
-        name: the first part of the operations' names.
+        name: a part of the operations' names, the same on every rank.
         accumulation: reduce and apply only every so many calls.
     """
     # compile() would wrap a scaling optimizer around ours, and so put the allreduce into a branch that a rank
@@ -110,9 +109,8 @@ def distribute(
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if keras.config.dtype_policy().name == "mixed_float16" and not scales:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
-    prefix = f"{name}_{next(_numbers)}"
     object.__setattr__(
-        optimizer, "__class__", _distributed_class(type(optimizer), reduction, prefix, accumulation)
+        optimizer, "__class__", _distributed_class(type(optimizer), reduction, name, accumulation)
     )
     return optimizer
 
@@ -123,7 +121,7 @@ def is_distributed(optimizer: Any) -> bool:
 
 
 def _distributed_class(
-    base: Any, reduction: Reduction, prefix: str, accumulation: Accumulation | None
+    base: Any, reduction: Reduction, operation: str, accumulation: Accumulation | None
 ) -> type:
     def apply(self: Any, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         name = base.__name__
@@ -146,7 +144,8 @@ def _distributed_class(
             raise OptimizerError(f"{name} was given {len(grads)} gradients for {len(variables)} variables")
 
         def update(gradients: Sequence[Any]) -> None:
-            base.apply(self, reduction(gradients, variables, prefix), variables)
+            reduced = reduction(gradients, variables, name_of(operation, gradients))
+            base.apply(self, reduced, variables)
 
         if accumulation is None:
             update(grads)
@@ -245,6 +244,13 @@ def _accumulate(
         return counter.read_value()
 
     tf.cond(tf.equal(counter.read_value(), accumulation.passes), reduce_and_apply, wait)
+
+
+def forget_sums(optimizer: keras.optimizers.Optimizer) -> None:
+    """Begin a window of accumulation anew, after the variables were set back."""
+    counter, slots = optimizer.__dict__.get("_hydrogen_sums", (None, {}))
+    for variable in [*slots.values(), *([] if counter is None else [counter])]:
+        variable.assign(tf.zeros_like(variable))
 
 
 def _sums(

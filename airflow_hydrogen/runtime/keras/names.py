@@ -24,16 +24,17 @@ def name_of(kind: str, tensors: Sequence[Any]) -> str:
 
     The same at every step: names that grew from step to step would each be negotiated anew. Eagerly one
     operation ends before the next begins, so that names may repeat; the shapes are in them, because Horovod
-    remembers those by name. In a graph operations run at the same time: they are told apart by the function
-    and by their number in it.
+    remembers those by name. In a graph operations run at the same time: they are told apart by the outermost
+    function, whose name is the program's, and by their number in it. TensorFlow counts the graphs inside of
+    it, branches and loops, in each process.
     """
     if tf.executing_eagerly():
         shapes = [None if t is None else (tf.as_dtype(t.dtype).name, str(t.shape)) for t in tensors]
         return f"hydrogen_{kind}_{zlib.crc32(repr(shapes).encode()):08x}"
     graph = tf.compat.v1.get_default_graph()
-    name = f"{kind}_{getattr(graph, 'name', 'graph')}"
     while getattr(graph, "outer_graph", None) is not None and graph.outer_graph.building_function:
         graph = graph.outer_graph
+    name = f"{kind}_{getattr(graph, 'name', 'graph')}"
     counter = _given.setdefault(graph, Counter())
     counter[name] += 1
     return f"hydrogen_{name}_{counter[name]}"
