@@ -153,7 +153,9 @@ def copies() -> list[Any]:
 
 def restored() -> list[Any]:
     """A state that goes back in the middle of a window of two passes."""
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, False, kernel_initializer="zeros")])
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")]
+    )
     optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(RATE), backward_passes_per_step=2)
     state = hvd.elastic.TensorFlowKerasState(model, optimizer)
     kernel = model.layers[0].kernel

@@ -158,6 +158,12 @@ def _distributed_class(
             self.__dict__["_hydrogen_scaled"] = value is None
         base.__setattr__(self, name, value)
 
+    def from_config(cls: type, *args: Any, **kwargs: Any) -> Any:
+        # The plain class's, made distributed: its constructor would be taken for a LossScaleOptimizer's work.
+        return distribute(
+            base.from_config(*args, **kwargs), reduction, name=operation, accumulation=accumulation
+        )
+
     distributed = type(
         base.__name__,
         (base,),
@@ -167,6 +173,7 @@ def _distributed_class(
             "__doc__": base.__doc__,
             "__setattr__": set_attribute,
             "apply": apply,
+            "from_config": classmethod(from_config),
             "register_local_var": lambda self, var: reduction.register_local(var),
             _MARK: True,
         },
