@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
+import pickle
 import runpy
 import sys
 from collections.abc import Callable
@@ -110,6 +112,7 @@ def optimizers() -> dict[str, Any]:
         "average_eager": applied(make, graph=False),
         "sum": applied(lambda o: make(o, op=hvd.Sum)),
         "tf_keras_sum": applied(lambda o: hvd_tf_keras.DistributedOptimizer(o, op=hvd.Sum)),
+        "odd_name": applied(lambda o: make(o, name="my optimizer/1")),
         "positional": applied(
             lambda o: hvd_keras.DistributedOptimizer(o, "name", "", "", hvd.Compression.fp16)
         ),
@@ -129,23 +132,26 @@ def optimizers() -> dict[str, Any]:
         "partial": partial(),
         "sparse": sparse_optimizer(),
         "copies": copies(),
+        "pickled": type(pickle.loads(pickle.dumps(make(keras.optimizers.SGD())))).__name__,
         "restored": restored(),
         "named": type(hvd_keras.DistributedOptimizer("adam")).__name__,
     }
 
 
 def copies() -> list[Any]:
-    """Two optimizers of which one was made from the other, in one graph."""
-    weights = [keras.Variable(np.zeros(3, "float32")) for _ in range(2)]
+    """Three optimizers of which two were made from the other, in one graph."""
+    weights = [keras.Variable(np.zeros(3, "float32")) for _ in range(3)]
     first = hvd.DistributedOptimizer(keras.optimizers.SGD(RATE))
     second = type(first).from_config(first.get_config())
-    for optimizer, weight in zip((first, second), weights, strict=True):
+    third = copy.deepcopy(first)
+    for optimizer, weight in zip((first, second, third), weights, strict=True):
         optimizer.build([weight])
 
     @tf.function
     def step(value: Any) -> None:
         first.apply_gradients([(value, weights[0])])
         second.apply_gradients([(2 * value, weights[1])])
+        third.apply_gradients([(3 * value, weights[2])])
 
     step(tf.constant(gradient(hvd.rank(), 0)))
     return [np.asarray(weight).tolist() for weight in weights]
@@ -400,6 +406,16 @@ def callbacks() -> dict[str, Any]:
     fit(hvd.DistributedOptimizer(keras.optimizers.SGD(0.0)), broadcast, first, model=model)
     found["local_bias"] = first.bias
     found["root_kernel"] = first.kernel
+    rates = Rates()
+    fit(
+        hvd.DistributedOptimizer(keras.optimizers.SGD(0.4, momentum=0.9)),
+        hvd_keras.callbacks.BroadcastGlobalVariablesCallback(0),
+        hvd_keras.callbacks.LearningRateWarmupCallback(0.4, warmup_epochs=2),
+        rates,
+        epochs=3,
+        steps_per_execution=4,
+    )
+    found["executions"] = rates.rates
     return found
 
 
@@ -433,6 +449,10 @@ def errors(folder: Path) -> dict[str, str]:
         "op": message_of(lambda: make(sgd(), op=hvd.Adasum)),
         "locking": message_of(lambda: make(sgd(), use_locking=True)),
         "passes": message_of(lambda: make(sgd(), backward_passes_per_step=0)),
+        "accumulations": message_of(
+            lambda: make(sgd(gradient_accumulation_steps=2), backward_passes_per_step=2)
+        ),
+        "jacobian": message_of(lambda: hvd.DistributedGradientTape(tf.GradientTape()).jacobian(None, None)),
         "predivide": message_of(lambda: make(sgd(), op=hvd.Sum, gradient_predivide_factor=2.0)),
         "groups": message_of(lambda: make(sgd(), groups=-1)),
         "layers": message_of(lambda: hvd_keras.PartialDistributedOptimizer(sgd(), local_layers=["dense"])),
@@ -533,6 +553,9 @@ def elastic(folder: Path) -> dict[str, Any]:
             "resumed": restarted(lambda: trained()),
             "through": restarted(lambda: trained(), "elastic-through"),
             "smaller": restarted(smaller, "elastic-smaller"),
+            "fitted": restarted(lambda: fitted(stop_after=6), "elastic-fitted"),
+            "fitted_on": restarted(lambda: fitted()),
+            "fitted_through": restarted(lambda: fitted(), "elastic-fitted-through"),
         }
     finally:
         context.checkpoints_uri = None
@@ -576,8 +599,7 @@ def trained(stop_at: int | None = None) -> dict[str, Any]:
             state.commit()
 
     state = hvd.elastic.TensorFlowKerasState(model, optimizer, batch=0)
-    # Ten seconds from one commit to the next, and none to write it: each is written.
-    state._writer._clock = (10.0 * commit for commit in itertools.count() for _ in range(2)).__next__
+    every_commit(state)
     state.register_reset_callbacks([lambda: resets.append(1)])
     with contextlib.suppress(KeyboardInterrupt):
         train(state)
@@ -595,6 +617,42 @@ def smaller() -> dict[str, Any]:
             path.write_text(text.replace('"size": 2', '"size": 3'))
     hvd.allreduce(tf.constant(0.0), name="written")
     return {"before": written["resets"], "after": restarted(lambda: trained())["resets"]}
+
+
+def fitted(stop_after: int | None = None) -> dict[str, Any]:
+    """`fit`, with the callbacks in the order of Horovod's documentation: three epochs of four batches."""
+    keras.utils.set_random_seed(1)
+    model = make_model()
+    model.compile(hvd.DistributedOptimizer(keras.optimizers.Adam(0.1)), keras.losses.MeanSquaredError())
+    state = hvd_keras.elastic.KerasState(model, batch=0, epoch=0)
+    every_commit(state)
+    x = np.random.default_rng(hvd.rank()).normal(size=(16, 2)).astype("float32")
+    begun: list[tuple[int, int]] = []
+    batches = itertools.count(1)
+
+    def stop(batch: int, logs: Any) -> None:
+        if next(batches) == stop_after:
+            raise KeyboardInterrupt
+
+    @hvd.elastic.run
+    def train(state: Any) -> None:
+        begun.append((state.epoch, state.batch))
+        callbacks = [
+            hvd_keras.elastic.CommitStateCallback(state),
+            hvd_keras.elastic.UpdateBatchStateCallback(state),
+            hvd_keras.elastic.UpdateEpochStateCallback(state),
+            keras.callbacks.LambdaCallback(on_train_batch_end=stop),
+        ]
+        model.fit(x, x[:, :1], 4, epochs=3 - state.epoch, verbose=0, shuffle=False, callbacks=callbacks)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        train(state)
+    return {"weights": weights_of(model), "begun": begun, "end": (state.epoch, state.batch)}
+
+
+def every_commit(state: Any) -> None:
+    """Ten seconds from one commit to the next, and none to write it: each is written."""
+    state._writer._clock = (10.0 * commit for commit in itertools.count() for _ in range(2)).__next__
 
 
 def weights_of(model: keras.Model) -> list[float]:

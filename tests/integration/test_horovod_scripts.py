@@ -147,6 +147,7 @@ OWN = {0: [-1.0, 0.2, -1.8], 1: [-1.4, 1.0, -3.0]}
         ("average_eager", [AVERAGE]),
         ("predivide", [AVERAGE]),
         ("positional", [AVERAGE]),
+        ("odd_name", [AVERAGE]),
         ("sum", [[-2.4, 1.2, -4.8]]),
         ("tf_keras_sum", [[-2.4, 1.2, -4.8]]),
         ("two_passes", [AVERAGE]),
@@ -169,8 +170,11 @@ def test_arguments_of_the_optimizer(
 def test_optimizers_do_not_get_in_each_others_way(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         np.testing.assert_allclose(
-            rank["optimizers"]["copies"], [[-0.15, 0.3, -0.45], [-0.3, 0.6, -0.9]], rtol=1e-5
+            rank["optimizers"]["copies"],
+            [[-0.15, 0.3, -0.45], [-0.3, 0.6, -0.9], [-0.45, 0.9, -1.35]],
+            rtol=1e-5,
         )
+        assert rank["optimizers"]["pickled"] == "SGD"
         assert rank["optimizers"]["restored"] == [0.0, 0.0, 0.0]
         assert rank["optimizers"]["named"] == "Adam"
 
@@ -267,6 +271,11 @@ def test_callbacks_set_rates_and_correct_momentum(ranks: list[dict[str, Any]], m
         assert found["uncorrected"] == 1.0
 
 
+def test_warm_up_ends_at_the_rate_where_an_execution_has_several_steps(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["callbacks"]["executions"] == [0.225, 0.325, 0.4]
+
+
 def test_broadcast_callback_leaves_local_variables_out(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["callbacks"] for rank in ranks)
     assert first["root_kernel"] == second["root_kernel"]
@@ -297,6 +306,8 @@ def test_batches_are_normalized_over_all_ranks(ranks: list[dict[str, Any]]) -> N
         ("op", "op of a Keras optimizer can be hvd.Average or hvd.Sum"),
         ("locking", "leave use_locking out"),
         ("passes", "backward_passes_per_step must be >= 1, found 0"),
+        ("accumulations", "leave out either backward_passes_per_step or gradient_accumulation_steps"),
+        ("jacobian", "take the Jacobian from the tf.GradientTape"),
         ("predivide", "it needs op=hvd.Average"),
         ("groups", "groups must be a number > 0, or lists of variables, found -1"),
         ("layers", "local_layers must be layers of Keras, found 'dense'"),
@@ -333,3 +344,13 @@ def test_elastic_state_resumes_from_the_last_commit(ranks: list[dict[str, Any]])
         assert found["stopped"]["weights"] != found["through"]["weights"]
         assert found["resumed"]["resets"] == 0
         assert found["smaller"] == {"before": 0, "after": 1}, "reset callbacks, where the size is another"
+
+
+def test_elastic_fit_trains_on_no_batch_twice(ranks: list[dict[str, Any]]) -> None:
+    """With the commit before the counting callbacks, as in Horovod's documentation."""
+    for rank in ranks:
+        found = rank["elastic"]
+        assert found["fitted"]["begun"] == [(0, 0)]
+        assert found["fitted_on"]["begun"] == [(1, 2)]
+        assert found["fitted_on"]["end"] == found["fitted_through"]["end"] == (3, 0)
+        assert found["fitted_on"]["weights"] == found["fitted_through"]["weights"]

@@ -205,6 +205,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):  # type: ignore[mi
 class LearningRateWarmupCallback(LearningRateScheduleCallback):
     """Raise the learning rate from `initial_lr / size` to `initial_lr`, batch by batch.
 
+    With `steps_per_execution` a rate holds for the steps of one execution.
     As `horovod.keras.callbacks.LearningRateWarmupCallback`: gradual warm-up of Goyal et al. (2017).
 
     Args:
@@ -229,7 +230,8 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
             size = collectives.size()
             assert self.steps_per_epoch  # since on_train_begin
             # One step ahead, so that the last batch of the warm-up has the rate itself.
-            return ((epoch + 1 / self.steps_per_epoch) * (size - 1) / warmup_epochs + 1) / size
+            done = min(epoch + 1 / self.steps_per_epoch, warmup_epochs)
+            return (done * (size - 1) / warmup_epochs + 1) / size
 
         super().__init__(
             initial_lr,
@@ -242,8 +244,12 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         self.verbose = verbose
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Record the rate, and say when it is done."""
+        """Record the rate; end the warm-up exactly at `initial_lr`, and say so."""
+        assert self.end_epoch is not None  # since __init__
+        ends = epoch < self.end_epoch <= epoch + 1
+        if ends:
+            self._set_rate(self.end_epoch)
         super().on_epoch_end(epoch, logs)
-        if epoch + 1 == self.end_epoch and self.verbose > 0 and collectives.rank() == 0:
+        if ends and self.verbose > 0 and collectives.rank() == 0:
             rate = float(self.model.optimizer.learning_rate)
             print(f"\nEpoch {epoch + 1}: finished gradual learning rate warmup to {rate:g}.")

@@ -99,6 +99,7 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         self.variables = list(variables)
         self._commits = 0
         self._writer = _Writer()
+        self._counting: dict[type, _CountingCallback] = {}
         super().__init__(bcast_object=hvd.broadcast_object, get_rank=hvd.rank, **kwargs)
         self._values = self._read()
 
@@ -160,6 +161,14 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         if size != get_context().size:
             self.on_reset()
 
+    def count(self, batch: int | None = None, epoch: int | None = None) -> None:
+        """Let the counting callbacks of the running `fit` count what has just ended, if they have not yet."""
+        for callback in self._counting.values():
+            if batch is not None:
+                callback.count_batch(batch)
+            if epoch is not None:
+                callback.count_epoch(epoch)
+
     def write_last_commit(self) -> None:
         """Write what was committed last, if it was not."""
         self._writer.offer(self._commits, self._values, self._saved_state, now=True)
@@ -211,6 +220,8 @@ class KerasState(TensorFlowKerasState):
 class CommitStateCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """Commit a state every so many batches, and at the end of each epoch.
 
+    Horovod's documentation has it before and behind the callbacks that count: they count first in any order.
+
     Args:
         state: of `hvd.elastic`.
         batches_per_commit: how many.
@@ -230,15 +241,47 @@ class CommitStateCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """Commit, when it is time."""
         self._left -= 1
         if self._left == 0:
+            self.state.count(batch=batch)
             self.state.commit()
             self._left = self.batches_per_commit
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Commit."""
+        self.state.count(epoch=epoch)
         self.state.commit()
 
 
-class UpdateBatchStateCallback(keras.callbacks.Callback):  # type: ignore[misc]
+class _CountingCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps a number in a state. Counting the same batch, or epoch, twice is as counting it once."""
+
+    def __init__(self, state: TensorFlowState) -> None:
+        super().__init__()
+        self.state = state
+
+    def count_batch(self, batch: int) -> None:
+        """A batch of this number has ended."""
+
+    def count_epoch(self, epoch: int) -> None:
+        """An epoch of this number has ended."""
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """From now on commits wait for this callback."""
+        self.state._counting[type(self)] = self
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """No longer."""
+        self.state._counting.pop(type(self), None)
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Count."""
+        self.count_batch(batch)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Count."""
+        self.count_epoch(epoch)
+
+
+class UpdateBatchStateCallback(_CountingCallback):
     """Keep the number of batches that are done in `state.batch`, and pass over those in a resumed epoch.
 
     Horovod keeps the number of the last batch instead, so that it is trained on twice. The batches that are
@@ -249,26 +292,26 @@ class UpdateBatchStateCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def __init__(self, state: TensorFlowState) -> None:
-        super().__init__()
-        self.state = state
+        super().__init__(state)
         self._done = 0
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Pass over what is done, in the first epoch."""
+        super().on_train_begin(logs)
         self._done = self.state.batch
         if self._done:
             pass_over(self.model, self._done)
 
-    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def count_batch(self, batch: int) -> None:
         """Count."""
         self.state.batch = max(batch + 1, self._done)
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def count_epoch(self, epoch: int) -> None:
         """The next epoch begins at its first batch."""
         self.state.batch = self._done = 0
 
 
-class UpdateEpochStateCallback(keras.callbacks.Callback):  # type: ignore[misc]
+class UpdateEpochStateCallback(_CountingCallback):
     """Keep the number of epochs that are done in `state.epoch`, those before a restart included.
 
     Args:
@@ -276,15 +319,15 @@ class UpdateEpochStateCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def __init__(self, state: TensorFlowState) -> None:
-        super().__init__()
-        self.state = state
+        super().__init__(state)
         self.initial_epoch = state.epoch
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Keras counts from 0 in each fit."""
+        super().on_train_begin(logs)
         self.initial_epoch = self.state.epoch
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def count_epoch(self, epoch: int) -> None:
         """Count."""
         self.state.epoch = self.initial_epoch + epoch + 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,10 +84,17 @@ def distributed(
         scale_local_gradients=scale_local_gradients,
         local_layers=local_layers,
     )
+    optimizer = checked(optimizer)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if backward_passes_per_step > 1 and getattr(inner, "gradient_accumulation_steps", None):
+        raise OptimizerError(
+            f"{type(inner).__name__} adds gradients up by itself: leave out either backward_passes_per_step "
+            "or gradient_accumulation_steps"
+        )
     return distribute(
-        checked(optimizer),
+        optimizer,
         reduction,
-        name=name or "gradient",
+        name=re.sub(r"[^A-Za-z0-9_.-]", "_", name or "gradient"),  # what TensorFlow allows
         accumulation=(
             Accumulation(backward_passes_per_step, average_aggregated_gradients)
             if backward_passes_per_step > 1

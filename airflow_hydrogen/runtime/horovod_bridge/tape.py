@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from airflow_hydrogen.contract.errors import OptimizerError
 from airflow_hydrogen.runtime.horovod_bridge.optimizers import reduction_of
 from airflow_hydrogen.runtime.horovod_bridge.serve import announce, by_name
 from airflow_hydrogen.runtime.keras.names import name_of
@@ -75,6 +76,19 @@ class _DistributedTape:
         flat, flat_sources = tf.nest.flatten(gradients), tf.nest.flatten(sources)
         reduced = self._reduction(flat, flat_sources, name_of("tape", flat))
         return tf.nest.pack_sequence_as(gradients, reduced)
+
+    def jacobian(self, *args: Any, **kwargs: Any) -> Any:
+        """Not there: TensorFlow asks for its rows at the same time, under one name.
+
+        Raises:
+            OptimizerError: always.
+        """
+        raise OptimizerError(
+            "hvd.DistributedGradientTape reduces gradients alone: take the Jacobian from the tf.GradientTape "
+            "that it was made of, and reduce it with hvd.allreduce(...)"
+        )
+
+    batch_jacobian = jacobian
 
     def get_local_and_global_gradients(
         self,

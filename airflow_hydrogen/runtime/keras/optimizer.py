@@ -164,6 +164,16 @@ def _distributed_class(
             base.from_config(*args, **kwargs), reduction, name=operation, accumulation=accumulation
         )
 
+    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+        # As Keras copies optimizers: the configuration, and no state.
+        memo[id(self)] = type(self).from_config(self.get_config())
+        return memo[id(self)]
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        # A pickle holds the plain optimizer, as a saved model does: nobody can import this class by its name.
+        _, *rest = base.__reduce__(self)
+        return base._unpickle_model, *rest
+
     distributed = type(
         base.__name__,
         (base,),
@@ -174,6 +184,8 @@ def _distributed_class(
             "__setattr__": set_attribute,
             "apply": apply,
             "from_config": classmethod(from_config),
+            "__deepcopy__": deepcopy,
+            "__reduce__": reduce,
             "register_local_var": lambda self, var: reduction.register_local(var),
             _MARK: True,
         },
