@@ -77,7 +77,8 @@ def distributed(
         compression=compression,
         sparse_as_dense=sparse_as_dense,
         gradient_predivide_factor=gradient_predivide_factor,
-        groups=groups if groups is not None else num_groups or None,
+        num_groups=num_groups,
+        groups=groups,
         device_dense=device_dense,
         device_sparse=device_sparse,
         process_set=process_set,
@@ -108,6 +109,7 @@ def reduction_of(
     op: Any,
     compression: Any,
     gradient_predivide_factor: float,
+    num_groups: int,
     groups: int | Sequence[Sequence[Any]] | None,
     local_layers: keras.layers.Layer | Sequence[keras.layers.Layer] | None,
     **options: Any,
@@ -121,6 +123,8 @@ def reduction_of(
 
     if gradient_predivide_factor != 1.0 and op != hvd.Average:
         raise OptimizerError("gradient_predivide_factor splits an average: it needs op=hvd.Average")
+    if groups is None and num_groups:  # the older name
+        groups = num_groups
     is_number = isinstance(groups, int) and groups > 0
     if groups is not None and not is_number and not isinstance(groups, (list, tuple)):
         raise OptimizerError(f"groups must be a number > 0, or lists of variables, found {groups!r}")

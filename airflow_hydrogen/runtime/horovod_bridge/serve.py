@@ -39,7 +39,7 @@ _ADVICE = {
 
 def operations(module: ModuleType) -> None:
     """`horovod.tensorflow.mpi_ops`."""
-    if not (is_keras_3(module.tf.keras.Model) and _is_served()):
+    if not (_has_keras_3(module) and _is_served()):
         return
     from airflow_hydrogen.runtime.horovod_bridge import variables
 
@@ -49,7 +49,7 @@ def operations(module: ModuleType) -> None:
 
 def functions(module: ModuleType) -> None:
     """`horovod.tensorflow.functions`."""
-    if not (is_keras_3(module.tf.keras.Model) and _is_served()):
+    if not (_has_keras_3(module) and _is_served()):
         return
     from airflow_hydrogen.runtime.horovod_bridge import variables
 
@@ -59,7 +59,7 @@ def functions(module: ModuleType) -> None:
 def tensorflow(module: ModuleType) -> None:
     """`horovod.tensorflow`: the optimizer for Keras optimizers, the tapes, and synchronous normalization."""
     _rebind(module)
-    if not is_keras_3(module.tf.keras.Model):
+    if not _has_keras_3(module):
         return
     if not _is_served():
         _replace(module, "DistributedOptimizer", _refusing_keras_3)
@@ -76,7 +76,7 @@ def tensorflow(module: ModuleType) -> None:
 
 def tensorflow_elastic(module: ModuleType) -> None:
     """`horovod.tensorflow.elastic`."""
-    if is_keras_3(module.tf.keras.Model) and _is_served():
+    if _has_keras_3(module) and _is_served():
         from airflow_hydrogen.runtime.horovod_bridge import elastic
 
         for name in ("run", "TensorFlowKerasState", "TensorFlowState"):
@@ -85,7 +85,7 @@ def tensorflow_elastic(module: ModuleType) -> None:
 
 def keras_elastic(module: ModuleType) -> None:
     """`horovod.keras.elastic` and `horovod.tensorflow.keras.elastic`."""
-    if _keras_of(module) and _is_served():
+    if _has_keras_3(module) and _is_served():
         from airflow_hydrogen.runtime.horovod_bridge import elastic
 
         for name in module.__all__:
@@ -94,7 +94,7 @@ def keras_elastic(module: ModuleType) -> None:
 
 def keras_callbacks(module: ModuleType) -> None:
     """`horovod.keras.callbacks` and `horovod.tensorflow.keras.callbacks`."""
-    if not _keras_of(module):
+    if not _has_keras_3(module):
         return
     if not _is_served():
         for name in _ADVICE:
@@ -118,7 +118,7 @@ def keras_callbacks(module: ModuleType) -> None:
 def keras_api(module: ModuleType) -> None:
     """`horovod.keras` and `horovod.tensorflow.keras`."""
     _rebind(module)
-    if not _keras_of(module):
+    if not _has_keras_3(module):
         return
     if not _is_served():
         for name in ("DistributedOptimizer", "PartialDistributedOptimizer"):
@@ -184,15 +184,11 @@ def _rebind(module: ModuleType) -> None:
                 setattr(module, name, value)
 
 
-def _keras_of(module: ModuleType) -> bool:
-    """Whether the Keras that one of Horovod's two Keras packages was made for is Keras 3."""
-    package = "keras" if module.__name__.startswith("horovod.keras") else "tensorflow.keras"
-    model = importlib.import_module("keras").Model if package == "keras" else _tensorflow().keras.Model
-    return is_keras_3(model)
-
-
-def _tensorflow() -> Any:
-    return importlib.import_module("tensorflow")
+def _has_keras_3(module: ModuleType) -> bool:
+    """Whether the Keras that a module of Horovod's works with is Keras 3; `horovod.keras` takes its own."""
+    if module.__name__.startswith("horovod.keras"):
+        return is_keras_3(importlib.import_module("keras").Model)
+    return is_keras_3(importlib.import_module("tensorflow").keras.Model)
 
 
 def _is_served() -> bool:

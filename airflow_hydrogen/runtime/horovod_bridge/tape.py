@@ -24,14 +24,7 @@ def for_any_variable(original: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-def distributed(
-    gradtape: tf.GradientTape,
-    *,
-    num_groups: int = 0,
-    groups: int | Sequence[Sequence[Any]] | None = None,
-    local_layers: Any = None,
-    **options: Any,
-) -> tf.GradientTape:
+def distributed(gradtape: tf.GradientTape, *, local_layers: Any = None, **options: Any) -> tf.GradientTape:
     """A tape with what `gradtape` has recorded, whose `gradient` reduces; `gradtape` stays as it is.
 
     Raises:
@@ -41,9 +34,7 @@ def distributed(
     tape = copy.copy(gradtape)
     kind = type(gradtape)
     tape.__class__ = type(kind.__name__, (_DistributedTape, kind), {})
-    tape._reduction = reduction_of(
-        groups=groups if groups is not None else num_groups or None, local_layers=local_layers, **options
-    )
+    tape._reduction = reduction_of(local_layers=local_layers, **options)
     return tape
 
 

@@ -42,8 +42,8 @@ def broadcast_variables(original: Callable[..., Any]) -> Callable[..., Any]:
         variables: Any, root_rank: int, process_set: Any = None, inplace: bool = False
     ) -> Any:
         import horovod.tensorflow.mpi_ops as hvd
-        import tensorflow as tf
 
+        from airflow_hydrogen.runtime.keras import collectives
         from airflow_hydrogen.runtime.keras.names import name_of
         from airflow_hydrogen.runtime.keras.reduction import plain
         from airflow_hydrogen.runtime.keras.state import is_seed
@@ -59,19 +59,9 @@ def broadcast_variables(original: Callable[..., Any]) -> Callable[..., Any]:
             for variable in shared:
                 places.setdefault(variable.device, []).append(variable)
             return [_in_place(held, root_rank, None, process_set) for held in places.values()]
-        name = name_of("variables", shared)
-
-        def broadcast() -> list[Any]:
-            options = {"ignore_name_scope": True, "process_set": process_set}
-            return [
-                variable.assign(hvd.broadcast(variable, root_rank, name=f"{name}_{number}", **options))
-                for number, variable in enumerate(shared)
-            ]
-
-        if not tf.executing_eagerly():
-            return tf.group(*broadcast())
-        tf.function(broadcast, autograph=False).get_concrete_function()()  # in a graph they travel together
-        return None
+        return collectives.assign_from(
+            shared, root_rank, name_of("variables", shared), process_set=process_set
+        )
 
     return broadcast_variables
 

@@ -49,21 +49,39 @@ def horovod() -> Any:
 def broadcast_variables(variables: Sequence[Any], root_rank: int = 0) -> None:
     """Give every rank the values of one rank. `variables` are Keras's, in the same order on every rank.
 
-    Does what `hvd.broadcast_variables` does: all at once inside one graph, so that they travel together.
+    Does what `hvd.broadcast_variables` does.
     """
     if size() == 1 or not variables:
         return
-    hvd = horovod()
+    horovod()
     require_same(f"the model has {len(variables)} variables", len(variables))
     require_same_shapes(variables)
-    values = [variable.value for variable in variables]
+    assign_from([variable.value for variable in variables], root_rank, "hydrogen_broadcast")
 
-    def broadcast() -> None:
-        for number, value in enumerate(values):
-            name = f"hydrogen_broadcast_{number}"
-            value.assign(hvd.broadcast(value, root_rank=root_rank, name=name, ignore_name_scope=True))
 
-    tf.function(broadcast, autograph=False).get_concrete_function()()
+def assign_from(variables: Sequence[tf.Variable], root_rank: int, name: str, **options: Any) -> Any:
+    """Assign one rank's values on every rank, at once or, inside of a graph, by the operation returned.
+
+    Args:
+        variables: of TensorFlow; as many, of the same shapes, on every rank.
+        root_rank: whose values.
+        name: the first part of the operations' names.
+        options: of `hvd.broadcast`.
+    """
+    import horovod.tensorflow as hvd
+
+    def assign() -> list[Any]:
+        return [
+            variable.assign(
+                hvd.broadcast(variable, root_rank, name=f"{name}_{number}", ignore_name_scope=True, **options)
+            )
+            for number, variable in enumerate(variables)
+        ]
+
+    if not tf.executing_eagerly():
+        return tf.group(*assign())
+    tf.function(assign, autograph=False).get_concrete_function()()  # in a graph they travel together
+    return None
 
 
 def broadcast_numbers(numbers: Sequence[float]) -> list[float]:

@@ -138,7 +138,7 @@ def _distributed_class(
                 "compile() (its default turns XLA on where there is a GPU), or use "
                 "airflow_hydrogen.runtime.keras.callbacks(), which does that for you"
             )
-        grads = reduction.densified(grads)
+        grads = list(grads)
         variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
         if len(grads) != len(variables):
             raise OptimizerError(f"{name} was given {len(grads)} gradients for {len(variables)} variables")
@@ -150,7 +150,7 @@ def _distributed_class(
         if accumulation is None:
             update(grads)
         else:
-            _accumulate(self, accumulation, grads, variables, update)
+            _accumulate(self, accumulation, reduction.densified(grads), variables, update)
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         # LossScaleOptimizer's constructor sets this one on the optimizer that it wraps: its only trace.
