@@ -78,7 +78,11 @@ def _build(
     copy: Path, partial: Path, fetch: Callable[[Path], None], verify: Callable[[Path], None]
 ) -> int | None:
     """Make the copy and return a shared lock on it, or wait for the process that makes it: None."""
-    partial.mkdir(mode=0o700, exist_ok=True)
+    try:
+        partial.mkdir(mode=0o700)
+    except FileExistsError:  # another process makes it, and may have moved it to its place by now
+        if partial.is_symlink() or partial.is_file():
+            raise
     builder = _lock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if builder is None:
         waiter = _lock(partial, fcntl.LOCK_SH)  # granted when the builder is done, or dead
