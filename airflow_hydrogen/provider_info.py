@@ -64,6 +64,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "extra-links": [
             "airflow_hydrogen.links.locations.SparkUILink",
+            "airflow_hydrogen.links.locations.SparkLogLink",
             "airflow_hydrogen.links.locations.ModelLocationLink",
             "airflow_hydrogen.links.locations.OutputLocationLink",
         ],

@@ -308,6 +308,7 @@ class TrainJob:
         report_uri: where the application writes its report.
         report_nonce: what Airflow has written beside `report_uri`, and the driver must find there before it
             does anything; None where both are on one machine.
+        spark_log_uri: where Spark's whole log goes; None: nobody wants it.
         run: the Airflow run, or None outside Airflow.
         keep_checkpoints: keep `checkpoints/` in the published model.
         code: hash of the code of "entrypoint" and "prepare", where the submitting side has that code.
@@ -330,6 +331,7 @@ class TrainJob:
     code: Mapping[str, str] = field(default_factory=dict)
     gang: GangOptions = field(default_factory=GangOptions)
     report_nonce: str | None = None
+    spark_log_uri: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
@@ -358,7 +360,16 @@ class TrainJob:
     def parts(self) -> dict[str, str]:
         """Hashes of the single parts that decide the model: `describe_changes` says which of them differ."""
         document = self.to_dict()
-        for key in ("report_uri", "report_nonce", "run", "gang", "contract_version", "kind", "code"):
+        for key in (
+            "report_uri",
+            "report_nonce",
+            "spark_log_uri",
+            "run",
+            "gang",
+            "contract_version",
+            "kind",
+            "code",
+        ):
             document.pop(key, None)
         document["entrypoint"] = {"kind": self.entrypoint.kind, "name": self.entrypoint.name}
         document |= {f"code of {part}": digest for part, digest in self.code.items()}
@@ -386,6 +397,7 @@ class TrainJob:
             "code": dict(self.code),
             "gang": self.gang.to_dict(),
             **_unless_none("report_nonce", self.report_nonce),
+            **_unless_none("spark_log_uri", self.spark_log_uri),
         }
 
     @classmethod
@@ -435,6 +447,7 @@ class InferenceJob:
         report_uri: where the application writes its report.
         report_nonce: what Airflow has written beside `report_uri`, and the driver must find there before it
             does anything; None where both are on one machine.
+        spark_log_uri: where Spark's whole log goes; None: nobody wants it.
         prepare: `package.module:function`, called with (spark, dataframe, **prepare_kwargs).
         predictor: `package.module:function` that loads the model in place of the manifest's own framework.
         keep_columns: columns of the source to keep; None keeps all of them.
@@ -457,6 +470,7 @@ class InferenceJob:
     batch_rows: int = 16384
     run: Run | None = None
     report_nonce: str | None = None
+    spark_log_uri: str | None = None
 
     def __post_init__(self) -> None:
         if self.keep_columns is not None:
@@ -487,6 +501,7 @@ class InferenceJob:
             "batch_rows": self.batch_rows,
             "run": dataclasses.asdict(self.run) if self.run else None,
             **_unless_none("report_nonce", self.report_nonce),
+            **_unless_none("spark_log_uri", self.spark_log_uri),
         }
 
     @classmethod

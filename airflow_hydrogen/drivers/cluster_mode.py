@@ -68,6 +68,10 @@ class ClusterModeOperator(SparkSubmitOperator):
     def _shared_report_uri(self, run: Run, submission: str = "") -> str:
         """Where a driver on the cluster writes its report."""
 
+    @abstractmethod
+    def _tell_spark_log(self, context: Context, report_uri: str) -> None:
+        """Say where the driver that writes a report puts Spark's log."""
+
     def execute_resumable(self, context: Context) -> Any:
         """Submit: SparkSubmitOperator calls it where it would also wait, over Spark's REST gateway."""
         if not self._driver_options:
@@ -99,6 +103,8 @@ class ClusterModeOperator(SparkSubmitOperator):
             if earlier is not None:
                 report_files.delete(earlier.report_uri)
             submitted = self._submit_driver(context, run, hook, notes)
+        else:
+            self._tell_spark_log(context, submitted.report_uri)
         driver_id = submitted.driver_id
         self._end_driver = lambda: kill_driver(endpoint, driver_id, self.log.info)
         if defers:

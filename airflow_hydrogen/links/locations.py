@@ -1,4 +1,4 @@
-"""Links to the Spark UI of a running application, and to where a model or scores lie."""
+"""Links to the Spark UI of a running application, to its log, and to where a model or scores lie."""
 
 from __future__ import annotations
 
@@ -35,6 +35,23 @@ def browsable(uri: str) -> str:
             return uri
 
 
+def browsable_file(uri: str) -> str:
+    """The address under which a browser shows a single file.
+
+    Args:
+        uri: as for `browsable`.
+    """
+    location = uris.parse(uri)
+    key = quote(location.path[1:], safe="/=")
+    match location.store:
+        case "s3":
+            return f"https://s3.console.aws.amazon.com/s3/object/{location.authority}?prefix={key}"
+        case "gs":
+            return f"https://console.cloud.google.com/storage/browser/_details/{location.authority}/{key}"
+        case _:
+            return browsable(uri)
+
+
 @attrs.define()
 class SparkUILink(BaseOperatorLink):
     """The Spark UI while the application runs: the operator pushes it as soon as it is known."""
@@ -52,6 +69,26 @@ class SparkUILink(BaseOperatorLink):
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Nothing: Airflow asks when the task has ended, and the UI has ended with it."""
         return ""
+
+
+@attrs.define()
+class SparkLogLink(BaseOperatorLink):
+    """Spark's whole log, at INFO. The operator pushes it when it submits."""
+
+    @property
+    def name(self) -> str:
+        """The button's text."""
+        return "Spark log"
+
+    @property
+    def xcom_key(self) -> str:
+        """Where the operator puts the address while the task runs."""
+        return "_link_spark_log"
+
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+        """The log of this try's driver; nothing as long as there is none."""
+        location = operator.spark_log_location
+        return browsable_file(location) if location else ""
 
 
 @attrs.define()

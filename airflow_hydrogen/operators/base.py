@@ -23,7 +23,8 @@ from airflow_hydrogen.drivers.hook import ClusterDriverHook
 from airflow_hydrogen.drivers.tries import require_mode
 from airflow_hydrogen.hooks import report_files
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
-from airflow_hydrogen.links.locations import SparkUILink
+from airflow_hydrogen.links.locations import SparkLogLink, SparkUILink, browsable_file
+from airflow_hydrogen.operators import spark_logs
 from airflow_hydrogen.operators.arguments import finite, to_text
 from airflow_hydrogen.operators.assets import emit_events
 from airflow_hydrogen.operators.code import JobCode
@@ -45,22 +46,36 @@ class HydrogenOperator(ClusterModeOperator):
 
     Args:
         name: the Spark application's name (templated).
+        spark_log_uri: folder for Spark's whole log, one file for each try; None: a hidden file beside the
+            model or the scores (templated).
+        spark_log_level: of Spark's lines in the task's log, such as "INFO"; None: warnings and errors.
         kwargs: options of ClusterModeOperator, of SparkSubmitOperator and of every operator, but not
             application, application_args and java_class: the application is this package's own.
     """
 
+    template_fields: Sequence[str] = (*ClusterModeOperator.template_fields, "spark_log_uri")
     template_fields_renderers: ClassVar[dict[str, str]] = {"conf": "json", "env_vars": "json"}
 
-    def __init__(self, *, name: str = "airflow-hydrogen.{{ task_instance_key_str }}", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        name: str = "airflow-hydrogen.{{ task_instance_key_str }}",
+        spark_log_uri: str | None = None,
+        spark_log_level: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         if refused := [option for option in _OURS if option in kwargs]:
             raise TypeError(
                 f"{type(self).__name__} takes no {', '.join(refused)}: it submits an application of its own"
             )
         super().__init__(name=name, **kwargs)
+        self.spark_log_uri = spark_log_uri
+        self.spark_log_level = spark_log_level
         self._connection: dict[str, Any] | None = None
         self._packed: dict[str, Any] = {}
         self._on_spark_ui: Callable[[str], None] | None = None
         self._report_place: tuple[str, str] | None = None
+        self._spark_log: str | None = None
 
     # --- what an operator is made of ---------------------------------------------------------------------
 
@@ -69,8 +84,13 @@ class HydrogenOperator(ClusterModeOperator):
     def output_location(self) -> str:
         """The model or the scores, as the job names them."""
 
+    @property
+    def spark_log_location(self) -> str | None:
+        """Where Spark's whole log goes, once a driver is known."""
+        return self._spark_log
+
     def _shared_report_base(self) -> str:
-        """What the report of a driver on the cluster lies beside."""
+        """What the report of a driver on the cluster, and Spark's log, lie beside."""
         return self.output_location
 
     @abstractmethod
@@ -152,9 +172,12 @@ class HydrogenOperator(ClusterModeOperator):
             AirflowException: any other failure.
         """
         run = _run_of(context)
-        return _with_airflows_errors(
-            lambda: self._answer(context, run, self._resume_driver(context, run, event))
-        )
+
+        def answer() -> Any:
+            self._spark_log = self._spark_log_of(event["report_uri"])
+            return self._answer(context, run, self._resume_driver(context, run, event))
+
+        return _with_airflows_errors(answer)
 
     def _run_job(self, context: Context) -> Any:
         run = _run_of(context)
@@ -167,7 +190,11 @@ class HydrogenOperator(ClusterModeOperator):
             self.name = to_text("name", self.name)
         hook = self._get_hook()
         self._connection = hook.resolved_connection
-        self.conf = {**self._resource_conf(hook.master), **(self.conf or {})}
+        self.conf = {
+            **self._resource_conf(hook.master),
+            **spark_logs.level_conf(self.spark_log_level),
+            **(self.conf or {}),
+        }
         defers = require_mode(hook, self.deferrable, self.supervise)
         if hook.is_standalone_cluster:
             return self._answer(context, run, self._run_driver(context, run, hook, defers))
@@ -188,9 +215,14 @@ class HydrogenOperator(ClusterModeOperator):
             job = dataclasses.replace(job, report_nonce=nonce)
         self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
         hook.require_launcher()
+        # A retry may find the application of the try before still running; on this machine it cannot.
+        shared = report_uri
+        if not hook.is_cluster_mode:
+            shared = self._shared_report_uri(run, f"-{context['ti'].try_number}")
         self._push_links(context)
         self.log.info("%s", describe_job(job, hook.master))
-        return job
+        self._tell_spark_log(context, shared)
+        return dataclasses.replace(job, spark_log_uri=self._spark_log)
 
     def _get_hook(self) -> HydrogenSparkSubmitHook:
         options = {option: getattr(self, attribute) for option, attribute in HOOK_OPTIONS.items()}
@@ -217,6 +249,15 @@ class HydrogenOperator(ClusterModeOperator):
         identity = hashlib.sha256(repr(dataclasses.astuple(run)).encode()).hexdigest()[:12]
         base, name = uris.canonical(self._shared_report_base()), f".report-{identity}{submission}.json"
         return uris.join(base, name) if uris.is_root(base) else base + name
+
+    def _spark_log_of(self, report_uri: str) -> str:
+        base = uris.canonical(self._shared_report_base())
+        return spark_logs.location(report_uri, base, self.spark_log_uri, self.task_id)
+
+    def _tell_spark_log(self, context: Context, report_uri: str) -> None:
+        self._spark_log = self._spark_log_of(report_uri)
+        self.log.info("Spark's whole log: %s", self._spark_log)
+        context["ti"].xcom_push(key=SparkLogLink().xcom_key, value=browsable_file(self._spark_log))
 
     def _pack(self, job: Job, folder: Path, cluster_mode: bool) -> None:
         """Write everything that is submitted into a folder that only this user can read."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
-from airflow_hydrogen.links.locations import OutputLocationLink, SparkUILink
+from airflow_hydrogen.links.locations import OutputLocationLink, SparkLogLink, SparkUILink
 from airflow_hydrogen.operators.arguments import (
     as_template,
     refuse_callable,
@@ -63,7 +63,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         "prepare_kwargs": "json",
         "output_columns": "json",
     }
-    operator_extra_links: Collection[Any] = (SparkUILink(), OutputLocationLink())
+    operator_extra_links: Collection[Any] = (SparkUILink(), SparkLogLink(), OutputLocationLink())
     ui_color = "#cfe3ee"
 
     def __init__(

@@ -11,7 +11,7 @@ from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import callable_name, dumps_by_value
 from airflow_hydrogen.contract.reports import TrainReport
-from airflow_hydrogen.links.locations import ModelLocationLink, SparkUILink
+from airflow_hydrogen.links.locations import ModelLocationLink, SparkLogLink, SparkUILink
 from airflow_hydrogen.operators.arguments import (
     as_template,
     at_least,
@@ -94,7 +94,7 @@ class HorovodTrainOperator(HydrogenOperator):
         "prepare_kwargs": "json",
     }
     shallow_copy_attrs: Sequence[str] = ("_callable",)
-    operator_extra_links: Collection[Any] = (SparkUILink(), ModelLocationLink())
+    operator_extra_links: Collection[Any] = (SparkUILink(), SparkLogLink(), ModelLocationLink())
     ui_color = "#f3e3c8"
 
     def __init__(

@@ -13,6 +13,7 @@ from pathlib import Path
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.errors import SharedStorageError
 from airflow_hydrogen.contract.jobs import TrainJob
+from airflow_hydrogen.runtime import spark_log
 from airflow_hydrogen.runtime.storage import filesystems
 
 _PR_SET_PDEATHSIG = 1
@@ -32,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = jobs.loads(Path(arguments[0]).read_text())
     require_shared_report(job, exit_code=1)
-    report = run(job)
-    filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
+    with spark_log.kept(job.spark_log_uri, Path(arguments[0]).resolve().parent):
+        report = run(job)
+        filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
     if report.failure is not None:
         raise SystemExit(1)
 

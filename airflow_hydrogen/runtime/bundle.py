@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.errors import ApplicationError
+from airflow_hydrogen.runtime import spark_log
 from airflow_hydrogen.runtime.__main__ import failed, require_shared_report, run
 from airflow_hydrogen.runtime.storage import filesystems
 
@@ -38,11 +39,13 @@ def run_bundle(folder: Path, job_file: Path, settings: Mapping[str, Any]) -> Non
             "(supervise=True); its log is on the worker that ran it"
         )
         report = failed(job, error)
+        filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
     else:
         if starts > 1:
             print(f"airflow-hydrogen: start {starts} of this driver", flush=True)
-        report = run(job, prepare=lambda: ship(job, folder, settings))
-    filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
+        with spark_log.kept(job.spark_log_uri, folder):
+            report = run(job, prepare=lambda: ship(job, folder, settings))
+            filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
     if report.failure is not None and not settings["supervise"]:
         raise SystemExit(1)
 

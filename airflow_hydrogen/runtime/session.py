@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_hydrogen.contract import errors
 from airflow_hydrogen.contract.jobs import Job, TrainJob
 from airflow_hydrogen.runtime.log_groups import log_group
+from airflow_hydrogen.runtime.spark_log import quiet_console
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -17,9 +18,6 @@ SPARK_UI_PREFIX = "airflow-hydrogen: spark-ui "
 # Used where the user's own configuration says nothing.
 _DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",  # the driver's output is a log, not a terminal
-    # At INFO nine lines of ten are Spark's. What submits a driver to a cluster does not read this: it goes on
-    # to say where the driver is, which Airflow's hooks look for.
-    "spark.log.level": "WARN",
 }
 _LOCAL_DEFAULTS = {
     # A web server for an application of seconds, on a machine whose port nobody has opened.
@@ -49,6 +47,7 @@ def spark_session(job: Job) -> SparkSession:
     for key, value in defaults.items():
         if not given.contains(key):
             builder = builder.config(key, value)
+    quiet_console()
     with log_group("Spark", folded=job.run is not None):
         spark = builder.getOrCreate()
     if spark.sparkContext.uiWebUrl:

@@ -151,7 +151,10 @@ def test_a_training_and_a_scoring_with_drivers_on_workers(
     assert "spark.jars" not in seen["conf"]
     # What the daemons keep and show.
     logs = cluster.logs(lines=100_000) + (folder / "stderr").read_text() + json.dumps(cluster.state())
-    assert "s3cret" not in logs
+    (whole_log,) = tmp_path.glob(".model.spark-*.log")
+    assert trained.xcoms["_link_spark_log"] == f"file://{whole_log}"
+    assert " INFO DAGScheduler: " in whole_log.read_text()
+    assert "s3cret" not in logs + whole_log.read_text()
 
     scored = run_task(
         ArrowInferenceOperator(

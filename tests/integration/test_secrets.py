@@ -53,6 +53,7 @@ def test_no_secret_is_seen_by_others(
         model_uri=str(tmp_path / "model"),
         conf={
             **cluster.driver_settings(),
+            "spark.logConf": "true",
             "spark.sql.sources.parallelPartitionDiscovery.threshold": "7",
             "spark.ui.port": str(port),
             "spark.executorEnv.PYTHONPATH": str(ROOT),
@@ -81,6 +82,8 @@ def test_no_secret_is_seen_by_others(
     seen["XComs"] = json.dumps([ran[0].xcoms, ran[0].return_value], default=str)
     seen["report and model"] = json.dumps(ran[0].xcoms["report"])
     seen["log"] = "".join(capfd.readouterr())
+    (spark_log,) = tmp_path.glob(".model.spark-*-1.log")
+    seen["Spark's log"] = spark_log.read_text()
     # What is looked through holds what it should: a search in nothing would find nothing.
     assert "airflow_hydrogen.runtime.rank.worker" in seen["command lines"]
     (settings,) = [text for place, text in seen.items() if place.endswith("/environment")]
@@ -88,6 +91,10 @@ def test_no_secret_is_seen_by_others(
     # A setting of the user's wins over our default, and this master is not a local one.
     assert '["spark.sql.sources.parallelPartitionDiscovery.threshold","7"]' in "".join(settings.split())
     assert "[gang] epoch=" in seen["log"]
+    assert ran[0].xcoms["_link_spark_log"] == f"file://{spark_log}"
+    assert " INFO SparkContext: Running Spark" in seen["Spark's log"]
+    assert " INFO DAGScheduler: " in seen["Spark's log"]
+    assert " INFO " not in seen["log"], "the task's log has Spark's warnings alone"
     for place, text in seen.items():
         assert PASSWORD not in text, place
         if place != "log":  # the model's fingerprints are hashes of that length

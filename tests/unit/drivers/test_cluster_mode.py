@@ -257,6 +257,7 @@ def test_a_retry_waits_for_the_driver_of_the_try_before(tmp_path: Path) -> None:
     ):
         ran = run_task(operator(tmp_path), task_state_store=store)
     assert ran.return_value == "/the/earlier/one"
+    assert ran.xcoms["_link_spark_log"].startswith("file:///"), "the earlier driver's"
     assert (submissions, killed, shown) == ([], [], [])
 
 
@@ -368,6 +369,8 @@ def test_a_deferred_task_leaves_what_another_leaves(tmp_path: Path) -> None:
             return run_task(operator(tmp_path, outlets=[asset], **arguments), task_state_store=Store())
 
     deferred, waited = run(deferrable=True), run()
+    logs = [ran.xcoms.pop("_link_spark_log") for ran in (deferred, waited)]
+    assert logs[0] != logs[1], "each driver has its own"
     assert deferred == waited
     assert deferred.outlet_extra[asset]["metrics"] == {"loss": 0.5}
     assert deferred.xcoms["report"]["metrics"] == {"loss": 0.5}

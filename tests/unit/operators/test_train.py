@@ -8,6 +8,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import stat
 import threading
 import zipfile
@@ -21,7 +22,7 @@ from airflow.sdk import DAG, Asset, AssetAlias, BaseOperator, Connection
 
 from airflow_hydrogen.contract import pickling
 from airflow_hydrogen.contract.errors import HydrogenError, NotEnoughSlotsError, NullValueError
-from airflow_hydrogen.contract.jobs import Run, Source
+from airflow_hydrogen.contract.jobs import Run, Source, TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.operators.hook_options import HOOK_OPTIONS
 from airflow_hydrogen.operators.train import HorovodTrainOperator
@@ -380,11 +381,53 @@ def test_links_work_while_the_task_runs() -> None:
     xcoms: dict[str, Any] = {}
 
     def look(job: Any) -> TrainReport:
-        assert xcoms == {"_link_model": "file:///models/test_run", "_link_spark_ui": "http://driver:4040"}
+        assert xcoms == {
+            "_link_model": "file:///models/test_run",
+            "_link_spark_ui": "http://driver:4040",
+            "_link_spark_log": f"file://{job.spark_log_uri}",
+        }
         return TrainReport(model_uri=job.model_uri)
 
     with fake_spark_submit(look, log=[spark_ui_line("http://driver:4040")]):
         run_task(operator(), xcoms=xcoms)
+
+
+def test_sparks_whole_log_has_a_place_of_its_own_for_each_try() -> None:
+    def place(**arguments: Any) -> str | None:
+        with fake_spark_submit() as submissions:
+            run_task(operator(**arguments))
+        return submissions[0].job.spark_log_uri
+
+    beside = place()
+    assert beside is not None
+    assert re.fullmatch(r"/models/\.test_run\.spark-[0-9a-f]{12}-1\.log", beside)
+    key = beside.removeprefix("/models/.test_run.spark-")
+    assert place(spark_log_uri="s3a://logs/{{ run_id }}/") == f"s3a://logs/test_run/train-{key}"
+    assert place(model_uri="s3://models/m") == f"s3://models/.m.spark-{key}"
+
+
+def test_the_place_of_the_log_does_not_change_the_job() -> None:
+    def fingerprint(**arguments: Any) -> str:
+        with fake_spark_submit() as submissions:
+            run_task(operator(**arguments))
+        job = submissions[0].job
+        assert isinstance(job, TrainJob)
+        return job.fingerprint()
+
+    assert fingerprint() == fingerprint(spark_log_uri="/logs")
+
+
+def test_the_level_of_sparks_log() -> None:
+    def settings(**arguments: Any) -> list[str]:
+        with fake_spark_submit() as submissions:
+            run_task(operator(**arguments))
+        return [word for word in submissions[0].command if word.startswith("spark.log.level")]
+
+    assert settings() == []
+    assert settings(spark_log_level="INFO") == ["spark.log.level=INFO"]
+    assert settings(spark_log_level="INFO", conf={"spark.log.level": "ERROR"}) == ["spark.log.level=ERROR"]
+    with pytest.raises(AirflowFailException, match="spark_log_level must be one of .*, found 'verbose'"):
+        settings(spark_log_level="verbose")
 
 
 def test_reused_model_is_said(capsys: pytest.CaptureFixture[str]) -> None:
