@@ -6,6 +6,9 @@ checks by itself that the file is of its own version and of these jars, and goes
 
 To write one takes a JVM some seconds at its end. A machine that runs a single job, as a container of its own
 for each task is, would never get them back: so the first job leaves a note, and the one that finds it writes.
+
+A JVM that cannot write it ends badly, after all its work is done. So it is not asked to where the disk has no
+room, and where it failed it is not asked again for a week.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +25,8 @@ from pathlib import Path
 FOLDER = "airflow-hydrogen/java"
 
 _UNUSED_S = 30 * 24 * 3600.0
+_RETRY_AFTER_S = 7 * 24 * 3600.0
+_ROOM_BYTES = 500_000_000  # for 180 MB, and what else the machine writes meanwhile
 _QUIET = "-XX:+IgnoreUnrecognizedVMOptions -Xshare:auto -Xlog:cds*=off -Xlog:class+path=off"
 # What else spark-class puts on the class path: no archive can be made with a folder there.
 _CLASS_PATH_VARIABLES = ("HADOOP_CONF_DIR", "YARN_CONF_DIR", "SPARK_DIST_CLASSPATH", "SPARK_PREPEND_CLASSES")
@@ -37,6 +43,7 @@ class ClassArchive:
     def __init__(self, folder: Path, key: str) -> None:
         self._archive = folder / f"{key}.jsa"
         self._note = folder / f"{key}.seen"
+        self._failed = folder / f"{key}.failed"
         self._new = folder / f"{key}.{os.getpid()}.new"
         self._writes = False
 
@@ -50,6 +57,8 @@ class ClassArchive:
         if self._archive.exists():
             os.utime(self._archive)  # it is of use
             return f'"-XX:SharedArchiveFile={self._archive}" {_QUIET}'
+        if self._failed_lately() or shutil.disk_usage(self._archive.parent).free < _ROOM_BYTES:
+            return ""
         try:
             self._note.unlink()  # one of those that come at the same time
         except FileNotFoundError:
@@ -76,6 +85,21 @@ class ClassArchive:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - other.stat().st_mtime > _UNUSED_S:
                     other.unlink()
+
+    def give_up(self, reason: str) -> None:
+        """Remember that a JVM ended badly over the archive: the next ones are to end well.
+
+        Args:
+            reason: for whoever looks into the file.
+        """
+        with contextlib.suppress(OSError):  # a disk without room for a line: then its room decides
+            self._failed.write_text(f"{reason}\n")
+
+    def _failed_lately(self) -> bool:
+        try:
+            return time.time() - self._failed.stat().st_mtime < _RETRY_AFTER_S
+        except FileNotFoundError:
+            return False
 
 
 def find_class_archive(

@@ -70,6 +70,7 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
         self._session_ended = False
         self._in_group = False
         self._java_options = ""
+        self._unwritten_archive: ClassArchive | None = None
         super().__init__(**options)
 
     @property
@@ -162,9 +163,22 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
             self._end_session()  # a JVM that died may have left its driver
             self._session_ended = True
             if archive is not None:
-                archive.finish(ended_well=self._submit_sp is not None and self._submit_sp.poll() == 0)
+                ended_well = self._submit_sp is not None and self._submit_sp.poll() == 0
+                self._unwritten_archive = archive if archive.writes and not ended_well else None
+                archive.finish(ended_well=ended_well)
             self._mark(log_groups.END)  # a driver that died has left its own open
         return driver_id
+
+    def give_up_archive(self, reason: str) -> bool:
+        """Whether it was over the archive of Spark's classes that spark-submit failed after a success.
+
+        Args:
+            reason: what it said; kept beside the archives, so that the next jobs write none.
+        """
+        if self._unwritten_archive is None:
+            return False
+        self._unwritten_archive.give_up(reason)
+        return True
 
     def on_kill(self) -> None:
         """End the application: on the cluster as the provider does, and every process on this machine."""

@@ -317,8 +317,15 @@ class HydrogenOperator(ClusterModeOperator):
         if report.failure is not None:
             raise report.failure.to_error()
         if submit_error is not None:
-            self.log.warning("The application reported success, then spark-submit failed: %s", submit_error)
+            self._explain_late_failure(submit_error)
         return report
+
+    def _explain_late_failure(self, submit_error: Exception) -> None:
+        hook = self._hook
+        if isinstance(hook, HydrogenSparkSubmitHook) and hook.give_up_archive(str(submit_error)):
+            self.log.info("Spark's classes could not be kept when the application had ended; it succeeded")
+        else:
+            self.log.warning("The application reported success, then spark-submit failed: %s", submit_error)
 
     def _explain_silence(self, submit_error: Exception | None) -> str:
         hook = self._hook

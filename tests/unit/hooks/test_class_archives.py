@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,30 @@ def test_what_a_jvm_wrote_that_was_killed_is_not_kept(tmp_path: Path, environ: d
     killed.finish(ended_well=False)
     assert list((tmp_path / "cache" / FOLDER).iterdir()) == []
     assert begin(tmp_path, environ)[1] == "", "it begins anew"
+
+
+def test_after_one_that_failed_none_is_written_for_a_week(tmp_path: Path, environ: dict[str, str]) -> None:
+    begin(tmp_path, environ)
+    failing, _ = begin(tmp_path, environ)
+    failing.finish(ended_well=False)
+    failing.give_up("spark-submit ended with 1")
+    assert [begin(tmp_path, environ)[1] for _ in range(3)] == ["", "", ""]
+    (marker,) = (tmp_path / "cache" / FOLDER).iterdir()
+    assert marker.read_text() == "spark-submit ended with 1\n"
+    os.utime(marker, (0, 0))
+    assert begin(tmp_path, environ)[1] == "", "it begins anew"
+    assert begin(tmp_path, environ)[0].writes
+
+
+def test_none_is_written_where_the_disk_has_no_room(
+    tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path, environ)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=100_000_000))
+    assert begin(tmp_path, environ)[1] == ""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=10**10))
+    assert begin(tmp_path, environ)[0].writes, "there is room again"
 
 
 def test_one_of_many_that_start_together_writes(tmp_path: Path, environ: dict[str, str]) -> None:

@@ -193,6 +193,30 @@ def test_sparks_classes_are_kept_by_the_second_job_and_used_by_the_third(tmp_pat
     assert own.log_tail == "-Dmy=own"
 
 
+def test_a_jvm_that_could_not_keep_the_classes_is_known_and_the_next_ones_keep_none(tmp_path: Path) -> None:
+    (tmp_path / "spark" / "jars").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    Path(script(tmp_path, "")).rename(tmp_path / "bin" / "java")
+    binary = script(tmp_path, 'case "$SPARK_SUBMIT_OPTS" in *AtExit*) exit 1;; esac')
+    variables = {
+        "SPARK_HOME": str(tmp_path / "spark"),
+        "JAVA_HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+
+    def submitted() -> HydrogenSparkSubmitHook:
+        return HydrogenSparkSubmitHook(spark_binary=binary, env_vars=variables)
+
+    first, second = submitted(), submitted()
+    first.submit("app.py")
+    assert not first.give_up_archive("it wrote none")
+    with pytest.raises(AirflowException, match="Error code is: 1"):
+        second.submit("app.py")
+    assert second.give_up_archive("Error code is: 1")
+    for _ in range(3):
+        submitted().submit("app.py")
+
+
 def test_tail_of_the_log_has_no_secrets(tmp_path: Path) -> None:
     binary = script(tmp_path, 'for i in $(seq 60); do echo "line $i"; done; echo "password=hunter2"; exit 3')
     hook = HydrogenSparkSubmitHook(spark_binary=binary)

@@ -24,6 +24,7 @@ from airflow_hydrogen.contract import pickling
 from airflow_hydrogen.contract.errors import HydrogenError, NotEnoughSlotsError, NullValueError
 from airflow_hydrogen.contract.jobs import Run, Source, TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
+from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.operators.hook_options import HOOK_OPTIONS
 from airflow_hydrogen.operators.train import HorovodTrainOperator
 from airflow_hydrogen.testing import TaskRun, fake_spark_submit, run_task, spark_ui_line
@@ -507,6 +508,17 @@ def test_reported_success_counts_more_than_the_exit_code(capsys: pytest.CaptureF
     with fake_spark_submit(exit_code=1):
         assert run_task(operator()).return_value == "/models/test_run"
     assert "The application reported success, then spark-submit failed" in capsys.readouterr().out
+
+
+def test_a_success_is_not_warned_of_for_classes_that_could_not_be_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HydrogenSparkSubmitHook, "give_up_archive", lambda self, reason: True)
+    with fake_spark_submit(exit_code=1):
+        assert run_task(operator()).return_value == "/models/test_run"
+    said = capsys.readouterr().out
+    assert "Spark's classes could not be kept" in said
+    assert "warning" not in said
 
 
 def test_complaints_of_the_provider_are_not_hidden() -> None:
