@@ -3,8 +3,8 @@
 
     python scripts/jars.py delta kafka      # prints where they are, joined by commas: for spark.jars
 
-The cache is where Horovod's wheels lie, outside the checkout. Maven's own settings decide where jars come from;
-one whose SHA-256 is not the one in jars.txt is refused.
+The cache is where Horovod's wheels lie, outside the checkout. Maven's own settings decide where jars come
+from; one whose SHA-256 is not the one in jars.txt is refused.
 """
 
 from __future__ import annotations

@@ -78,6 +78,9 @@ class Kafka:
             "group.initial.rebalance.delay.ms=0",
             "offsets.topic.num.partitions=1",
             "transaction.state.log.num.partitions=1",
+            # So long after a kill, the next one is taken for another broker of the same name.
+            "broker.session.timeout.ms=3000",
+            "broker.heartbeat.interval.ms=500",
         ]
         settings.write_text("\n".join(lines) + "\n")
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -105,7 +108,8 @@ class Kafka:
         from confluent_kafka.admin import NewTopic
 
         name = name or f"topic-{next(self._numbers)}"
-        (made,) = self._admin().create_topics([NewTopic(name, partitions, 1)]).values()
+        admin = self._admin()  # what it does ends with it
+        (made,) = admin.create_topics([NewTopic(name, partitions, 1)]).values()
         made.result(TIMEOUT_S)
         return name
 

@@ -7,7 +7,7 @@ def test_orders(postgres):
     spark.read.format("jdbc").options(**database.options, dbtable="orders")
 ```
 
-MariaDB serves MySQL's drivers as well; Spark speaks MySQL's dialect with it, which takes `jdbc:mysql:` in the URL.
+MariaDB serves MySQL's drivers as well. Spark speaks MySQL's dialect with both, since the URL is `jdbc:mysql:`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Database:
 
     @property
     def jdbc_url(self) -> str:
-        """An address without a password; MariaDB's driver leaves `jdbc:mysql:` to MySQL's unless it is told."""
+        """An address without a password; unless told, MariaDB's driver leaves `jdbc:mysql:` to MySQL's."""
         mysql = "?permitMysqlScheme" if self.scheme == "mysql" else ""
         return f"jdbc:{self.scheme}://{self.host}:{self.port}/{self.name}{mysql}"
 
@@ -240,6 +240,8 @@ def _program(name: str) -> str:
 
 
 def _run(command: list[str]) -> None:
-    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd="/")
+    run = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd="/"
+    )
     if run.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {run.stdout}{run.stderr}")

@@ -1,7 +1,8 @@
 """Servers that tests start: one process each, which ends with pytest, however pytest ends.
 
-Where each of them is: `databases.py`, `broker.py`, `metastore.py`; the fixtures are in `conftest.py`, one of each for
-every process of pytest, started when a test first asks. Their logs lie in pytest's folder, which the next runs keep.
+Each has a file of its own: `databases.py`, `broker.py`, `metastore.py`. The fixtures are in `conftest.py`:
+one of each for every process of pytest, started when a test first asks. Logs lie in pytest's folder, which
+later runs keep.
 """
 
 from __future__ import annotations
