@@ -16,6 +16,11 @@ from tests.integration.broker import Kafka, kafka_broker
 from tests.integration.databases import DatabaseServer, mariadb_server, postgres_server
 from tests.integration.metastore import Metastore, hive_metastore
 
+EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
+SESSION = {
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.databricks.delta.snapshotPartitions": "2",  # of tasks that read its log; 50 by itself
+}
 CONNECTORS = ("delta", "avro", "kafka", "postgresql", "mariadb", "mysql")
 
 
@@ -44,15 +49,7 @@ class Warehouse:
             "spark.hadoop.hive.exec.dynamic.partition.mode": "nonstrict",
             "spark.sql.warehouse.dir": (self.folder / "warehouse").as_uri(),
         }
-        if not self.jars:
-            return hive
-        return {
-            **hive,
-            "spark.jars": ",".join(map(str, self.jars)),
-            "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-            "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-            "spark.databricks.delta.snapshotPartitions": "2",  # of tasks that read its log; 50 by itself
-        }
+        return {**hive, "spark.jars": ",".join(map(str, self.jars))} if self.jars else hive
 
 
 @pytest.fixture(scope="session")
@@ -96,10 +93,19 @@ def metastore(_warehouse: Warehouse) -> Iterator[Metastore]:
 
 @pytest.fixture(scope="session")
 def warehouse(spark: Any, metastore: Metastore, _warehouse: Warehouse) -> Any:
-    """`spark`, with what sources and sinks need: connectors and drivers, and Hive's metastore."""
+    """A session of `spark`'s application with Delta's extension and catalog, and with Hive's metastore.
+
+    Not `spark` itself: Delta's parser loses the values that are bound to names in a query (`args`).
+    """
+    from pyspark.sql import SparkSession
+
     if _warehouse.missing:
         pytest.fail(_warehouse.missing)
-    return spark
+    context = spark.sparkContext
+    # Extensions come from the application's settings alone, and `spark` has been made without.
+    context._jsc.sc().conf().set("spark.sql.extensions", EXTENSION)
+    make = SparkSession._get_j_spark_session_class(context._jvm)
+    return SparkSession(context, make(context._jsc.sc(), SESSION))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ def test_orders(postgres):
     spark.read.format("jdbc").options(**database.options, dbtable="orders")
 ```
 
-MariaDB serves MySQL's drivers as well. Spark speaks MySQL's dialect with both, since the URL is `jdbc:mysql:`.
+MariaDB serves MySQL's drivers as well. As the URL is `jdbc:mysql:`, Spark speaks MySQL's dialect with both.
 """
 
 from __future__ import annotations
