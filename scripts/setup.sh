@@ -94,10 +94,14 @@ check_system() {
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'; then
         need "Horovod for PyTorch needs Python's headers" "python$PYTHON_VERSION-dev"
     fi
-    # The tests that run several hosts on one machine; without it, and without root, they are skipped.
-    if ! command -v ip >/dev/null && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-        need "the tests of several hosts need ip" iproute2
-    fi
+    # What tests alone need is not asked of those who cannot install it. Tests of several hosts are skipped where
+    # there is no ip; those with connectors and database servers fail, and say what is missing.
+    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
+    command -v ip >/dev/null || need "the tests of several hosts need ip" iproute2
+    command -v mvn >/dev/null || need "the tests of connectors need Maven" maven
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null \
+        || need "the tests of databases need PostgreSQL" postgresql
+    command -v mariadbd >/dev/null || need "the tests of databases need MariaDB" mariadb-server-core mariadb-client-core
 }
 
 # --- uv, with pip's settings -----------------------------------------------------------------------------
