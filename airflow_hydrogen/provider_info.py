@@ -68,6 +68,23 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_hydrogen.links.locations.ModelLocationLink",
             "airflow_hydrogen.links.locations.OutputLocationLink",
         ],
+        "config": {
+            "airflow_hydrogen": {
+                "description": "Training and scoring on Spark.",
+                "options": {
+                    "jars_folder": {
+                        "description": (
+                            "A folder with the jars of Spark's connectors (Delta, Avro, drivers of "
+                            "databases), for machines without network access. Empty: they come as packages."
+                        ),
+                        "version_added": __version__,
+                        "type": "string",
+                        "example": "/opt/spark-connectors",
+                        "default": "",
+                    },
+                },
+            }
+        },
         "task-decorators": [
             {"name": "horovod", "class-name": "airflow_hydrogen.decorators.horovod.horovod_task"}
         ],

@@ -99,6 +99,7 @@ def fake_spark_submit(
     report: Answer = success,
     *,
     connection: Connection | None = None,
+    connections: Sequence[Connection] = (),
     log: Sequence[str] = (),
     exit_code: int | None = None,
     driver_state: str | None = None,
@@ -111,6 +112,7 @@ def fake_spark_submit(
         report: what the application answers: a report, an exception that it fails with, a function of the job
             that returns the report, or None for an application that dies without a report.
         connection: the only Spark connection there is; None: there is none, so that the job is local.
+        connections: others, such as those of the databases that sources name.
         log: lines that the application prints.
         exit_code: of spark-submit; None: 0 when the report is a success, 1 otherwise.
         driver_state: of drivers on a standalone cluster; None: FINISHED when the report is a success, else
@@ -154,7 +156,11 @@ def fake_spark_submit(
     async def snapshot(master: StandaloneDrivers, session: Any) -> dict[str, Driver]:
         return drivers
 
+    by_id = {other.conn_id: other for other in connections}
+
     def get_connection(conn_id: str) -> Connection:
+        if conn_id in by_id:
+            return by_id[conn_id]
         if connection is None:
             raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
         return connection

@@ -56,11 +56,11 @@ def prepare_flights(spark: SparkSession, folder: Path, where: str) -> tuple[str,
     from flights.features import prepare
 
     from airflow_hydrogen.contract.jobs import Source
-    from airflow_hydrogen.runtime.data import sources
+    from airflow_hydrogen.runtime.data import staging
 
     lake = str(folder / "lake")
     load(lake)
-    staged = sources.stage(
+    staged = staging.stage(
         spark,
         "train",
         Source.parquet(f"{lake}/flights", where=where),

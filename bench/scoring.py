@@ -156,7 +156,7 @@ def _ours(
     )
     started = time.perf_counter()
     manifest, _ = directory.open_model(model)
-    frame = sources.read_prepared(spark, job.source, None, {})
+    frame = sources.read(spark, job.source)
     written = sinks.replace_partition(score(spark, frame, manifest, job).frame, job.sink, None)
     seconds = time.perf_counter() - started
     assert written == rows

@@ -311,6 +311,7 @@ class SourceError(DataError):
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(f"source {source} cannot be read: {reason}")
         self.source = source
+        self.reason = reason
 
 
 class DatasetChangedError(DataError):

@@ -13,178 +13,27 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from airflow_hydrogen.contract import CONTRACT_VERSION, uris
-from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError, KwargsError
+from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.contract.sources import Source as Source  # where DAGs import it from
+from airflow_hydrogen.contract.values import (
+    refuse_unknown_fields,
+    require_int,
+    require_json,
+    unless_none,
+)
 
+# Another one makes no other model.
+_NOT_THE_MODELS = (
+    *("report_uri", "report_nonce", "spark_log_uri", "run", "gang", "contract_version"),
+    *("kind", "code", "access"),
+)
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
-SourceKind = Literal["parquet", "csv", "json", "sql"]
-SOURCE_KINDS: tuple[SourceKind, ...] = ("parquet", "csv", "json", "sql")
-
-SqlValue = str | int | float | bool | None
-"""What can be bound to a name in SQL; a date is its text, which Spark compares with dates as one."""
-
-
-def require_json(argument: str, value: object) -> None:
-    """Raise KwargsError, naming the place, unless `value` survives a round trip through JSON.
-
-    Args:
-        argument: the name of the argument, for the message.
-        value: what the user passed.
-
-    Raises:
-        KwargsError: an object that JSON cannot hold, a key that is not a string, NaN or infinity.
-    """
-    if value is None or isinstance(value, (str, bool, int)):
-        return
-    if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise KwargsError(argument, f"{value!r} is not a JSON number")
-        return
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise KwargsError(argument, f"key {key!r} is a {type(key).__name__}, not a string")
-            require_json(f"{argument}[{key!r}]", item)
-        return
-    if isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            require_json(f"{argument}[{index}]", item)
-        return
-    raise KwargsError(argument, f"{value!r} is a {type(value).__module__}.{type(value).__qualname__}")
 
 
 def is_import_path(text: str) -> bool:
     """Tell whether `text` has the form `package.module:function`."""
     return _IMPORT_PATH.fullmatch(text) is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where rows come from: files of one format, or a SQL query over other sources.
-
-    Use the constructors `parquet`, `csv`, `json` and `sql`.
-
-    `where` and `query` are code: Spark runs whatever they call. A value that comes from elsewhere, such as a
-    Param, belongs into `where_args` and `query_args`: Spark binds it to `:name` and never reads it as SQL.
-    """
-
-    kind: SourceKind
-    uri: str | None = None
-    where: str | None = None
-    where_args: Mapping[str, SqlValue] = field(default_factory=dict)
-    options: Mapping[str, str] = field(default_factory=dict)
-    query: str | None = None
-    query_args: Mapping[str, SqlValue] = field(default_factory=dict)
-    tables: Mapping[str, Source] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.kind not in SOURCE_KINDS:
-            raise InvalidJobError(
-                f"source kind {self.kind!r} is not known; expected one of {', '.join(SOURCE_KINDS)}"
-            )
-        if self.kind == "sql":
-            if not self.query or not self.tables:
-                raise InvalidJobError(
-                    "a SQL source needs a query and at least one table: Source.sql(q, t=...)"
-                )
-        elif not self.uri:
-            raise InvalidJobError(
-                f"a {self.kind} source needs the URI of a file or folder, found {self.uri!r}"
-            )
-        _require_bindable("where_args", self.where_args, "where", self.where)
-        _require_bindable("query_args", self.query_args, "query", self.query)
-
-    @classmethod
-    def parquet(
-        cls, uri: str, *, where: str | None = None, where_args: Mapping[str, SqlValue] | None = None
-    ) -> Source:
-        """Parquet files.
-
-        Args:
-            uri: a file or a folder; a folder may be partitioned as Hive does (`ds=2013-01-01/`).
-            where: a SQL condition on the rows. Conditions on partition columns read only those partitions.
-            where_args: values of the names in the condition: `where="ds < :day"`, `where_args={"day": ...}`.
-        """
-        return cls(kind="parquet", uri=uri, where=where, where_args=where_args or {})
-
-    @classmethod
-    def csv(
-        cls,
-        uri: str,
-        *,
-        where: str | None = None,
-        where_args: Mapping[str, SqlValue] | None = None,
-        **options: str,
-    ) -> Source:
-        """CSV files.
-
-        Args:
-            uri: a file or a folder.
-            where: a SQL condition on the rows.
-            where_args: values of the names in the condition.
-            options: options of Spark's CSV reader; `header` and `inferSchema` default to "true".
-        """
-        return cls(kind="csv", uri=uri, where=where, where_args=where_args or {}, options=options)
-
-    @classmethod
-    def json(
-        cls,
-        uri: str,
-        *,
-        where: str | None = None,
-        where_args: Mapping[str, SqlValue] | None = None,
-        **options: str,
-    ) -> Source:
-        """JSON files, one object a line.
-
-        Args:
-            uri: a file or a folder.
-            where: a SQL condition on the rows.
-            where_args: values of the names in the condition.
-            options: options of Spark's JSON reader.
-        """
-        return cls(kind="json", uri=uri, where=where, where_args=where_args or {}, options=options)
-
-    @classmethod
-    def sql(cls, query: str, *, query_args: Mapping[str, SqlValue] | None = None, **tables: Source) -> Source:
-        """A Spark SQL query over other sources.
-
-        Args:
-            query: for example `select * from flights join planes using (tailnum) where ds = :day`.
-            query_args: values of the names in the query: `{"day": "2013-01-01"}`.
-            tables: the sources, under the names that the query uses.
-        """
-        return cls(kind="sql", query=query, query_args=query_args or {}, tables=tables)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form; fields at their defaults are left out."""
-        document: dict[str, Any] = {"kind": self.kind}
-        if self.uri is not None:
-            document["uri"] = self.uri
-        if self.where is not None:
-            document["where"] = self.where
-        if self.where_args:
-            document["where_args"] = dict(self.where_args)
-        if self.options:
-            document["options"] = dict(self.options)
-        if self.kind == "sql":
-            document["query"] = self.query
-            if self.query_args:
-                document["query_args"] = dict(self.query_args)
-            document["tables"] = {name: table.to_dict() for name, table in self.tables.items()}
-        return document
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Source:
-        """Read the JSON form.
-
-        Raises:
-            InvalidJobError: an unknown field or kind, or a field that is missing.
-        """
-        _refuse_unknown_fields(cls, document)
-        tables = {name: cls.from_dict(table) for name, table in document.get("tables", {}).items()}
-        return cls(**{**document, "tables": tables})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +74,7 @@ class Sink:
         Raises:
             InvalidJobError: an unknown field, or a field that is missing.
         """
-        _refuse_unknown_fields(cls, document)
+        refuse_unknown_fields(cls, document)
         return cls(**document)
 
 
@@ -313,6 +162,8 @@ class TrainJob:
         keep_checkpoints: keep `checkpoints/` in the published model.
         code: hash of the code of "entrypoint" and "prepare", where the submitting side has that code.
         gang: how the gang is started, watched and started again.
+        access: what opens the connections that sources name: connection -> options of Spark's reader. It
+            holds passwords, and is neither shown nor hashed.
     """
 
     KIND: ClassVar[str] = "train"
@@ -332,10 +183,11 @@ class TrainJob:
     gang: GangOptions = field(default_factory=GangOptions)
     report_nonce: str | None = None
     spark_log_uri: str | None = None
+    access: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
-        _require_int("np", self.np)
+        require_int("np", self.np)
         _require_import_path("prepare", self.prepare)
         require_json("entrypoint_kwargs", self.entrypoint_kwargs)
         require_json("prepare_kwargs", self.prepare_kwargs)
@@ -349,6 +201,11 @@ class TrainJob:
         _require_uri("model_uri", self.model_uri)
         uris.require_folder("model_uri", self.model_uri)
 
+    @property
+    def sources(self) -> list[Source]:
+        """All sources, those that others are made of included."""
+        return [part for source in self.datasets.values() for part in source.walk()]
+
     def fingerprint(self) -> str:
         """Hash of what decides the model: a retry has the same one, a changed job another.
 
@@ -360,16 +217,7 @@ class TrainJob:
     def parts(self) -> dict[str, str]:
         """Hashes of the single parts that decide the model: `describe_changes` says which of them differ."""
         document = self.to_dict()
-        for key in (
-            "report_uri",
-            "report_nonce",
-            "spark_log_uri",
-            "run",
-            "gang",
-            "contract_version",
-            "kind",
-            "code",
-        ):
+        for key in _NOT_THE_MODELS:
             document.pop(key, None)
         document["entrypoint"] = {"kind": self.entrypoint.kind, "name": self.entrypoint.name}
         document |= {f"code of {part}": digest for part, digest in self.code.items()}
@@ -396,8 +244,9 @@ class TrainJob:
             "keep_checkpoints": self.keep_checkpoints,
             "code": dict(self.code),
             "gang": self.gang.to_dict(),
-            **_unless_none("report_nonce", self.report_nonce),
-            **_unless_none("spark_log_uri", self.spark_log_uri),
+            **unless_none("report_nonce", self.report_nonce),
+            **unless_none("spark_log_uri", self.spark_log_uri),
+            **unless_none("access", _plain(self.access)),
         }
 
     @classmethod
@@ -454,6 +303,7 @@ class InferenceJob:
         output_columns: output name of the model -> column name, where they should differ.
         batch_rows: rows of one call of the model. Independent of Spark's Arrow batch size.
         run: the Airflow run, or None outside Airflow.
+        access: what opens the connections that the source names, as in a TrainJob.
     """
 
     KIND: ClassVar[str] = "inference"
@@ -471,6 +321,7 @@ class InferenceJob:
     run: Run | None = None
     report_nonce: str | None = None
     spark_log_uri: str | None = None
+    access: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.keep_columns is not None:
@@ -480,9 +331,14 @@ class InferenceJob:
         _require_import_path("prepare", self.prepare)
         _require_import_path("predictor", self.predictor)
         require_json("prepare_kwargs", self.prepare_kwargs)
-        _require_int("batch_rows", self.batch_rows)
+        require_int("batch_rows", self.batch_rows)
         if self.batch_rows < 1:
             raise InvalidJobError(f"batch_rows must be at least 1, found {self.batch_rows}")
+
+    @property
+    def sources(self) -> list[Source]:
+        """All sources, those that others are made of included."""
+        return list(self.source.walk())
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -500,8 +356,9 @@ class InferenceJob:
             "output_columns": dict(self.output_columns),
             "batch_rows": self.batch_rows,
             "run": dataclasses.asdict(self.run) if self.run else None,
-            **_unless_none("report_nonce", self.report_nonce),
-            **_unless_none("spark_log_uri", self.spark_log_uri),
+            **unless_none("report_nonce", self.report_nonce),
+            **unless_none("spark_log_uri", self.spark_log_uri),
+            **unless_none("access", _plain(self.access)),
         }
 
     @classmethod
@@ -555,48 +412,12 @@ def _checked_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, An
     if version != CONTRACT_VERSION:
         raise ContractVersionError("the job file", version, CONTRACT_VERSION)
     fields.pop("kind", None)
-    _refuse_unknown_fields(cls, fields)
+    refuse_unknown_fields(cls, fields)
     return fields
 
 
-def _refuse_unknown_fields(cls: type[Any], document: Mapping[str, Any]) -> None:
-    known = {item.name: item for item in dataclasses.fields(cls)}
-    unknown = sorted(set(document) - set(known))
-    if unknown:
-        raise InvalidJobError(f"{cls.__name__} has no {', '.join(unknown)}; expected {', '.join(known)}")
-    missing = sorted(
-        name
-        for name, item in known.items()
-        if name not in document
-        and item.default is dataclasses.MISSING
-        and item.default_factory is dataclasses.MISSING
-    )
-    if missing:
-        raise InvalidJobError(f"{cls.__name__} needs {', '.join(missing)}")
-
-
-def _require_bindable(argument: str, values: object, text_argument: str, text: str | None) -> None:
-    if not isinstance(values, Mapping):
-        raise InvalidJobError(f"{argument} must be a mapping of names to values, found {values!r}")
-    if values and not text:
-        raise InvalidJobError(f"{argument} are values of the names in {text_argument}, which is not given")
-    for name, value in values.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise InvalidJobError(f"{argument} has the name {name!r}; the name of :day is 'day'")
-        if value is not None and not isinstance(value, (str, int, float)):
-            raise InvalidJobError(
-                f"{argument}[{name!r}] must be a string, a number, a boolean or None, found {value!r}"
-            )
-        require_json(f"{argument}[{name!r}]", value)
-
-
-def _unless_none(field_name: str, value: object) -> dict[str, Any]:
-    return {} if value is None else {field_name: value}
-
-
-def _require_int(argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidJobError(f"{argument} must be an integer, found {value!r}")
+def _plain(access: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]] | None:
+    return {name: dict(options) for name, options in access.items()} or None
 
 
 def _require_uri(argument: str, value: object) -> None:

@@ -60,6 +60,7 @@ class TrainReport:
         resumed_from_epoch: the checkpoint that training went on from, or None.
         restarts: why the gang was started again within the application, a line each.
         reused: the model was there already, trained by an earlier try.
+        sources: what each dataset was made of: its source, and the version, rows or files that it had.
         versions: package -> version.
         failure: None on success.
     """
@@ -77,6 +78,7 @@ class TrainReport:
     resumed_from_epoch: int | None = None
     restarts: Sequence[str] = ()
     reused: bool = False
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     failure: Failure | None = None
 
@@ -92,6 +94,7 @@ class InferenceReport:
         rows: rows read, which is rows written.
         seconds: seconds by stage: score, commit, total.
         rows_per_second: rows per second of the score stage, start of the Python workers included.
+        source: what was scored: the source, and the version, rows or files that it had.
         versions: package -> version.
         failure: None on success.
     """
@@ -104,6 +107,7 @@ class InferenceReport:
     rows: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows_per_second: float | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     failure: Failure | None = None
 

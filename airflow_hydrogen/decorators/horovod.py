@@ -9,7 +9,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import DecoratedOperator, TaskDecorator, task_decorator_factory
 
 from airflow_hydrogen.contract.errors import InvalidJobError
-from airflow_hydrogen.contract.jobs import require_json
+from airflow_hydrogen.contract.values import require_json
 from airflow_hydrogen.operators.train import HorovodTrainOperator
 
 

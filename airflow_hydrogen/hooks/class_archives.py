@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from airflow_hydrogen.hooks.launchers import spark_home
 
 FOLDER = "airflow-hydrogen/java"
 
@@ -112,19 +113,11 @@ def find_class_archive(
         java: path of the Java that it will run; None: there is none.
         environ: what spark-submit will see.
     """
-    home = _spark_home(spark_submit, environ)
+    home = spark_home(spark_submit, environ)
     if java is None or home is None or not _class_path_is_sparks(home, environ):
         return None
     folder = _private_folder(environ)
     return None if folder is None else ClassArchive(folder, _key(Path(java).resolve(), home))
-
-
-def _spark_home(spark_submit: str, environ: Mapping[str, str]) -> Path | None:
-    """The folder above Spark's jars, as spark-submit's own script finds it."""
-    candidates = [environ.get("SPARK_HOME"), Path(spark_submit).resolve().parent.parent]
-    spec = importlib.util.find_spec("pyspark")
-    candidates += list(spec.submodule_search_locations or ()) if spec else []
-    return next((Path(home) for home in candidates if home and Path(home, "jars").is_dir()), None)
 
 
 def _class_path_is_sparks(home: Path, environ: Mapping[str, str]) -> bool:

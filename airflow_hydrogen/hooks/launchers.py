@@ -100,3 +100,11 @@ def launcher_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name in _LAUNCHER_VARIABLES or name.startswith(_LAUNCHER_PREFIXES)
     }
+
+
+def spark_home(spark_submit: str, environ: Mapping[str, str]) -> Path | None:
+    """The folder above Spark's jars, as spark-submit's own script finds it."""
+    candidates = [environ.get("SPARK_HOME"), Path(spark_submit).resolve().parent.parent]
+    spec = importlib.util.find_spec("pyspark")
+    candidates += list(spec.submodule_search_locations or ()) if spec else []
+    return next((Path(home) for home in candidates if home and Path(home, "jars").is_dir()), None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, conf
 
 from airflow_hydrogen.clusters.endpoint import ClusterEndpoint, without_connection
 from airflow_hydrogen.clusters.managers import endpoint_of
@@ -24,6 +24,7 @@ from airflow_hydrogen.hooks.launchers import (
     is_local,
     python_environment,
     require_java,
+    spark_home,
     worker_environment,
 )
 from airflow_hydrogen.hooks.sessions import end_session
@@ -127,6 +128,27 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
     def log_tail(self) -> str:
         """The last lines of spark-submit and, in client mode, of the driver; secrets masked."""
         return "\n".join(self._mask_cmd([line]) for line in self._tail)
+
+    @property
+    def jars_folder(self) -> Path | None:
+        """Where the jars of connectors lie, instead of packages from the network.
+
+        The connection's extra `jars-folder`, or Airflow's `[airflow_hydrogen] jars_folder`.
+
+        Raises:
+            InvalidJobError: it is no folder.
+        """
+        named = self.connection_extra().get("jars-folder") or conf.get(
+            "airflow_hydrogen", "jars_folder", fallback=""
+        )
+        if named and not Path(named).is_dir():
+            raise InvalidJobError(f"jars_folder {named!r} is not a folder of this machine")
+        return Path(named) if named else None
+
+    @property
+    def spark_home(self) -> Path | None:
+        """The folder of the Spark that submits."""
+        return spark_home(self._get_spark_binary_path()[0], self._launch_environment())
 
     def uses_this_interpreter(self) -> bool:
         """The application runs on this machine with the Python that runs this task."""

@@ -9,10 +9,15 @@ from typing import Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import InvalidJobError
-from airflow_hydrogen.contract.jobs import Sink, Source
+from airflow_hydrogen.contract.jobs import Sink
 from airflow_hydrogen.contract.pickling import callable_name
+from airflow_hydrogen.contract.sources import Source
 
 _TEXT_OF_ONE = "a template renders to text unless the DAG has render_template_as_native_obj=True"
+_SOURCE_TEXTS = (
+    *("uri", "format", "table_name", "timestamp", "conn_id", "partition_column"),
+    *("where", "query"),
+)
 _NATIVE = "a template of a DAG with render_template_as_native_obj=True renders to such values"
 
 
@@ -121,7 +126,12 @@ def to_sink(argument: str, value: Any) -> Sink:
 
 
 def _source_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    document = _with_texts(argument, value, ("uri", "where", "query"))
+    document = _with_texts(argument, value, _SOURCE_TEXTS)
+    for name in ("version", "partitions"):
+        if document.get(name) is not None:
+            document[name] = to_integer(f"{argument} {name}", document[name])
+    if document.get("columns") is not None:
+        document["columns"] = to_texts(f"{argument} columns", document["columns"])
     for name in ("where_args", "query_args"):
         if isinstance(values := document.get(name), Mapping):
             document[name] = {

@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +21,8 @@ from airflow_hydrogen.contract.reports import Report
 from airflow_hydrogen.drivers.cluster_mode import ClusterModeOperator
 from airflow_hydrogen.drivers.hook import ClusterDriverHook
 from airflow_hydrogen.drivers.tries import require_mode
-from airflow_hydrogen.hooks import report_files
+from airflow_hydrogen.hooks import connectors, databases, report_files
+from airflow_hydrogen.hooks.connectors import Submission
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.links.locations import SparkLogLink, SparkUILink, browsable_file
 from airflow_hydrogen.operators import spark_logs
@@ -73,6 +74,7 @@ class HydrogenOperator(ClusterModeOperator):
         self.spark_log_level = spark_log_level
         self._connection: dict[str, Any] | None = None
         self._packed: dict[str, Any] = {}
+        self._connectors: dict[str, Any] = {}
         self._on_spark_ui: Callable[[str], None] | None = None
         self._report_place: tuple[str, str] | None = None
         self._spark_log: str | None = None
@@ -185,6 +187,7 @@ class HydrogenOperator(ClusterModeOperator):
         self.external_id_key = f"{ClusterModeOperator.external_id_key}.{run.clear_number}"
         self._K8S_DRIVER_STATUS_KEY = f"{ClusterModeOperator._K8S_DRIVER_STATUS_KEY}.{run.clear_number}"
         self._connection, self._packed, self._report_place = None, {}, None
+        self._connectors = {}
         self._driver_options = {}
         if self.name is not None:
             self.name = to_text("name", self.name)
@@ -213,6 +216,7 @@ class HydrogenOperator(ClusterModeOperator):
             nonce = secrets.token_hex(16)
             self._report_place = (report_uri, nonce)
             job = dataclasses.replace(job, report_nonce=nonce)
+        job = self._with_connectors(job, hook)
         self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
         hook.require_launcher()
         # A retry may find the application of the try before still running; on this machine it cannot.
@@ -224,6 +228,27 @@ class HydrogenOperator(ClusterModeOperator):
         self._tell_spark_log(context, shared)
         return dataclasses.replace(job, spark_log_uri=self._spark_log)
 
+    def _with_connectors(self, job: Job, hook: HydrogenSparkSubmitHook) -> Job:
+        """Give the job access to its databases, and the submission what Spark needs to read the sources."""
+        access = databases.access_of(job.sources, hook.get_connection)
+        given = Submission(
+            packages=_split(self.packages),
+            jars=[*_split(self.jars), *_driver_jars(access, hook)],
+            excludes=_split(self.exclude_packages),
+            conf=self.conf or {},
+        )
+        needed = connectors.needed(job.sources, access)
+        added = connectors.additions(needed, given, hook.spark_home, hook.jars_folder if needed else None)
+        if added.packages or added.jars:
+            self.log.info("Adding for the sources: %s", ", ".join([*added.packages, *added.jars]))
+        self.conf = {**(self.conf or {}), **added.conf}
+        self._connectors = {
+            "packages": ",".join([*given.packages, *added.packages]) or None,
+            "jars": ",".join([*given.jars, *added.jars]) or None,
+            "exclude_packages": ",".join(dict.fromkeys([*given.excludes, *added.excludes])) or None,
+        }
+        return dataclasses.replace(job, access=access)
+
     def _get_hook(self) -> HydrogenSparkSubmitHook:
         options = {option: getattr(self, attribute) for option, attribute in HOOK_OPTIONS.items()}
         kind = ClusterDriverHook if self._driver_options else HydrogenSparkSubmitHook
@@ -231,7 +256,7 @@ class HydrogenOperator(ClusterModeOperator):
             on_spark_ui=self._on_spark_ui,
             on_submit=self._before_submit,
             connection=self._connection,
-            **{**options, **self._packed, **self._driver_options},
+            **{**options, **self._connectors, **self._packed, **self._driver_options},
         )
 
     def _before_submit(self) -> None:
@@ -378,6 +403,15 @@ def _run_of(context: Context) -> Run:
         map_index=-1 if ti.map_index is None else ti.map_index,
         clear_number=ti.max_tries,
     )
+
+
+def _driver_jars(access: Iterable[str], hook: HydrogenSparkSubmitHook) -> list[str]:
+    """The jars that connections name for their own drivers."""
+    return [jar for conn_id in access for jar in databases.driver_jars(hook.get_connection(conn_id))]
+
+
+def _split(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 def _join(existing: str | None, files: Sequence[Path]) -> str:

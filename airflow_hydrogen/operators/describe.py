@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from airflow_hydrogen.contract.jobs import Job, Source, SqlValue, TrainJob
+from airflow_hydrogen.contract.jobs import Job, TrainJob
 from airflow_hydrogen.contract.reports import InferenceReport, Report
 
 
 def describe_job(job: Job, master: str) -> str:
     """One line that says what will be run."""
     if isinstance(job, TrainJob):
-        datasets = ", ".join(f"{name}={_where(source)}" for name, source in job.datasets.items()) or "none"
+        datasets = ", ".join(f"{name}={source}" for name, source in job.datasets.items()) or "none"
         return (
             f"Training on {master}: entry point {job.entrypoint.name}, np={job.np}, datasets {datasets}, "
             f"model {job.model_uri}"
         )
     partition = "".join(f"/{key}={value}" for key, value in job.sink.partition.items())
     return (
-        f"Scoring on {master}: model {job.model_uri}, source {_where(job.source)}, "
+        f"Scoring on {master}: model {job.model_uri}, source {job.source}, "
         f"output {job.sink.uri.rstrip('/')}{partition}"
     )
 
@@ -37,13 +35,3 @@ def describe_report(report: Report) -> str:
     resumed = "" if report.resumed_from_epoch is None else f", resumed from epoch {report.resumed_from_epoch}"
     what = f"np={report.np}, {report.epochs} epochs{resumed}" + (f", {metrics}" if metrics else "")
     return f"Trained on{rows or ' no dataset'}{took} ({what}): {report.model_uri or report.result}"
-
-
-def _where(source: Source) -> str:
-    if source.kind == "sql":
-        return f"SQL over {', '.join(source.tables)}" + _with(source.query_args)
-    return f"{source.uri}" + (f" where {source.where}" if source.where else "") + _with(source.where_args)
-
-
-def _with(values: Mapping[str, SqlValue]) -> str:
-    return f" with {', '.join(f'{name}={value!r}' for name, value in values.items())}" if values else ""

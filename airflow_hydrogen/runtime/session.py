@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import errors
 from airflow_hydrogen.contract.jobs import Job, TrainJob
@@ -24,6 +24,8 @@ _LOCAL_DEFAULTS = {
     "spark.ui.enabled": "false",
     # Folders of one machine are listed faster by the driver than by a Spark job with a task for each.
     "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
+    # Delta's own default, 50 tasks to read a table's log, is made for clusters.
+    "spark.databricks.delta.snapshotPartitions": "2",
 }
 
 _ERROR_LINE = re.compile(r"airflow_hydrogen\.contract\.errors\.(\w+): (.+)")
@@ -76,3 +78,26 @@ def original_error(error: Exception) -> Exception:
     rebuilt = kind.__new__(kind, found.group(2))
     rebuilt.args = (found.group(2),)
     return rebuilt
+
+
+def spark_errors() -> tuple[type[Exception], ...]:
+    """What Spark raises: errors that it knows in Python, and Java's own."""
+    from py4j.protocol import Py4JJavaError
+    from pyspark.errors import PySparkException
+
+    return PySparkException, Py4JJavaError
+
+
+def root_cause(error: Exception) -> str:
+    """The first line of what Spark says, and of what a library below it has said that Spark leaves out."""
+    known: Any = getattr(error, "_origin", None)
+    java: Any = known or getattr(error, "java_exception", None)
+    said = _first_line(str(error) if known or java is None else java.getMessage())
+    while java is not None and (cause := java.getCause()) is not None:
+        java = cause
+    last = said if java is None else _first_line(java.getMessage())
+    return said if last in said else f"{said}: {last}"
+
+
+def _first_line(text: object) -> str:
+    return str(text).strip().partition("\n")[0]

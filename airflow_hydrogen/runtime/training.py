@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import HydrogenError, ModelError, SharedModelUriError
 from airflow_hydrogen.contract.jobs import Run, TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.runtime import versions
-from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data import snapshots, staging
+from airflow_hydrogen.runtime.data.snapshots import Snapshot
 from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import require_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult
@@ -33,7 +34,12 @@ from airflow_hydrogen.runtime.session import spark_session
 from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.runtime.storage.owners import Ownership
 
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
 DATA = "data"
+
+_SNAPSHOTS = "_SNAPSHOTS.json"
 
 
 def run_training(job: TrainJob) -> TrainReport:
@@ -93,18 +99,7 @@ def _train_at(
     runner.warm(spark, job.entrypoint, script)
     try:
         with log_group("Preparation", folded=job.run is not None):
-            staged = {
-                name: sources.stage(
-                    spark,
-                    name,
-                    source,
-                    uris.join(uri, DATA, place, name),
-                    ranks=size,
-                    prepare=prepare,
-                    prepare_kwargs=job.prepare_kwargs,
-                )
-                for name, source in job.datasets.items()
-            }
+            staged = _stage(spark, job, uris.join(uri, DATA, place), size, prepare)
         prepared = time.monotonic()
         for name, dataset in staged.items():
             how = "read in place" if dataset.in_place else "prepared"
@@ -146,8 +141,44 @@ def _train_at(
         rows_per_second=_rows_per_second(history),
         resumed_from_epoch=outcome.resumed_from_epoch,
         restarts=tuple(gang.restarts),
+        sources={name: dataset.snapshot for name, dataset in staged.items()},
         versions=versions.installed(),
     )
+
+
+def _stage(
+    spark: SparkSession, job: TrainJob, uri: str, size: int, prepare: Callable[..., Any] | None
+) -> dict[str, staging.StagedDataset]:
+    """Make the datasets ready for the gang, from what the run's first try has found.
+
+    Args:
+        spark: the session.
+        job: it names them.
+        uri: the folder of this run's data.
+        size: of the gang.
+        prepare: the user's function.
+    """
+    place, run = uris.join(uri, _SNAPSHOTS), dataclasses.asdict(job.run) if job.run else None
+    earlier = snapshots.load(place, run)
+    found: dict[str, Snapshot] = {}
+    staged = {}
+    for name, source in job.datasets.items():
+        staged[name] = dataset = staging.stage(
+            spark,
+            name,
+            source,
+            uris.join(uri, name),
+            ranks=size,
+            prepare=prepare,
+            prepare_kwargs=job.prepare_kwargs,
+            access=job.access,
+            earlier=earlier.get(name),
+        )
+        snapshots.say_differences(f"dataset {name!r}", earlier.get(name), dataset.snapshot)
+        found[name] = earlier.get(name, dataset.snapshot)
+        if found != earlier:
+            snapshots.keep(place, run, {**earlier, **found})
+    return staged
 
 
 def _check_entrypoint(job: TrainJob) -> str | None:
@@ -242,7 +273,7 @@ def _train(
     runner: HorovodRunner,
     uri: str,
     size: int,
-    staged: Mapping[str, sources.StagedDataset],
+    staged: Mapping[str, staging.StagedDataset],
     script: str | None,
     checkpoints_uri: str,
 ) -> tuple[GangResult, Outcome, str]:
@@ -274,7 +305,7 @@ def _publish(
     job: TrainJob,
     uri: str,
     size: int,
-    staged: Mapping[str, sources.StagedDataset],
+    staged: Mapping[str, staging.StagedDataset],
     outcome: Outcome,
     published: Published,
     staged_uri: str,
@@ -290,7 +321,10 @@ def _publish(
         entrypoint=job.entrypoint.name,
         np=size,
         job=job.fingerprint(),
-        data={name: {"rows": data.rows, "fingerprint": data.fingerprint} for name, data in staged.items()},
+        data={
+            name: {"rows": data.rows, "fingerprint": data.fingerprint, **data.snapshot}
+            for name, data in staged.items()
+        },
         versions=versions.installed(),
         run=dataclasses.asdict(job.run) if job.run else None,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

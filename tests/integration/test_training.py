@@ -31,7 +31,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
-from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data import sources, staging
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.files import list_dataset
 from airflow_hydrogen.runtime.data.recipes import changes, recipe
@@ -236,7 +236,7 @@ def test_the_files_of_a_dataset_are_those_that_spark_lists(spark, tmp_path_facto
 def stage(spark, tmp_path, lake):
     def run(source=None, **changes):
         source = source or Source.parquet(lake, where="a < 99")
-        return sources.stage(spark, "train", source, str(tmp_path / "data"), **{"ranks": 1, **changes})
+        return staging.stage(spark, "train", source, str(tmp_path / "data"), **{"ranks": 1, **changes})
 
     return run
 
@@ -304,7 +304,7 @@ def test_prepare_finds_the_views_that_it_makes(spark, lake, of):
         frame.createOrReplaceTempView("rows_to_prepare")
         return spark.sql("select * from rows_to_prepare")
 
-    assert sources.read_prepared(spark, of(lake), prepare, {}).count() == 1000
+    assert sources.prepared(sources.read(spark, of(lake)), prepare, {}).count() == 1000
 
 
 def test_rows_that_come_from_no_files_are_never_used_again(spark, lake):

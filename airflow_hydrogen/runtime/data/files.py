@@ -286,6 +286,11 @@ def read_footers(listing: Listing, columns: Sequence[str] | None = None) -> Data
     return DatasetFiles(listing.uri, tuple(files), sizes, tuple(schemas))
 
 
+def count_rows(uri: str) -> int:
+    """Rows of the Parquet files below a URI, from their footers."""
+    return read_footers(list_dataset(uri)).total_rows
+
+
 class _Footer(NamedTuple):
     schema: bytes
     rows: tuple[int, ...]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data.code import source_hashes
@@ -27,10 +27,25 @@ _CODE = "prepare's code"
 # How the rows are laid out, but not which they are.
 _LAYOUT = ("the layout's version", "the number of ranks")
 _UNKNOWN = ""
+_DELTA = "org.apache.spark.sql.delta."
 # Spark sets it by itself, to a folder below where the driver was started.
 _WAREHOUSE = "spark.sql.warehouse.dir"
 
 Recipe = dict[str, str]
+
+
+class PlanFiles(NamedTuple):
+    """The files that a plan reads.
+
+    Attributes:
+        digest: hash of their names, sizes and times of change.
+        number: how many; those of Delta tables are not counted.
+        size: bytes of these.
+    """
+
+    digest: str
+    number: int
+    size: int
 
 
 def recipe(
@@ -58,7 +73,7 @@ def recipe(
         "the number of ranks": ranks,
         "Spark's SQL settings": settings,
         **{f"the source's {field}": value for field, value in source.to_dict().items()},
-        _FILES: _files_of(frame),
+        _FILES: None if (found := files_of(frame)) is None else found.digest,
     }
     if prepare is not None:
         name = f"{prepare.__module__}:{getattr(prepare, '__qualname__', type(prepare).__qualname__)}"
@@ -95,11 +110,11 @@ def _hash(part: object) -> str:
     return hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _files_of(frame: DataFrame) -> str | None:
+def files_of(frame: DataFrame) -> PlanFiles | None:
     """All files that a plan reads, with sizes and times of change; None where it reads something else too.
 
     What is no file (a table of a database, rows that `prepare` made itself) has nothing by which to see
-    that it changed.
+    that it changed. A Delta table's version says which files it is made of.
     """
     plan = frame._jdf.queryExecution().optimizedPlan()
     plans = [plan, *_sequence(plan.subqueriesAll())]
@@ -108,15 +123,50 @@ def _files_of(frame: DataFrame) -> str | None:
         kind = leaf.getClass().getSimpleName()
         if kind in ("OneRowRelation", "Range"):
             continue
-        if kind != "LogicalRelation" or leaf.relation().getClass().getSimpleName() != "HadoopFsRelation":
+        if kind != "LogicalRelation" or (location := _location(leaf)) is None:
             return None
-        location = leaf.relation().location()
+        if (table := _delta_table(location)) is not None:
+            found.add(f"{table.path} version={table.version}")
+            continue
         if location.getClass().getSimpleName() != "InMemoryFileIndex":
             return None
         # One call for all files: each is shown with path, length and modification_time.
         statuses = location.allFiles().mkString("\n")
         found.update(re.sub(r"access_time=\d+", "", statuses).splitlines())
-    return _hash(sorted(found))
+    lengths = [int(length) for status in found for length in re.findall(r"; length=(\d+);", status)]
+    return PlanFiles(_hash(sorted(found)), len(lengths), sum(lengths))
+
+
+class DeltaTable(NamedTuple):
+    """A Delta table as a plan reads it."""
+
+    path: str
+    version: int
+
+
+def table_version(frame: DataFrame) -> int | None:
+    """The version of the one Delta table that a frame reads; None where it reads something else."""
+    leaves = _sequence(frame._jdf.queryExecution().analyzed().collectLeaves())
+    if len(leaves) != 1 or leaves[0].getClass().getSimpleName() != "LogicalRelation":
+        return None
+    location = _location(leaves[0])
+    table = None if location is None else _delta_table(location)
+    return None if table is None else table.version
+
+
+def _location(leaf: Any) -> Any:
+    """The list of files of a relation that is made of files; None where it is made of something else."""
+    relation = leaf.relation()
+    kind = relation.getClass().getName()
+    # Delta's own is a nameless subclass.
+    is_of_files = kind.endswith(".HadoopFsRelation") or kind.startswith(_DELTA)
+    return relation.location() if is_of_files else None
+
+
+def _delta_table(location: Any) -> DeltaTable | None:
+    if not location.getClass().getName().startswith(_DELTA):
+        return None
+    return DeltaTable(str(location.path()), int(location.version()))
 
 
 def _sequence(items: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from horovod.common.elastic import ObjectState
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import CheckpointError, KwargsError, OptimizerError
-from airflow_hydrogen.contract.jobs import require_json
+from airflow_hydrogen.contract.values import require_json
 from airflow_hydrogen.runtime.horovod_bridge.serve import announce
 from airflow_hydrogen.runtime.keras import collectives, state
 from airflow_hydrogen.runtime.keras.checkpoint import pass_over

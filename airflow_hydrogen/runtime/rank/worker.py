@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from airflow_hydrogen.contract.errors import KwargsError
-from airflow_hydrogen.contract.jobs import require_json
+from airflow_hydrogen.contract.values import require_json
 from airflow_hydrogen.runtime import progress
 from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
 from airflow_hydrogen.runtime.rank import checksums, horovod_imports

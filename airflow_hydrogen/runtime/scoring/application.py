@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +13,17 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     ColumnCollisionError,
     ColumnTypeError,
+    HydrogenError,
     InvalidJobError,
     MissingColumnError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.runtime import versions
-from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data import snapshots, sources
 from airflow_hydrogen.runtime.data.columns import dtype_of
 from airflow_hydrogen.runtime.data.files import DatasetFiles
+from airflow_hydrogen.runtime.data.snapshots import Opened, Snapshot
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.log_groups import log_group
@@ -37,6 +41,10 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
+LABEL = "airflow_hydrogen"
+"""The key of what made a prediction, in the metadata of its column."""
+
+_SOURCE = "source"
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -62,21 +70,23 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     else:
         require_modules(job.model_uri, manifest)
     spark = spark_session(job)
-    with log_group("Preparation", folded=job.run is not None):
-        frame = sources.read_prepared(spark, job.source, prepare, job.prepare_kwargs)
-        scoring = score(spark, frame, manifest, job)
-    print(
-        f"scoring {sources.describe(job.source)} with {manifest.framework} model {job.model_uri}, "
-        f"version {manifest.version[:12]}",
-        flush=True,
-    )
-    try:
-        rows = _write(spark, scoring, job)
-    except Exception as error:
-        original = original_error(error)
-        if original is error:
-            raise
-        raise original from None
+    with _forgotten_at_the_end(_snapshot_uri(job)):
+        with log_group("Preparation", folded=job.run is not None):
+            opened = _open(spark, job)
+            frame = sources.prepared(opened.frame, prepare, job.prepare_kwargs)
+            scoring = score(spark, frame, manifest, job)
+        print(
+            f"scoring {opened.source} with {manifest.framework} model {job.model_uri}, "
+            f"version {manifest.version[:12]}",
+            flush=True,
+        )
+        try:
+            rows = _write(spark, _labelled(scoring, manifest, job, opened.snapshot), job)
+        except Exception as error:
+            original = original_error(error)
+            if original is error:
+                raise
+            raise original from None
     seconds = time.monotonic() - started
     output_uri = sinks.partition_uri(job.sink)
     print(f"wrote {rows:,} rows to {output_uri}", flush=True)
@@ -87,8 +97,53 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         rows=rows,
         seconds={"total": round(seconds, 3)},
         rows_per_second=rows / seconds,
+        source=opened.snapshot,
         versions=versions.installed(),
     )
+
+
+def _open(spark: SparkSession, job: InferenceJob) -> Opened:
+    """The source as the run's first try has found it, or as it is now."""
+    place, run = _snapshot_uri(job), _run_of(job)
+    earlier = snapshots.load(place, run).get(_SOURCE)
+    opened = snapshots.open_pinned(spark, job.source, job.access, earlier)
+    snapshots.say_differences("the source", earlier, opened.snapshot)
+    if earlier is None:
+        snapshots.keep(place, run, {_SOURCE: opened.snapshot})
+    return opened
+
+
+def _snapshot_uri(job: InferenceJob) -> str:
+    return uris.sibling(sinks.partition_uri(job.sink), "snapshot.json")
+
+
+def _run_of(job: InferenceJob) -> dict[str, Any] | None:
+    return None if job.run is None else dataclasses.asdict(job.run)
+
+
+@contextlib.contextmanager
+def _forgotten_at_the_end(uri: str) -> Iterator[None]:
+    """Remove what is kept for the run's next try, unless there may be one."""
+    try:
+        yield
+    except HydrogenError as error:
+        if not error.retryable:
+            filesystems.remove(uri)
+        raise
+    filesystems.remove(uri)
+
+
+def _labelled(scoring: Scoring, manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> Scoring:
+    """Predictions whose files say what made them, in the metadata of the columns' types."""
+    label = {
+        "model_uri": uris.canonical(job.model_uri),
+        "model_version": manifest.version,
+        "source": snapshot,
+    }
+    frame = scoring.frame
+    for spec in manifest.signature.outputs:
+        frame = frame.withMetadata(job.output_columns.get(spec.name, spec.name), {LABEL: label})
+    return Scoring(frame, scoring.rows)
 
 
 def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> int:

@@ -9,7 +9,7 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import RowsLostError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.counting import write_parquet
-from airflow_hydrogen.runtime.data.sources import count_rows
+from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.storage import swap
 
 if TYPE_CHECKING:

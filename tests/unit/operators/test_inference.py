@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
     extra = ran.outlet_extra[scores]
     assert (extra["output_uri"], extra["model_uri"], extra["rows"]) == ("/scored/ds=1", "/m", 900)
     log = capsys.readouterr().out
-    assert "Scoring on local[*]: model /models/test_run, source /lake/ds=1, output /scored/ds=1" in log
+    assert "Scoring on local[*]: model /models/test_run, source parquet '/lake/ds=1', output" in log
     assert "Scored 900 rows in 3.0 s, 300 rows/s: /scored/ds=1" in log
 
 
@@ -209,3 +210,65 @@ def test_bad_input_fails_without_retry_before_submission(arguments: dict[str, An
     with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
         run_task(operator(**arguments), ds="1")
     assert submissions == []
+
+
+def test_sources_bring_what_spark_needs_to_read_them(capsys: Any) -> None:
+    shop = Connection(
+        conn_id="shop", conn_type="postgres", host="db", schema="s", login="me", password="hush"
+    )
+    source = Source.sql(
+        "select * from o join f using (id)",
+        o=Source.jdbc("{{ 'shop' }}", table="orders", partition_column="id", partitions="{{ 4 }}"),
+        f=Source.delta("/lake/{{ ds }}", version="{{ 8 }}", columns=["{{ 'id' }}"]),
+    )
+    task = operator(source=source, packages="a:b:1", conf={"spark.sql.extensions": "x.Y"})
+    with fake_spark_submit(connections=[shop]) as submissions:
+        ran = run_task(task, ds="1")
+    job, command = submissions[0].job, " ".join(submissions[0].command)
+    assert job.access == {
+        "shop": {
+            "url": "jdbc:postgresql://db:5432/s",
+            "driver": "org.postgresql.Driver",
+            "user": "me",
+            "password": "hush",
+        }
+    }
+    orders, flights = job.source.tables["o"], job.source.tables["f"]
+    assert (orders.conn_id, orders.partitions) == ("shop", 4)
+    assert (flights.uri, flights.version, flights.columns) == ("/lake/1", 8, ("id",))
+    packages = submissions[0].option("--packages").split(",")
+    assert packages[0] == "a:b:1"
+    assert [package.rpartition(":")[0] for package in packages[1:]] == [
+        "org.postgresql:postgresql",
+        "io.delta:delta-spark_4.2_2.13",
+    ]
+    assert "spark.sql.extensions=x.Y,io.delta.sql.DeltaSparkSessionExtension" in command
+    log = capsys.readouterr().out
+    assert "Adding for the sources: org.postgresql:postgresql:" in log
+    assert "hush" not in "".join([command, log, repr(job), repr(ran.xcoms), repr(ran.outlet_extra)])
+
+
+def test_a_database_that_no_connection_names_is_found_before_submission() -> None:
+    task = operator(source=Source.jdbc("nix", table="t"))
+    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match="'nix', which is not"):
+        run_task(task, ds="1")
+    assert submissions == []
+
+
+def test_jars_come_from_a_folder_where_there_is_no_network(tmp_path: Any) -> None:
+    for name in ("delta-spark_4.2_2.13-4.4.0", "delta-storage-4.4.0"):
+        (tmp_path / f"{name}.jar").touch()
+    spark = Connection(
+        conn_id="spark_default",
+        conn_type="spark",
+        host="local[2]",
+        extra=json.dumps({"jars-folder": str(tmp_path)}),
+    )
+    with fake_spark_submit(connection=spark) as submissions:
+        run_task(operator(source=Source.delta("/lake"), jars="/own.jar"), ds="1")
+    assert submissions[0].option("--packages") is None
+    assert [jar.rpartition("/")[2] for jar in submissions[0].option("--jars").split(",")] == [
+        "own.jar",
+        "delta-spark_4.2_2.13-4.4.0.jar",
+        "delta-storage-4.4.0.jar",
+    ]

@@ -695,7 +695,7 @@ def holds_lock() -> None:
             {"train_data": "s3://lake"},
             r"train_data must be a Source, such as Source.parquet\(uri\).*'s3://lake'",
         ),
-        ({"train_data": {"kind": "orc", "uri": "x"}}, r"train_data: source kind 'orc' is not known"),
+        ({"train_data": {"kind": "dbase", "uri": "x"}}, r"train_data: source kind 'dbase' is not known"),
         (
             {"datasets": {"a": {"kind": "csv", "url": "x"}}},
             r"datasets\['a'\]: Source has no url; expected kind",

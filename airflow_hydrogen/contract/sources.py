@@ -1,0 +1,479 @@
+"""Where rows come from: files, tables, databases and queries over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.values import refuse_unknown_fields, require_json
+
+SourceKind = Literal["parquet", "orc", "avro", "csv", "json", "delta", "table", "hive", "jdbc", "read", "sql"]
+
+SqlValue = str | int | float | bool | None
+"""What can be bound to a name in SQL; a date is its text, which Spark compares with dates as one."""
+
+
+class _Fields(NamedTuple):
+    """The fields of one kind of source, besides those that all have."""
+
+    needed: tuple[str, ...]
+    allowed: tuple[str, ...] = ()
+
+
+_FILES = _Fields(("uri",), ("options",))
+_KINDS: dict[str, _Fields] = {
+    "parquet": _FILES,
+    "orc": _FILES,
+    "avro": _FILES,
+    "csv": _FILES,
+    "json": _FILES,
+    "delta": _Fields(("uri",), ("version", "timestamp")),
+    "table": _Fields(("table_name",), ("version", "timestamp")),
+    "hive": _Fields(("table_name",)),
+    "jdbc": _Fields(("conn_id",), ("table_name", "query", "partition_column", "partitions", "options")),
+    "read": _Fields(("format",), ("uri", "options")),
+    "sql": _Fields(("query",), ("query_args", "tables")),
+}
+_EXAMPLES = {
+    "delta": "Source.delta(uri)",
+    "table": 'Source.table("catalog.schema.table")',
+    "hive": 'Source.hive("schema.table")',
+    "jdbc": 'Source.jdbc("my_database", table="orders")',
+    "read": 'Source.read("format", uri)',
+    "sql": 'Source.sql("select ...")',
+}
+_WANTED = {"uri": "the URI of a file or folder", "table_name": "a table", "conn_id": "a connection"}
+_OF_CONNECTION = {"url", "user", "password", "driver", "dbtable", "query"}
+_COMMON = ("kind", "columns", "where", "where_args")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where rows come from.
+
+    Use the constructors: `parquet`, `orc`, `avro`, `csv`, `json` and `read` for files, `delta`, `table` and
+    `hive` for tables, `jdbc` for databases, `sql` for a query over all of these.
+
+    `where` and `query` are code: Spark, or the database, runs whatever they call. A value that comes from
+    elsewhere, such as a Param, belongs into `where_args` and `query_args`: Spark binds it to `:name` and
+    never reads it as SQL.
+    """
+
+    kind: SourceKind
+    uri: str | None = None
+    format: str | None = None
+    table_name: str | None = None
+    version: int | str | None = None
+    timestamp: str | None = None
+    conn_id: str | None = None
+    partition_column: str | None = None
+    partitions: int | str | None = None
+    columns: Sequence[str] | None = None
+    where: str | None = None
+    where_args: Mapping[str, SqlValue] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    query: str | None = None
+    query_args: Mapping[str, SqlValue] = field(default_factory=dict)
+    tables: Mapping[str, Source] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.columns is not None:
+            if isinstance(self.columns, str) or not all(isinstance(name, str) for name in self.columns):
+                raise InvalidJobError(f"columns must be a list of names, found {self.columns!r}")
+            object.__setattr__(self, "columns", tuple(self.columns))
+            if not self.columns:
+                raise InvalidJobError("columns must name at least one column; leave it out to read all")
+        self._check_fields()
+        if self.version is not None and self.timestamp is not None:
+            raise InvalidJobError("version and timestamp are both given; a table is read as of one of them")
+        if self.kind == "jdbc" and (self.table_name is None) == (self.query is None):
+            raise InvalidJobError(
+                f"a jdbc source reads either a table or a query: {_EXAMPLES['jdbc']}; found "
+                + ("neither" if self.table_name is None else "both")
+            )
+        if self.kind == "jdbc" and (
+            named := sorted(_OF_CONNECTION & {name.lower() for name in self.options})
+        ):
+            raise InvalidJobError(
+                f"options of a jdbc source name {', '.join(named)}, which come from the connection and from "
+                "table or query; a DAG holds no password"
+            )
+        if (self.partition_column is None) != (self.partitions is None):
+            raise InvalidJobError(
+                "partition_column and partitions belong together: the column by whose values a table is read "
+                "in so many parts"
+            )
+        for name in ("version", "partitions"):
+            _require_number(name, getattr(self, name))
+        _require_bindable("where_args", self.where_args, "where", self.where)
+        _require_bindable("query_args", self.query_args, "query", self.query)
+
+    def _check_fields(self) -> None:
+        kinds = _KINDS.get(self.kind)
+        if kinds is None:
+            raise InvalidJobError(
+                f"source kind {self.kind!r} is not known; expected one of {', '.join(_KINDS)}"
+            )
+        for name in kinds.needed:
+            if not getattr(self, name):
+                wanted = _WANTED.get(name, f"a {name}")
+                example = _EXAMPLES.get(self.kind, f"Source.{self.kind}(uri)")
+                raise InvalidJobError(
+                    f"a {self.kind} source needs {wanted}, as in {example}; found {getattr(self, name)!r}"
+                )
+        given = [
+            item.name for item in dataclasses.fields(self) if getattr(self, item.name) not in (None, {}, ())
+        ]
+        if wrong := [name for name in given if name not in (*_COMMON, *kinds.needed, *kinds.allowed)]:
+            raise InvalidJobError(f"a {self.kind} source has no {', '.join(wrong)}")
+
+    @classmethod
+    def parquet(
+        cls,
+        uri: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+    ) -> Source:
+        """Parquet files.
+
+        Args:
+            uri: a file or a folder; a folder may be partitioned as Hive does (`ds=2013-01-01/`).
+            columns: the columns to read; all by default.
+            where: a SQL condition on the rows. Conditions on partition columns read only those partitions.
+            where_args: values of the names in the condition: `where="ds < :day"`, `where_args={"day": ...}`.
+        """
+        return cls(kind="parquet", uri=uri, columns=columns, where=where, where_args=where_args or {})
+
+    @classmethod
+    def orc(
+        cls,
+        uri: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
+        """ORC files.
+
+        Args:
+            uri: a file or a folder, which may be partitioned.
+            columns, where, where_args: as for `parquet`.
+            options: options of Spark's ORC reader.
+        """
+        return cls._of_files("orc", uri, columns, where, where_args, options)
+
+    @classmethod
+    def avro(
+        cls,
+        uri: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
+        """Avro files. The operators add Spark's Avro package to the submission.
+
+        Args:
+            uri: a file or a folder, which may be partitioned.
+            columns, where, where_args: as for `parquet`.
+            options: options of Spark's Avro reader, such as `avroSchema`.
+        """
+        return cls._of_files("avro", uri, columns, where, where_args, options)
+
+    @classmethod
+    def csv(
+        cls,
+        uri: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
+        """CSV files.
+
+        Args:
+            uri: a file or a folder.
+            columns, where, where_args: as for `parquet`.
+            options: options of Spark's CSV reader; `header` and `inferSchema` default to "true".
+        """
+        return cls._of_files("csv", uri, columns, where, where_args, options)
+
+    @classmethod
+    def json(
+        cls,
+        uri: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
+        """JSON files, one object a line.
+
+        Args:
+            uri: a file or a folder.
+            columns, where, where_args: as for `parquet`.
+            options: options of Spark's JSON reader.
+        """
+        return cls._of_files("json", uri, columns, where, where_args, options)
+
+    @classmethod
+    def _of_files(
+        cls,
+        kind: SourceKind,
+        uri: str,
+        columns: Sequence[str] | None,
+        where: str | None,
+        where_args: Mapping[str, SqlValue] | None,
+        options: Mapping[str, str],
+    ) -> Source:
+        return cls(
+            kind=kind, uri=uri, columns=columns, where=where, where_args=where_args or {}, options=options
+        )
+
+    @classmethod
+    def delta(
+        cls,
+        uri: str,
+        *,
+        version: int | str | None = None,
+        timestamp: str | None = None,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+    ) -> Source:
+        """A Delta table by its folder. The operators add Delta's package and settings to the submission.
+
+        Args:
+            uri: the table's folder.
+            version: read the table as of this version. Without it, and without `timestamp`, the newest is
+                looked up when the job starts, and every retry of the task reads the same.
+            timestamp: read the table as it was then: "2013-07-01" or "2013-07-01 12:00:00".
+            columns, where, where_args: as for `parquet`.
+        """
+        return cls(
+            kind="delta",
+            uri=uri,
+            version=version,
+            timestamp=timestamp,
+            columns=columns,
+            where=where,
+            where_args=where_args or {},
+        )
+
+    @classmethod
+    def table(
+        cls,
+        table: str,
+        *,
+        version: int | str | None = None,
+        timestamp: str | None = None,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+    ) -> Source:
+        """A table of one of the catalogs that the operator's `conf` names, such as an Iceberg catalog.
+
+        Args:
+            table: `catalog.schema.table`, quoted as in SQL where a part has other characters.
+            version: the table's version (Delta) or snapshot id (Iceberg). Without it, and without
+                `timestamp`, the newest is looked up when the job starts, where the catalog knows versions.
+            timestamp: read the table as it was then.
+            columns, where, where_args: as for `parquet`.
+        """
+        return cls(
+            kind="table",
+            table_name=table,
+            version=version,
+            timestamp=timestamp,
+            columns=columns,
+            where=where,
+            where_args=where_args or {},
+        )
+
+    @classmethod
+    def hive(
+        cls,
+        table: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+    ) -> Source:
+        """A table of the Hive metastore. Where that is, says `conf`: `spark.hadoop.hive.metastore.uris`.
+
+        Args:
+            table: `schema.table`.
+            columns, where, where_args: as for `parquet`; conditions on partition columns read only those
+                partitions.
+        """
+        return cls(kind="hive", table_name=table, columns=columns, where=where, where_args=where_args or {})
+
+    @classmethod
+    def jdbc(
+        cls,
+        conn_id: str,
+        *,
+        table: str | None = None,
+        query: str | None = None,
+        partition_column: str | None = None,
+        partitions: int | str | None = None,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
+        """A table of a database, or the rows of a query that the database runs.
+
+        Args:
+            conn_id: an Airflow connection of type `postgres`, `mysql`, `mariadb` or `jdbc`. Address, user and
+                password come from it; the operators add the driver's package to the submission.
+            table: the table's name.
+            query: a query in the database's own SQL, instead of a table. Nothing can be bound to names in it.
+            partition_column: a column of numbers, dates or timestamps, by whose values the rows are read in
+                parts, side by side. Its lowest and highest value are asked for first.
+            partitions: the number of parts.
+            columns: as for `parquet`; the database sends no others.
+            where, where_args: a SQL condition; what the database understands is evaluated there.
+            options: options of Spark's JDBC reader, such as `fetchsize`.
+        """
+        return cls(
+            kind="jdbc",
+            conn_id=conn_id,
+            table_name=table,
+            query=query,
+            partition_column=partition_column,
+            partitions=partitions,
+            columns=columns,
+            where=where,
+            where_args=where_args or {},
+            options=options,
+        )
+
+    @classmethod
+    def read(
+        cls,
+        format: str,
+        uri: str | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
+        """Anything else that Spark reads by `spark.read.format(format).options(...).load(uri)`.
+
+        Args:
+            format: a name that Spark knows, or that a package of yours brings: give it as `packages`.
+            uri: a file or folder, for formats that have one.
+            columns, where, where_args: as for `parquet`.
+            options: options of the reader. They stand in the job as they are: no place for a password.
+        """
+        return cls(
+            kind="read",
+            format=format,
+            uri=uri,
+            columns=columns,
+            where=where,
+            where_args=where_args or {},
+            options=options,
+        )
+
+    @classmethod
+    def sql(cls, query: str, *, query_args: Mapping[str, SqlValue] | None = None, **tables: Source) -> Source:
+        """A Spark SQL query, over other sources and over the tables of Spark's catalogs.
+
+        Args:
+            query: for example `select * from flights join planes using (tailnum) where ds = :day`.
+            query_args: values of the names in the query: `{"day": "2013-01-01"}`.
+            tables: sources, under the names that the query uses.
+        """
+        return cls(kind="sql", query=query, query_args=query_args or {}, tables=tables)
+
+    def walk(self) -> Iterator[Source]:
+        """This source and all that it is made of."""
+        yield self
+        for table in self.tables.values():
+            yield from table.walk()
+
+    def __str__(self) -> str:
+        """How messages call it: what it is and where, without options."""
+        if self.kind == "sql":
+            what = f"sql {self.query!r}"
+        elif self.kind == "jdbc":
+            what = f"jdbc {self.conn_id}: {self.table_name or repr(self.query)}"
+        elif self.kind in ("table", "hive"):
+            what = f"{self.kind} {self.table_name}"
+        elif self.kind == "read":
+            what = f"{self.format}" + (f" {self.uri!r}" if self.uri else "")
+        else:
+            what = f"{self.kind} {self.uri!r}"
+        if self.version is not None:
+            what += f" at version {self.version}"
+        if self.timestamp is not None:
+            what += f" as of {self.timestamp}"
+        if self.where:
+            what += f" where {self.where}"
+        if values := {**self.where_args, **self.query_args}:
+            what += f" with {', '.join(f'{name}={value!r}' for name, value in values.items())}"
+        return what
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; fields at their defaults are left out."""
+        document: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value in (None, {}):
+                continue
+            if item.name == "tables":
+                value = {name: table.to_dict() for name, table in value.items()}
+            elif item.name == "columns":
+                value = list(value)
+            elif isinstance(value, Mapping):
+                value = dict(value)
+            document[item.name] = value
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Source:
+        """Read the JSON form.
+
+        Raises:
+            InvalidJobError: an unknown field or kind, or a field that is missing.
+        """
+        refuse_unknown_fields(cls, document)
+        tables = {name: cls.from_dict(table) for name, table in document.get("tables", {}).items()}
+        return cls(**{**document, "tables": tables})
+
+
+def _require_number(name: str, value: object) -> None:
+    """A number, or a template of one: what it renders to is looked at where it is rendered."""
+    if value is None or isinstance(value, str):
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidJobError(f"{name} must be an integer, found {value!r}")
+    if name == "partitions" and value < 1:
+        raise InvalidJobError(f"partitions must be at least 1, found {value}")
+
+
+def _require_bindable(argument: str, values: object, text_argument: str, text: str | None) -> None:
+    if not isinstance(values, Mapping):
+        raise InvalidJobError(f"{argument} must be a mapping of names to values, found {values!r}")
+    if values and not text:
+        raise InvalidJobError(f"{argument} are values of the names in {text_argument}, which is not given")
+    for name, value in values.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InvalidJobError(f"{argument} has the name {name!r}; the name of :day is 'day'")
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise InvalidJobError(
+                f"{argument}[{name!r}] must be a string, a number, a boolean or None, found {value!r}"
+            )
+        require_json(f"{argument}[{name!r}]", value)

@@ -1,0 +1,70 @@
+"""Checks of values that travel as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_hydrogen.contract.errors import InvalidJobError, KwargsError
+
+
+def require_json(argument: str, value: object) -> None:
+    """Raise KwargsError, naming the place, unless `value` survives a round trip through JSON.
+
+    Args:
+        argument: the name of the argument, for the message.
+        value: what the user passed.
+
+    Raises:
+        KwargsError: an object that JSON cannot hold, a key that is not a string, NaN or infinity.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise KwargsError(argument, f"{value!r} is not a JSON number")
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise KwargsError(argument, f"key {key!r} is a {type(key).__name__}, not a string")
+            require_json(f"{argument}[{key!r}]", item)
+        return
+    if isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            require_json(f"{argument}[{index}]", item)
+        return
+    raise KwargsError(argument, f"{value!r} is a {type(value).__module__}.{type(value).__qualname__}")
+
+
+def require_int(argument: str, value: object) -> None:
+    """Raise InvalidJobError unless `value` is an integer, which a boolean is not."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidJobError(f"{argument} must be an integer, found {value!r}")
+
+
+def refuse_unknown_fields(cls: type[Any], document: Mapping[str, Any]) -> None:
+    """Hold the keys of a JSON object against the fields of a dataclass.
+
+    Raises:
+        InvalidJobError: one too many, or one that has no default too few.
+    """
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    unknown = sorted(set(document) - set(known))
+    if unknown:
+        raise InvalidJobError(f"{cls.__name__} has no {', '.join(unknown)}; expected {', '.join(known)}")
+    missing = sorted(
+        name
+        for name, item in known.items()
+        if name not in document
+        and item.default is dataclasses.MISSING
+        and item.default_factory is dataclasses.MISSING
+    )
+    if missing:
+        raise InvalidJobError(f"{cls.__name__} needs {', '.join(missing)}")
+
+
+def unless_none(name: str, value: object) -> dict[str, Any]:
+    """A field of a JSON object that is left out where there is nothing in it."""
+    return {} if value is None else {name: value}

@@ -1,0 +1,175 @@
+"""What a submission needs beside Spark, so that Spark can read a job's sources: packages, jars, settings.
+
+Versions are matched to the Spark that is submitted with. What the user gives is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.hooks.databases import MARIADB_DRIVER, MYSQL_DRIVER, POSTGRESQL_DRIVER
+
+_SPARK_JAR = re.compile(r"spark-core_(\d+\.\d+)-(\d+\.\d+)(\S*)\.jar")
+_EXTENSIONS = "spark.sql.extensions"
+# Spark has these itself, and newer ones than the connectors ask for.
+_SPARKS_OWN = ("org.apache.hadoop:*", "org.apache.parquet:*", "org.apache.spark:*", "org.scala-lang:*")
+
+
+@dataclass(frozen=True)
+class SparkVersion:
+    """Of the Spark that a job is submitted with: Scala "2.13", release "4.2", whole "4.2.0"."""
+
+    scala: str
+    release: str
+    whole: str
+
+
+@dataclass(frozen=True)
+class Connector:
+    """What makes Spark read one kind of source.
+
+    Attributes:
+        coordinate: Maven's, with the versions of Spark put in.
+        jar: the beginning of its jar's name.
+        companions: beginnings of the names of jars that it needs beside it, in a folder of jars.
+        conf: settings of Spark.
+        extension: class to add to `spark.sql.extensions`.
+        excludes: keep what Spark has itself out of what the package asks for.
+    """
+
+    coordinate: str = ""
+    jar: str = ""
+    companions: tuple[str, ...] = ()
+    conf: Mapping[str, str] = field(default_factory=dict)
+    extension: str = ""
+    excludes: bool = False
+
+
+_DELTA = Connector(
+    coordinate="io.delta:delta-spark_{release}_{scala}:4.4.0",
+    jar="delta-spark_",
+    companions=("delta-storage-", "delta-kernel-"),
+    conf={"spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog"},
+    extension="io.delta.sql.DeltaSparkSessionExtension",
+    excludes=True,
+)
+_AVRO = Connector(coordinate="org.apache.spark:spark-avro_{scala}:{whole}", jar="spark-avro_")
+_HIVE = Connector(conf={"spark.sql.catalogImplementation": "hive"})
+_DRIVERS = {
+    POSTGRESQL_DRIVER: Connector(coordinate="org.postgresql:postgresql:42.7.14", jar="postgresql-"),
+    MYSQL_DRIVER: Connector(coordinate="com.mysql:mysql-connector-j:9.7.0", jar="mysql-connector-j-"),
+    MARIADB_DRIVER: Connector(
+        coordinate="org.mariadb.jdbc:mariadb-java-client:3.5.10", jar="mariadb-java-client-"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a user has given, or what is to be added to it.
+
+    Attributes:
+        packages: Maven coordinates.
+        jars: paths or addresses.
+        excludes: coordinates that packages do not bring along.
+        conf: Spark's settings.
+    """
+
+    packages: Sequence[str] = ()
+    jars: Sequence[str] = ()
+    excludes: Sequence[str] = ()
+    conf: Mapping[str, str] = field(default_factory=dict)
+
+
+def spark_version(home: Path | None) -> SparkVersion | None:
+    """The version of the Spark in a folder, by the name of its core jar; None where there is none."""
+    names = (file.name for file in Path(home, "jars").glob("spark-core_*.jar")) if home is not None else ()
+    found = next((match for name in names if (match := _SPARK_JAR.fullmatch(name))), None)
+    return None if found is None else SparkVersion(found[1], found[2], found[2] + found[3])
+
+
+def needed(sources: Iterable[Source], access: Mapping[str, Mapping[str, str]]) -> list[Connector]:
+    """The connectors of a job's sources, each once."""
+    found: list[Connector] = []
+    for source in sources:
+        if source.kind == "delta" or source.format == "delta":
+            found.append(_DELTA)
+        elif source.kind == "avro" or source.format == "avro":
+            found.append(_AVRO)
+        elif source.kind == "hive":
+            found.append(_HIVE)
+        elif source.conn_id is not None:
+            found += [_DRIVERS[driver] for driver in [access[source.conn_id]["driver"]] if driver in _DRIVERS]
+    return [connector for place, connector in enumerate(found) if connector not in found[:place]]
+
+
+def additions(
+    connectors: Iterable[Connector], given: Submission, home: Path | None, folder: Path | None
+) -> Submission:
+    """What to add to a submission.
+
+    Args:
+        connectors: those that it needs.
+        given: what the user gives: a package or jar of the same name is used instead.
+        home: the folder of the Spark that it is submitted with.
+        folder: a folder of jars, to be used instead of packages.
+
+    Raises:
+        InvalidJobError: the folder lacks a jar, or Spark's version cannot be told.
+    """
+    packages: list[str] = []
+    jars: list[str] = []
+    excludes: list[str] = []
+    conf: dict[str, str] = {}
+    for connector in connectors:
+        if connector.jar and not _is_there(connector, given, home):
+            if folder is not None:
+                jars += _jars(connector, folder, home)
+            else:
+                packages.append(_coordinate(connector, home))
+                excludes += _SPARKS_OWN if connector.excludes else ()
+        conf |= {name: value for name, value in connector.conf.items() if name not in given.conf}
+        extensions = given.conf.get(_EXTENSIONS, "")
+        if connector.extension and connector.extension not in extensions:
+            conf[_EXTENSIONS] = f"{extensions},{connector.extension}".lstrip(",")
+    return Submission(packages, jars, excludes, conf)
+
+
+def _is_there(connector: Connector, given: Submission, home: Path | None) -> bool:
+    name = connector.jar.rstrip("-_")
+    theirs = (
+        *given.packages,
+        *given.jars,
+        given.conf.get("spark.jars.packages", ""),
+        given.conf.get("spark.jars", ""),
+    )
+    pattern = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z])")
+    if any(pattern.search(text) for text in theirs):
+        return True
+    return home is not None and any(Path(home, "jars").glob(f"{connector.jar}*.jar"))
+
+
+def _coordinate(connector: Connector, home: Path | None) -> str:
+    version = spark_version(home)
+    if version is None and "{" in connector.coordinate:
+        raise InvalidJobError(
+            f"the version of Spark cannot be told from {home}, so that no package can be chosen: name it as "
+            f"packages, such as {connector.coordinate}"
+        )
+    return connector.coordinate.format(**vars(version) if version is not None else {})
+
+
+def _jars(connector: Connector, folder: Path, home: Path | None) -> list[str]:
+    found = sorted(folder.glob(f"{connector.jar}*.jar"))
+    if not found:
+        raise InvalidJobError(
+            f"jars_folder {str(folder)!r} has no {connector.jar}*.jar, which reading the source needs; put "
+            f"the jar of {_coordinate(connector, home)} there, or name it as packages or jars"
+        )
+    beside = [jar for name in connector.companions for jar in sorted(folder.glob(f"{name}*.jar"))]
+    return [str(jar) for jar in (found[-1], *beside)]

@@ -1,0 +1,103 @@
+"""Airflow's connections to databases -> what Spark's JDBC reader needs to open them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.sources import Source
+
+POSTGRESQL_DRIVER = "org.postgresql.Driver"
+MYSQL_DRIVER = "com.mysql.cj.jdbc.Driver"
+MARIADB_DRIVER = "org.mariadb.jdbc.Driver"
+
+_TYPES = "postgres, mysql, mariadb, jdbc"
+_POSTGRESQL_TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+
+
+def access_of(sources: Iterable[Source], get_connection: Callable[[str], Any]) -> dict[str, dict[str, str]]:
+    """What opens the connections that sources name: connection -> options of Spark's reader.
+
+    Args:
+        sources: all of a job's.
+        get_connection: Airflow's.
+
+    Raises:
+        InvalidJobError: a connection that is not there, or that names no database.
+    """
+    access = {}
+    for source in sources:
+        if source.conn_id is None or source.conn_id in access:
+            continue
+        try:
+            connection = get_connection(source.conn_id)
+        except AirflowNotFoundException:
+            raise InvalidJobError(
+                f"source {source} names the connection {source.conn_id!r}, which is not there"
+            ) from None
+        access[source.conn_id] = reader_options(connection)
+    return access
+
+
+def reader_options(connection: Any) -> dict[str, str]:
+    """Options of Spark's JDBC reader, for an Airflow connection.
+
+    Args:
+        connection: of type postgres, mysql, mariadb or jdbc. Its extra may hold `jdbc_properties`, an object
+            of properties of the driver, and `jdbc_driver`, the driver's class; of the type jdbc also
+            `driver_class`, as Airflow's own hook reads it.
+
+    Raises:
+        InvalidJobError: it is of another type, or something is missing.
+    """
+    extra = dict(connection.extra_dejson or {})
+    kind = connection.conn_type
+    properties = extra.get("jdbc_properties") or {}
+    if not isinstance(properties, Mapping):
+        raise _problem(connection, f"jdbc_properties in its extra must be an object, found {properties!r}")
+    driver = extra.get("jdbc_driver")
+    if kind == "postgres":
+        driver = driver or POSTGRESQL_DRIVER
+        url = _url(connection, "postgresql", 5432)
+        properties = {**{name: extra[name] for name in _POSTGRESQL_TLS if extra.get(name)}, **properties}
+    elif kind in ("mysql", "mariadb"):
+        driver = driver or (MYSQL_DRIVER if kind == "mysql" else MARIADB_DRIVER)
+        # Spark takes the dialect from the URL: it has none for "mariadb", and reads columns as their names.
+        url = _url(connection, "mysql", 3306) + ("?permitMysqlScheme" if driver == MARIADB_DRIVER else "")
+    elif kind == "jdbc":
+        driver, url = driver or extra.get("driver_class"), connection.host or ""
+        if not url.startswith("jdbc:"):
+            raise _problem(connection, f"its host must be the driver's URL, 'jdbc:...', found {url!r}")
+        if not driver:
+            raise _problem(connection, "its extra names no driver_class, the Java class of the driver")
+    else:
+        raise _problem(connection, f"its type is {kind!r}; expected one of {_TYPES}")
+    named = {"user": connection.login, "password": connection.password}
+    return {
+        **{str(name): str(value) for name, value in properties.items()},
+        **{name: value for name, value in named.items() if value},
+        "url": url,
+        "driver": driver,
+    }
+
+
+def driver_jars(connection: Any) -> list[str]:
+    """The jars that a connection of type jdbc names itself, as Airflow's own hook reads them."""
+    paths = dict(connection.extra_dejson or {}).get("driver_path") or ""
+    return [path.strip() for path in str(paths).split(",") if path.strip()]
+
+
+def _url(connection: Any, scheme: str, port: int) -> str:
+    if not connection.host or not connection.schema:
+        missing = "host" if not connection.host else "database (its field schema)"
+        raise _problem(connection, f"it has no {missing}")
+    host = f"[{connection.host}]" if ":" in connection.host else connection.host
+    return f"jdbc:{scheme}://{host}:{connection.port or port}/{quote(connection.schema, safe='')}"
+
+
+def _problem(connection: Any, what: str) -> InvalidJobError:
+    return InvalidJobError(f"connection {connection.conn_id!r} cannot be read over JDBC: {what}")

@@ -1,0 +1,91 @@
+"""Tables of databases, over JDBC: read in parts, side by side."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.sources import Source
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+Access = Mapping[str, Mapping[str, str]]
+"""Connection -> options of Spark's reader that open it: url, driver, user, password."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much there is, and between which values.
+
+    Attributes:
+        rows: rows that the database counts.
+        lowest, highest: of the partition column; None where there is none, or nothing but nulls in it.
+    """
+
+    rows: int
+    lowest: Any = None
+    highest: Any = None
+
+
+def read(spark: SparkSession, source: Source, access: Access) -> DataFrame:
+    """Open a table or a query of a database.
+
+    Raises:
+        InvalidJobError: nobody has said how the connection is opened.
+    """
+    reader = spark.read.format("jdbc").options(**_options(source, access))
+    if source.partition_column is None:
+        return reader.option("dbtable", _rows(source)).load()
+    found = extent(spark, source, access)
+    if found.lowest is None:
+        return reader.option("dbtable", _rows(source)).load()
+    return (
+        reader.option("dbtable", _rows(source))
+        .option("partitionColumn", source.partition_column)
+        .option("lowerBound", _bound(found.lowest, math.floor))
+        .option("upperBound", _bound(found.highest, math.ceil))
+        .option("numPartitions", str(source.partitions))
+        .load()
+    )
+
+
+def extent(spark: SparkSession, source: Source, access: Access) -> Extent:
+    """Ask the database how many rows there are, and for the ends of the partition column."""
+    options = _options(source, access)
+    ends = ""
+    if source.partition_column is not None:
+        dialects = spark._jvm.org.apache.spark.sql.jdbc.JdbcDialects  # type: ignore[union-attr]
+        column = dialects.get(options["url"]).quoteIdentifier(source.partition_column)
+        ends = f", min({column}) as lowest, max({column}) as highest"
+    query = f"select count(*) as all_rows{ends} from {_rows(source)}"
+    [row] = spark.read.format("jdbc").options(**options).option("query", query).load().collect()
+    return Extent(int(row[0]), *row[1:])
+
+
+def _options(source: Source, access: Access) -> dict[str, str]:
+    assert source.conn_id is not None
+    if source.conn_id not in access:
+        raise InvalidJobError(
+            f"source {source} needs access[{source.conn_id!r}]: the options of Spark's JDBC reader that open "
+            "it, such as url, driver, user and password; the operators take them from Airflow's connection"
+        )
+    return {**access[source.conn_id], **source.options}
+
+
+def _rows(source: Source) -> str:
+    """What stands behind FROM. A query is on lines of its own, so that a comment at its end ends with it."""
+    if source.query is None:
+        assert source.table_name is not None
+        return source.table_name
+    return f"(\n{source.query.rstrip().rstrip(';')}\n) hydrogen_rows"
+
+
+def _bound(value: Any, rounded: Callable[[Any], int]) -> str:
+    if isinstance(value, (datetime.date, datetime.datetime)):
+        return str(value)
+    return str(rounded(value))

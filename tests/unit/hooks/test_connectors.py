@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.hooks.connectors import SparkVersion, Submission, additions, needed, spark_version
+
+DELTA = "io.delta:delta-spark_4.2_2.13:4.4.0"
+EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "spark" / "jars").mkdir(parents=True)
+    (tmp_path / "spark" / "jars" / "spark-core_2.13-4.2.0.jar").touch()
+    return tmp_path / "spark"
+
+
+def of(*sources: Source, **access: str):
+    return needed(sources, {name: {"driver": driver} for name, driver in access.items()})
+
+
+def test_the_version_of_spark_is_read_from_its_jars(home, tmp_path):
+    assert spark_version(home) == SparkVersion("2.13", "4.2", "4.2.0")
+    assert spark_version(tmp_path) is None
+    (home / "jars" / "spark-core_2.13-4.2.0.jar").rename(home / "jars" / "spark-core_2.13-4.1.2-amzn-0.jar")
+    assert spark_version(home) == SparkVersion("2.13", "4.1", "4.1.2-amzn-0")
+
+
+def test_packages_are_matched_to_spark_and_come_once(home):
+    sources = [Source.delta("/a"), Source.delta("/b"), Source.avro("/c"), Source.parquet("/d")]
+    added = additions(of(*sources), Submission(), home, None)
+    assert added.packages == [DELTA, "org.apache.spark:spark-avro_2.13:4.2.0"]
+    assert "org.apache.hadoop:*" in added.excludes
+    assert added.conf == {
+        "spark.sql.extensions": EXTENSION,
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    }
+
+
+@pytest.mark.parametrize(
+    ("driver", "package"),
+    [
+        ("org.postgresql.Driver", ["org.postgresql:postgresql:42.7.14"]),
+        ("org.mariadb.jdbc.Driver", ["org.mariadb.jdbc:mariadb-java-client:3.5.10"]),
+        ("com.mysql.cj.jdbc.Driver", ["com.mysql:mysql-connector-j:9.7.0"]),
+        ("oracle.jdbc.OracleDriver", []),
+    ],
+)
+def test_drivers_of_databases(home, driver, package):
+    connectors = of(Source.jdbc("shop", table="t"), shop=driver)
+    assert additions(connectors, Submission(), home, None).packages == package
+
+
+def test_files_and_hive_need_no_package(home):
+    assert additions(of(Source.parquet("/a"), Source.orc("/a")), Submission(), home, None) == Submission(
+        [], [], [], {}
+    )
+    added = additions(of(Source.hive("db.t")), Submission(), home, None)
+    assert (added.packages, added.conf) == ([], {"spark.sql.catalogImplementation": "hive"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Submission(packages=["io.delta:delta-spark_2.13:4.0.0"]),
+        Submission(jars=["s3a://jars/delta-spark_4.2_2.13-4.4.0.jar"]),
+        Submission(conf={"spark.jars.packages": "a:b:1,io.delta:delta-spark_2.13:4.0.0"}),
+        Submission(conf={"spark.jars": "/opt/delta-spark_4.2_2.13-4.4.0.jar"}),
+    ],
+)
+def test_what_the_user_gives_is_not_added_again(home, given):
+    added = additions(of(Source.delta("/a")), given, home, None)
+    assert (added.packages, added.jars) == ([], [])
+    assert added.conf["spark.sql.extensions"] == EXTENSION
+
+
+def test_what_lies_among_sparks_jars_is_not_added(home):
+    (home / "jars" / "postgresql-42.7.1.jar").touch()
+    connectors = of(Source.jdbc("shop", table="t"), shop="org.postgresql.Driver")
+    assert additions(connectors, Submission(), home, None).packages == []
+
+
+def test_settings_of_the_user_stay(home):
+    conf = {"spark.sql.extensions": "a.B", "spark.sql.catalog.spark_catalog": "c.D"}
+    added = additions(of(Source.delta("/a")), Submission(conf=conf), home, None)
+    assert added.conf == {"spark.sql.extensions": f"a.B,{EXTENSION}"}
+    again = additions(of(Source.delta("/a")), Submission(conf={**conf, **added.conf}), home, None)
+    assert again.conf == {}
+
+
+def test_a_folder_of_jars_replaces_packages(home, tmp_path):
+    folder = tmp_path / "jars"
+    folder.mkdir()
+    names = ["delta-kernel-api-4.4.0", "delta-spark_4.2_2.13-4.4.0", "delta-storage-4.4.0", "other-1"]
+    for name in names:
+        (folder / f"{name}.jar").touch()
+    added = additions(of(Source.delta("/a")), Submission(), home, folder)
+    assert added.packages == []
+    assert [Path(jar).stem for jar in added.jars] == [names[1], names[2], names[0]]
+    with pytest.raises(
+        InvalidJobError, match=r"has no spark-avro_\*\.jar.* org.apache.spark:spark-avro_2.13"
+    ):
+        additions(of(Source.avro("/a")), Submission(), home, folder)
+
+
+def test_a_spark_of_unknown_version_asks_for_the_package(tmp_path):
+    with pytest.raises(InvalidJobError, match="the version of Spark cannot be told .* name it as packages"):
+        additions(of(Source.delta("/a")), Submission(), tmp_path, None)
