@@ -128,6 +128,8 @@ def files_of(frame: DataFrame) -> PlanFiles | None:
         if (table := _delta_table(location)) is not None:
             found.add(f"{table.path} version={table.version}")
             continue
+        if location.getClass().getSimpleName() == "CatalogFileIndex":  # of Hive: no partition was left out
+            location = location.filterPartitions(frame.sparkSession._jvm.PythonUtils.toSeq([]))  # type: ignore[union-attr]
         if location.getClass().getSimpleName() != "InMemoryFileIndex":
             return None
         # One call for all files: each is shown with path, length and modification_time.

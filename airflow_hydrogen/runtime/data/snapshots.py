@@ -148,7 +148,7 @@ def _pin(
     if source.kind in ("delta", "table"):
         version = source.version
         if version is None:
-            version = earlier.get("version") or _version(spark, source)
+            version = earlier["version"] if "version" in earlier else _version(spark, source)
         if version is not None:
             snapshot["version"] = int(version)
             return replace(source, version=int(version), timestamp=None), snapshot

@@ -1,0 +1,53 @@
+"""Models that tests publish as the training application does."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.runtime.data.dataset import FeatureLayout
+from airflow_hydrogen.runtime.models import directory
+from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.rank import publishing
+from airflow_hydrogen.runtime.rank.context import TrainContext
+
+
+class _Shard:
+    """As much of a dataset shard as publishing looks at."""
+
+    name = "train"
+
+    def __init__(self, layout):
+        self.layout = layout
+
+
+def publish(value, uri, layout=None):
+    """Publish a model as the training application does."""
+    context = TrainContext(rank=0, size=1)
+    if layout is not None:
+        context.shards["train"] = _Shard(layout)
+    staged = directory.staging_uri(uri)
+    made = publishing.save(value, staged, context)
+    manifest = Manifest(
+        framework=made.framework,
+        entry=made.entry,
+        signature=made.signature,
+        files=made.files,
+        predictor=made.predictor,
+        modules=made.modules,
+    )
+    directory.publish(staged, uri, manifest, keep_checkpoints=False)
+    return uri
+
+
+def matrix_layout(*names):
+    return FeatureLayout("matrix", tuple(ColumnSpec(name, "float32") for name in names))
+
+
+def dense(weights):
+    """A linear model of one matrix input with known weights."""
+    import keras
+
+    model = keras.Sequential([keras.Input((len(weights),)), keras.layers.Dense(np.shape(weights)[1])])
+    model.layers[0].set_weights([np.array(weights, "float32"), np.zeros(np.shape(weights)[1], "float32")])
+    return model
