@@ -65,7 +65,7 @@ def publish(value, uri, layout=None):
     """Publish a model as the training application does."""
     context = TrainContext(rank=0, size=1)
     if layout is not None:
-        context.shards["train"] = _Shard(layout)
+        context.shards["train", 0, True] = _Shard(layout)
     staged = directory.staging_uri(uri)
     made = publishing.save(value, staged, context)
     manifest = Manifest(

@@ -61,10 +61,11 @@ class DatasetShard:
             or of one file: then the list is made here.
         rank, size: this rank and the number of ranks.
         name: the dataset's name, for messages.
-        seed: of the shuffle.
+        seed: of the shuffle, 0 or more: the same on every rank.
         shuffle: False keeps the files' order.
 
     Raises:
+        InvalidJobError: `seed` is no whole number of 0 or more.
         EmptyDatasetError: no rows.
         SchemaMismatchError: columns or types that differ between the files.
     """
@@ -79,6 +80,8 @@ class DatasetShard:
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
+        if not isinstance(seed, int) or seed < 0:
+            raise InvalidJobError(f"seed must be a whole number of 0 or more, found {seed!r}")
         self.rank, self.size, self.name = rank, size, name
         self.seed, self.shuffle = seed, shuffle
         self.layout: FeatureLayout | None = None

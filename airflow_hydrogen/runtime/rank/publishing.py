@@ -209,9 +209,10 @@ def _save_exported(model: ExportedModel, folder: Path, layout: FeatureLayout | N
 
 
 def _layout(context: TrainContext) -> FeatureLayout | None:
-    """How the training data was read: that of "train", else of the first dataset that was read."""
-    shards = sorted(context.shards.values(), key=lambda shard: shard.name != "train")
-    return next((shard.layout for shard in shards if shard.layout is not None), None)
+    """How the training data was read: "train" as it was read last, else the first dataset that was read."""
+    shards = [shard for shard in context.shards.values() if shard.layout is not None]
+    training = [shard for shard in shards if shard.name == "train"]
+    return next((shard.layout for shard in (*reversed(training), *shards)), None)
 
 
 def _row_shape(name: str, shape: Any) -> tuple[int, ...]:
