@@ -13,7 +13,8 @@ import pytest
 
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.data.dataset import DatasetShard, FeatureLayout
+from airflow_hydrogen.runtime.data.dataset import DatasetShard
+from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.rank import context as contexts
 from airflow_hydrogen.runtime.rank.context import TrainContext, dump_history, get_dataset_shard, report
 from airflow_hydrogen.runtime.rank.publishing import _layout
