@@ -146,7 +146,7 @@ def test_arguments_are_checked_as_those_of_to_tf_are(rows):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_workers_give_every_row_once_in_the_same_steps_on_every_rank(rows, shuffle):
     seen = {}
-    for workers in (0, 1, 2, 3):
+    for workers in (0, 1, 2):
         shards = [DatasetShard(rows, rank=rank, size=2, shuffle=shuffle) for rank in range(2)]
         loaders = [load(shard.to_torch(BATCH, "y", features=["id"]), num_workers=workers) for shard in shards]
         seen[workers] = [ids(loader) for loader in loaders]
@@ -157,7 +157,7 @@ def test_workers_give_every_row_once_in_the_same_steps_on_every_rank(rows, shuff
     plain = DatasetShard(rows, shuffle=shuffle, size=2).to_batches(BATCH, ["id"])
     assert [batch.column("id").to_pylist() for batch in plain] == seen[0][0] == seen[1][0]
     if not shuffle:
-        assert seen[0] == seen[1] == seen[2] == seen[3]
+        assert seen[0] == seen[1] == seen[2]
 
 
 @pytest.mark.parametrize("persistent", [True, False])
@@ -195,7 +195,7 @@ def test_workers_may_be_spawned(rows):
         shard = DatasetShard(rows)
         dataset = shard.to_torch(BATCH, "y", features=["id"])
         shard.set_epoch(3)
-        orders.append(ids(load(dataset, num_workers=2, multiprocessing_context=method)))
+        orders.append(ids(load(dataset, num_workers=1, multiprocessing_context=method)))
     assert orders[0] == orders[1]
 
 
@@ -228,5 +228,5 @@ def test_loaders_work_inside_ranks(rows):
             steps[method] = [features.shape[0] for features, _labels in loader]
         return steps
 
-    steps = HorovodRunner(-2).run(main, rows)
+    steps = HorovodRunner(-2).run(main, uri=rows)
     assert steps == {"fork": [8] * 6 + [4], "spawn": [8] * 6 + [4]}
