@@ -133,29 +133,33 @@ def read_file(uri: str, features: Sequence[Feature], *, is_chosen: bool) -> Iter
     known = frozenset(feature.name for feature in features)
     numbered = enumerate(_examples(uri), 1)
     while batch := _some(numbered):
-        first = batch[0][0]
         arrays: list[list[Any]] = [[] for _ in features]
-        for number, example in batch:
+        for number, (example, _) in batch:
             found = example.features.feature
-            if not is_chosen and (strange := [name for name in found if name not in known]):
+            present = 0
+            for feature, values in zip(features, arrays, strict=True):
+                message = found.get(feature.name)
+                present += message is not None
+                values.append(None if message is None else _value(uri, number, feature, message))
+            if not is_chosen and present < len(found):
+                strange = next(name for name in found if name not in known)
                 raise _damaged(
                     uri,
                     number,
-                    f"feature {strange[0]!r} is not among the first records of the first file; {_HINT}",
+                    f"feature {strange!r} is not among the first records of the first file; {_HINT}",
                 )
-            for feature, values in zip(features, arrays, strict=True):
-                values.append(_value(uri, number, feature, found))
         columns = [
-            _column(uri, first, feature, values) for feature, values in zip(features, arrays, strict=True)
+            _column(uri, batch[0][0], feature, values)
+            for feature, values in zip(features, arrays, strict=True)
         ]
         yield pa.RecordBatch.from_arrays(columns, names=[feature.name for feature in features])
 
 
-def _some(numbered: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
+def _some(numbered: Iterator[tuple[int, tuple[Any, int]]]) -> list[tuple[int, tuple[Any, int]]]:
     batch, size = [], 0
     for item in itertools.islice(numbered, _BATCH_ROWS):
         batch.append(item)
-        size += item[1].ByteSize()
+        size += item[1][1]
         if size >= _BATCH_BYTES:
             break
     return batch
@@ -189,7 +193,8 @@ def records(uri: str) -> Iterator[bytes]:
             yield data
 
 
-def _examples(uri: str) -> Iterator[Any]:
+def _examples(uri: str) -> Iterator[tuple[Any, int]]:
+    """The examples of a file, with their bytes."""
     from google.protobuf.message import DecodeError
 
     kind = example_class()
@@ -200,7 +205,7 @@ def _examples(uri: str) -> Iterator[Any]:
             raise _damaged(uri, number, f"it is no tf.train.Example: {error}") from None
         if example.feature_lists:
             raise _damaged(uri, number, "it is a tf.train.SequenceExample; expected tf.train.Example")
-        yield example
+        yield example, len(data)
 
 
 @contextmanager
@@ -236,21 +241,22 @@ def _damaged(uri: str, number: int, problem: str) -> SourceError:
 # --- records -> columns ------------------------------------------------------------------------------
 
 
-def _value(uri: str, number: int, feature: Feature, found: Any) -> Any:
-    message = found.get(feature.name)
-    kind = message and message.WhichOneof("kind")
-    if not kind:
-        return None
-    if kind != feature.kind:
-        raise _damaged(uri, number, f"feature {feature.name!r} is a {kind}, expected {feature.kind}; {_HINT}")
-    values = getattr(message, kind).value
+def _value(uri: str, number: int, feature: Feature, message: Any) -> Any:
+    """What a cell of the column holds. Asked for each cell: what is usual comes first."""
+    values = getattr(message, feature.kind).value
+    count = len(values)
+    if not count:
+        kind = message.WhichOneof("kind")
+        if kind not in (None, feature.kind):
+            raise _damaged(
+                uri, number, f"feature {feature.name!r} is a {kind}, expected {feature.kind}; {_HINT}"
+            )
+        return values if feature.is_list and kind else None
     if feature.is_list:
         return values
-    if len(values) > 1:
-        raise _damaged(
-            uri, number, f"feature {feature.name!r} has {len(values)} values, expected one; {_HINT}"
-        )
-    return values[0] if values else None
+    if count > 1:
+        raise _damaged(uri, number, f"feature {feature.name!r} has {count} values, expected one; {_HINT}")
+    return values[0]
 
 
 def _column(uri: str, first: int, feature: Feature, values: list[Any]) -> pa.Array:
@@ -281,10 +287,10 @@ def _inferred_schema(where: str, files: DataFrame) -> str:
     raise SourceError(where, f"there is no record by which to know the columns; {_HINT}")
 
 
-def _inferred(where: str, sample: Iterable[Any]) -> dict[str, str]:
+def _inferred(where: str, sample: Iterable[tuple[Any, int]]) -> dict[str, str]:
     kinds: dict[str, str | None] = {}
     lists: set[str] = set()
-    for example in sample:
+    for example, _ in sample:
         for name, message in example.features.feature.items():
             kind = message.WhichOneof("kind")
             before = kinds.get(name)
@@ -400,5 +406,5 @@ def example_class() -> Any:
 def _missing(package: str) -> SourceError:
     return SourceError(
         "tfrecord",
-        f"{package} is not installed here: install airflow-hydrogen[tfrecord] on the driver and the executors",
+        f"{package} is not installed here: install airflow-hydrogen[tfrecord] on driver and executors",
     )

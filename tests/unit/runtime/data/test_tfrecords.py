@@ -173,7 +173,8 @@ def test_what_is_no_example_is_refused(tmp_path):
 
 
 def test_the_schema_is_that_of_all_records_of_the_sample():
-    sample = [_example(b=[b"x"], i=[1], f=[1.0]), _example(f=[1.0, 2.0]), _example(i=[2])]
+    examples = [_example(b=[b"x"], i=[1], f=[1.0]), _example(f=[1.0, 2.0]), _example(i=[2])]
+    sample = [(example, 0) for example in examples]
     assert tfrecords._inferred("x", sample) == {"b": "binary", "f": "array<float>", "i": "bigint"}
 
 
@@ -189,14 +190,14 @@ def test_the_schema_is_that_of_all_records_of_the_sample():
 )
 def test_a_sample_that_gives_no_schema_is_refused(sample, problem):
     with pytest.raises(SourceError, match=problem):
-        tfrecords._inferred("x", [make() for make in sample])
+        tfrecords._inferred("x", [(make(), 0) for make in sample])
 
 
 def test_a_feature_that_never_has_a_value_needs_a_schema():
     example = example_class()()
     example.features.feature["a"].SetInParent()
     with pytest.raises(SourceError, match="feature 'a' has no value in the first records; pass a schema"):
-        tfrecords._inferred("x", [example])
+        tfrecords._inferred("x", [(example, 0)])
 
 
 def test_a_missing_library_is_named_with_what_to_install(monkeypatch):
