@@ -126,6 +126,8 @@ def test_what_tensorflow_wrote_is_read_with_the_schema_of_its_records(spark, fli
     assert frame.schema.simpleString() == (
         "struct<carrier:binary,delay:float,id:bigint,legs:array<bigint>,ds:date>"
     )
+    plan = frame._jdf.queryExecution().executedPlan().toString()
+    assert "ReadSchema: struct<path:string>" in plan, "Spark itself reads the files' bytes too"
     found = [row.asDict() for row in frame.orderBy("id").collect()]
     assert [row["id"] for row in found] == _IDS
     assert [row["delay"] for row in found] == [row * 0.5 if row % 5 else None for row in _IDS]
