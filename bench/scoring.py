@@ -128,8 +128,8 @@ def publish_model(folder: Path, rows: str) -> str:
         ]
     )
     context = TrainContext(rank=0, size=1)
-    context.shards["train"] = DatasetShard(rows)
-    context.shards["train"].layout = publishing.FeatureLayout(
+    context.shards["train", 0, True] = DatasetShard(rows)
+    context.shards["train", 0, True].layout = publishing.FeatureLayout(
         "matrix", tuple(ColumnSpec(name, "float32") for name in FEATURES)
     )
     uri = str(folder / "model")

@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.values import refuse_unknown_fields, require_json
 
-SourceKind = Literal["parquet", "orc", "avro", "csv", "json", "delta", "table", "hive", "jdbc", "read", "sql"]
+SourceKind = Literal[
+    "parquet", "orc", "avro", "csv", "json", "tfrecord", "delta", "table", "hive", "jdbc", "read", "sql"
+]
 
 SqlValue = str | int | float | bool | None
 """What can be bound to a name in SQL; a date is its text, which Spark compares with dates as one."""
@@ -30,6 +32,7 @@ _KINDS: dict[str, _Fields] = {
     "avro": _FILES,
     "csv": _FILES,
     "json": _FILES,
+    "tfrecord": _FILES,
     "delta": _Fields(("uri",), ("version", "timestamp")),
     "table": _Fields(("table_name",), ("version", "timestamp")),
     "hive": _Fields(("table_name",)),
@@ -54,8 +57,8 @@ _COMMON = ("kind", "columns", "where", "where_args")
 class Source:
     """Where rows come from.
 
-    Use the constructors: `parquet`, `orc`, `avro`, `csv`, `json` and `read` for files, `delta`, `table` and
-    `hive` for tables, `jdbc` for databases, `sql` for a query over all of these.
+    Use the constructors: `parquet`, `orc`, `avro`, `csv`, `json`, `tfrecord` and `read` for files, `delta`,
+    `table` and `hive` for tables, `jdbc` for databases, `sql` for a query over all of these.
 
     `where` and `query` are code: Spark, or the database, runs whatever they call. A value that comes from
     elsewhere, such as a Param, belongs into `where_args` and `query_args`: Spark binds it to `:name` and
@@ -224,6 +227,27 @@ class Source:
             options: options of Spark's JSON reader.
         """
         return cls._of_files("json", uri, columns, where, where_args, options)
+
+    @classmethod
+    def tfrecord(
+        cls,
+        uri: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+        **options: str,
+    ) -> Source:
+        """TFRecord files of `tf.train.Example`, plain or gzip. They are read without TensorFlow.
+
+        Args:
+            uri: a file, a folder or a pattern.
+            columns, where, where_args: as for `parquet`.
+            options: `schema`, Spark's DDL of the columns, such as "age BIGINT, pixels ARRAY<FLOAT>, name
+                STRING"; without it they are found in the first 1,000 records. Besides, `pathGlobFilter` and
+                what else Spark lists files by.
+        """
+        return cls._of_files("tfrecord", uri, columns, where, where_args, options)
 
     @classmethod
     def _of_files(

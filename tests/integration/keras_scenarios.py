@@ -571,6 +571,8 @@ def warmup() -> dict[str, Any]:
 class Shard:
     """As DatasetShard: the order of the rows is a function of the epoch."""
 
+    name = "train"
+
     def __init__(self) -> None:
         self.epoch = 0
         self.error = None
@@ -598,17 +600,17 @@ class Shard:
 
 def defaults(folder: Path) -> dict[str, Any]:
     context = hydrogen.get_context()
-    context.shards["train"] = Shard()
+    context.shards["train", 0, True] = Shard()
     context.events_uri = (folder / "events").as_uri()
     context.history.clear()
     model = make_model()
     model.compile(hydrogen.keras.DistributedOptimizer("sgd"), "mse", metrics=["mae"])
-    rows = context.shards["train"].to_tf()
+    rows = context.shards["train", 0, True].to_tf()
     model.fit(rows, validation_data=rows, epochs=2, verbose=0, callbacks=hydrogen.keras.callbacks())
     context.events_uri = None
     return {
         "history": list(context.history),
-        "opened": context.shards.pop("train").opened,
+        "opened": context.shards.pop(("train", 0, True)).opened,
         "events": {
             run: events(folder / "events" / run) for run in ("train", "validation") if hvd.rank() == 0
         },
@@ -649,7 +651,7 @@ def resumable(checkpoints: str | None, stop_before: int | None = None) -> list[d
     context.checkpoints_uri = checkpoints
     context.resumed_from_epoch = None
     context.history.clear()
-    shard = context.shards["train"] = Shard()
+    shard = context.shards["train", 0, True] = Shard()
     keras.utils.set_random_seed(21)
     model = keras.Sequential(
         [
@@ -766,7 +768,7 @@ def adversarial(checkpoints: str | None, *, shift: float = 0.0, stop_before: int
     context = hydrogen.get_context()
     context.checkpoints_uri = checkpoints
     context.history.clear()
-    context.shards["train"] = Shard()
+    context.shards["train", 0, True] = Shard()
     keras.utils.set_random_seed(23)
     model = Adversaries(my_rows(data()[0]) + hvd.rank() + shift)
     distributed = hydrogen.keras.DistributedOptimizer
@@ -777,7 +779,9 @@ def adversarial(checkpoints: str | None, *, shift: float = 0.0, stop_before: int
     stop = [] if stop_before is None else [StopBefore(stop_before)]
     callbacks = hydrogen.keras.callbacks(tensorboard=False)
     with contextlib.suppress(Stopped):
-        model.fit(context.shards["train"].to_tf(), epochs=4, verbose=0, callbacks=[*callbacks, *stop])
+        model.fit(
+            context.shards["train", 0, True].to_tf(), epochs=4, verbose=0, callbacks=[*callbacks, *stop]
+        )
     x = data()[0][:5]
     mine = {
         "weights": weights_of(model).tolist(),

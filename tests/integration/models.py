@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.data.dataset import FeatureLayout
+from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.rank import publishing
@@ -25,7 +25,7 @@ def publish(value, uri, layout=None):
     """Publish a model as the training application does."""
     context = TrainContext(rank=0, size=1)
     if layout is not None:
-        context.shards["train"] = _Shard(layout)
+        context.shards["train", 0, True] = _Shard(layout)
     staged = directory.staging_uri(uri)
     made = publishing.save(value, staged, context)
     manifest = Manifest(

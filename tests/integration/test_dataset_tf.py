@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_hydrogen.contract.errors import MissingColumnError
+from airflow_hydrogen.contract.errors import MissingColumnError, SourceError
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
+from airflow_hydrogen.runtime.data.tfrecords import read_tfrecords
 
 pytestmark = pytest.mark.integration
 
@@ -82,3 +83,97 @@ def test_an_error_in_the_data_is_kept_for_the_ranks_report(tmp_path):
     with pytest.raises(Exception, match="NullValueError"):
         list(shard.to_tf(2, "y"))
     assert "column 'x'" in str(shard.error)
+
+
+# --- TFRecord files that TensorFlow wrote --------------------------------------------------------------
+
+
+@pytest.fixture
+def flights(tmp_path):
+    """A folder of 30 examples: two files in each of two partition folders, one of each two gzipped."""
+    import tensorflow as tf
+
+    for number in range(4):
+        folder = tmp_path / f"ds=2013-01-0{1 + number // 2}"
+        folder.mkdir(exist_ok=True)
+        path = str(folder / f"part {number}%20.tfrecord")
+        compression = "GZIP" if number % 2 else None
+        with tf.io.TFRecordWriter(path, compression) as writer:
+            for row in range(number * 10, number * 10 + 10 - 5 * (number // 2)):
+                writer.write(_flight(tf, row).SerializeToString())
+    return str(tmp_path)
+
+
+def _flight(tf, row):
+    train = tf.train
+    features = {
+        "id": train.Feature(int64_list=train.Int64List(value=[row])),
+        "delay": train.Feature(float_list=train.FloatList(value=[row * 0.5])),
+        "carrier": train.Feature(bytes_list=train.BytesList(value=[f"ü{row}".encode()])),
+        "legs": train.Feature(int64_list=train.Int64List(value=[-row] * (row % 3))),
+    }
+    if row % 5 == 0:
+        del features["delay"]
+    return train.Example(features=train.Features(feature=features))
+
+
+_IDS = [*range(20), *range(20, 25), *range(30, 35)]
+
+
+def test_what_tensorflow_wrote_is_read_with_the_schema_of_its_records(spark, flights):
+    frame = read_tfrecords(spark, flights, {})
+    assert frame.schema.simpleString() == (
+        "struct<carrier:binary,delay:float,id:bigint,legs:array<bigint>,ds:date>"
+    )
+    plan = frame._jdf.queryExecution().executedPlan().toString()
+    assert "ReadSchema: struct<path:string>" in plan, "Spark itself reads the files' bytes too"
+    found = [row.asDict() for row in frame.orderBy("id").collect()]
+    assert [row["id"] for row in found] == _IDS
+    assert [row["delay"] for row in found] == [row * 0.5 if row % 5 else None for row in _IDS]
+    assert [bytes(row["carrier"]).decode() for row in found] == [f"ü{row}" for row in _IDS]
+    assert [row["legs"] for row in found] == [[-row] * (row % 3) for row in _IDS]
+    assert [str(row["ds"]) for row in found] == [f"2013-01-0{1 + row // 20}" for row in _IDS]
+
+
+def test_a_schema_and_columns_say_what_is_read_and_as_what(spark, flights):
+    schema = "carrier STRING, id INT, delay DOUBLE"
+    frame = read_tfrecords(spark, f"{flights}/ds=2013-01-02/*", {"schema": schema}, ["id", "carrier"])
+    assert frame.schema.simpleString() == "struct<id:int,carrier:string>"
+    assert sorted(tuple(row) for row in frame.collect()) == [(row, f"ü{row}") for row in _IDS[20:]]
+    with pytest.raises(MissingColumnError, match="column 'nose' not found; the columns are 'carrier'"):
+        read_tfrecords(spark, flights, {"schema": schema}, ["nose"])
+    with pytest.raises(SourceError, match="unknown option 'colums'; expected schema, pathGlobFilter"):
+        read_tfrecords(spark, flights, {"colums": "id"})
+    with pytest.raises(SourceError, match="column 'id' of the schema is date; expected tinyint"):
+        read_tfrecords(spark, flights, {"schema": "id DATE"})
+
+
+def test_a_damaged_file_fails_the_query_and_is_named_with_its_record(spark, flights):
+    from pathlib import Path
+
+    from pyspark.errors import PySparkException
+
+    damaged = Path(flights) / "ds=2013-01-02" / "part 2%20.tfrecord"
+    content = bytearray(damaged.read_bytes())
+    content[-20] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(
+        PySparkException, match=r"part 2%20.tfrecord.*record 5: its data have another checksum"
+    ):
+        read_tfrecords(spark, flights, {"schema": "id BIGINT"}).collect()
+
+
+def test_the_files_decide_whether_prepared_records_are_used_again(spark, flights):
+    from airflow_hydrogen.runtime.data.recipes import _files_of
+
+    before = _files_of(read_tfrecords(spark, flights, {}))
+    assert before is not None
+    assert before == _files_of(read_tfrecords(spark, flights, {}))
+    assert before != _files_of(read_tfrecords(spark, f"{flights}/ds=2013-01-01", {}))
+
+
+def test_no_record_gives_no_schema(spark, tmp_path):
+    (tmp_path / "empty.tfrecord").touch()
+    with pytest.raises(SourceError, match="there is no record by which to know the columns; pass a schema"):
+        read_tfrecords(spark, str(tmp_path), {})
+    assert read_tfrecords(spark, str(tmp_path), {"schema": "id BIGINT"}).count() == 0

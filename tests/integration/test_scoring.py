@@ -38,7 +38,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.data.dataset import FeatureLayout
+from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature

@@ -1,11 +1,13 @@
-"""A rank's shard of a Parquet dataset: row groups -> Arrow -> tf.data, in constant memory."""
+"""A rank's shard of a Parquet dataset: row groups -> Arrow -> tf.data or PyTorch, in constant memory."""
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,31 +15,29 @@ import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
-    ColumnTypeError,
     DataError,
     EmptyDatasetError,
     InvalidJobError,
     MissingColumnError,
 )
-from airflow_hydrogen.runtime.data.columns import ColumnSpec, dtype_of, stack, to_numpy
+from airflow_hydrogen.runtime.data.columns import ColumnSpec, dtype_of, to_numpy
+from airflow_hydrogen.runtime.data.encoding import Encoder, FeatureLayout, Layout
 from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles, list_dataset, read_footers
-from airflow_hydrogen.runtime.data.shards import RowSlice, assign_shards, rows_per_rank, shuffled_order
+from airflow_hydrogen.runtime.data.shards import (
+    RowSlice,
+    assign_shards,
+    rows_per_rank,
+    shuffled_order,
+    split_batches,
+)
 from airflow_hydrogen.runtime.data.windows import plan_windows, read_windows
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-Layout = Literal["matrix", "columns"]
+    from airflow_hydrogen.runtime.data.torch_dataset import ShardDataset
 
 _PROBE_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True)
-class FeatureLayout:
-    """How `to_tf` turned columns into the model's input: the model's signature is made from it."""
-
-    layout: Layout
-    features: tuple[ColumnSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ class DatasetShard:
             or of one file: then the list is made here.
         rank, size: this rank and the number of ranks.
         name: the dataset's name, for messages.
-        seed: of the shuffle.
+        seed: of the shuffle, 0 or more: the same on every rank.
         shuffle: False keeps the files' order.
 
     Raises:
+        InvalidJobError: `seed` is no whole number of 0 or more.
         EmptyDatasetError: no rows.
         SchemaMismatchError: columns or types that differ between the files.
     """
@@ -79,12 +80,16 @@ class DatasetShard:
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
+        if not isinstance(seed, int) or seed < 0:
+            raise InvalidJobError(f"seed must be a whole number of 0 or more, found {seed!r}")
         self.rank, self.size, self.name = rank, size, name
         self.seed, self.shuffle = seed, shuffle
         self.layout: FeatureLayout | None = None
         self.error: DataError | None = None
         self._epoch: int | None = None
         self._next_epoch = 0
+        # Memory that processes which read for this one see: its epoch, and the last that they have begun.
+        self._told: Any = None
         self.files = data if isinstance(data, DatasetFiles) else read_footers(list_dataset(data))
         self.files.require_one_schema()
         self._groups = [
@@ -112,6 +117,8 @@ class DatasetShard:
         Without it the n-th iteration is epoch n. `hydrogen.keras.callbacks()` calls it.
         """
         self._epoch = epoch
+        if self._told is not None:
+            self._told[0] = epoch
 
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch, the last one perhaps short."""
@@ -127,15 +134,9 @@ class DatasetShard:
         Raises:
             MissingColumnError: a column that is not there.
         """
-        rest: pa.Table | None = None
-        for window in self._windows(self._checked("columns", columns), self._begin_epoch(), batch_size):
-            table = window if rest is None else pa.concat_tables([rest, window])
-            whole = table.num_rows - table.num_rows % batch_size
-            for start in range(0, whole, batch_size):
-                yield _one_batch(table.slice(start, batch_size))
-            rest = table.slice(whole) if whole < table.num_rows else None
-        if rest is not None:
-            yield _one_batch(rest)
+        for table in self.read(self._checked("columns", columns), batch_size, epoch=self.begin_epoch()):
+            for part in _batches_of(table, batch_size):
+                yield part.combine_chunks().to_batches()[0]
 
     def to_tf(
         self,
@@ -165,20 +166,11 @@ class DatasetShard:
         """
         import tensorflow as tf
 
-        if batch_size < 1:
-            raise InvalidJobError(f"batch_size must be at least 1, found {batch_size}")
-        labels = [label] if isinstance(label, str) else list(label or [])
-        self._checked("label", labels)
-        wanted = self._checked(
-            "feature",
-            [name for name in self.schema.names if name not in labels] if features is None else features,
-        )
-        self.layout = FeatureLayout(layout, tuple(self._spec(name) for name in wanted))
-        encode = _Encoder(self.layout, tuple(self._spec(name) for name in labels), isinstance(label, str))
+        encode = self._encoder(batch_size, label, features, layout)
 
         def windows() -> Iterator[Any]:
             try:
-                for table in self._windows([*wanted, *labels], self._begin_epoch(), batch_size):
+                for table in self._windows(encode.columns, batch_size, self.begin_epoch()):
                     yield encode(table)
             except DataError as error:
                 self.error = error  # TensorFlow passes on its text alone
@@ -197,27 +189,115 @@ class DatasetShard:
         options.autotune.enabled = False
         return dataset.prefetch(2).with_options(options)
 
+    def to_torch(
+        self,
+        batch_size: int,
+        label: str | Sequence[str] | None = None,
+        *,
+        features: Sequence[str] | None = None,
+        layout: Layout = "matrix",
+    ) -> ShardDataset:
+        """The rows as a `torch.utils.data.IterableDataset` of batches: for a loop, or for a `DataLoader`.
+
+            rows = shard.to_torch(1024, "late")
+            loader = torch.utils.data.DataLoader(rows, batch_size=None, num_workers=2)
+            for epoch in range(epochs):
+                shard.set_epoch(epoch)
+                for features, labels in loader:
+                    ...
+
+        The workers of a loader read a part of the rows each, and together every row once, in as many steps
+        as without workers. The order is a function of seed, epoch and `num_workers`: without workers and with
+        one it is that of `to_tf`. Unshuffled rows keep the order of the files with any number of workers,
+        each of which then reads all of them. Workers do not see how often a loader was iterated: call
+        `set_epoch`, which they follow with `persistent_workers` too.
+
+        Args:
+            batch_size: rows of a batch, on this rank.
+            label: column of the label; a list of columns gives a dict of labels; None gives batches without
+                labels.
+            features: columns of the features in the model's order; by default all but the labels.
+            layout: "matrix" stacks numbers, booleans and tensor columns side by side in one float32
+                tensor of shape (rows, width); "columns" gives a dict, column name -> tensor of shape
+                (rows,) or (rows, width) in the column's own type, and a list for strings.
+
+        Returns:
+            Elements `features` or `(features, labels)`; its length is the number of steps.
+
+        Raises:
+            MissingColumnError, ColumnTypeError: before anything is read; the columns are named.
+            NullValueError, RaggedTensorError, DatasetChangedError: while reading. What a worker raises
+                reaches the loop as PyTorch passes it on: as a RuntimeError with the whole text.
+        """
+        from airflow_hydrogen.runtime.data.torch_dataset import ShardDataset
+
+        encode = self._encoder(batch_size, label, features, layout)
+        if self._told is None:
+            epoch = self._next_epoch if self._epoch is None else self._epoch
+            self._told = multiprocessing.RawArray("q", [epoch, -1])
+        return ShardDataset(self, batch_size, encode)
+
     # --- reading -------------------------------------------------------------------------------------
 
-    def _begin_epoch(self) -> int:
+    def begin_epoch(self) -> int:
+        """The epoch of an iteration that begins in this process."""
         epoch = self._next_epoch if self._epoch is None else self._epoch
         self._next_epoch = epoch + 1
         self._epoch = None
         return epoch
+
+    def told_epoch(self, *, tell: bool) -> tuple[int, bool]:
+        """The epoch of an iteration that begins in a process that reads for the rank's.
+
+        Args:
+            tell: whether this process is the one that says that it has begun.
+
+        Returns:
+            The epoch, and whether the one that tells has begun it before.
+        """
+        epoch, begun = self._told
+        if tell:
+            self._told[1] = epoch
+        return epoch, tell and epoch == begun
+
+    def read(
+        self, columns: Sequence[str], batch_size: int, *, epoch: int, worker: int = 0, workers: int = 1
+    ) -> Iterator[pa.Table]:
+        """An epoch's rows in tables of whole batches; the last batch may be short.
+
+        Args:
+            columns: columns to read.
+            batch_size: rows of a batch.
+            epoch: decides the order.
+            worker, workers: of processes from which one batch each is taken in turn, the place of this one.
+        """
+        if workers > 1 and not self.shuffle:
+            # The files' order is kept, so each worker's batches lie in all row groups.
+            tables = _whole_batches(self._windows(columns, batch_size, epoch), batch_size)
+            batches = (batch for table in tables for batch in _batches_of(table, batch_size))
+            return itertools.islice(batches, worker, None, workers)
+        return _whole_batches(self._windows(columns, batch_size, epoch, worker, workers), batch_size)
 
     def _slices(self, epoch: int) -> list[RowSlice]:
         counts = [group.rows for group in self._groups]
         order = shuffled_order(len(counts), self.seed, epoch) if self.shuffle else None
         return assign_shards(counts, self.size, order)[self.rank]
 
-    def _windows(self, columns: Sequence[str], epoch: int, batch_size: int) -> Iterator[pa.Table]:
-        """The rank's rows of an epoch in shuffled windows of bounded size."""
+    def _windows(
+        self, columns: Sequence[str], batch_size: int, epoch: int, worker: int = 0, workers: int = 1
+    ) -> Iterator[pa.Table]:
+        """A worker's rows of an epoch in shuffled windows of bounded size."""
         sizes = [self.files.columns[name] for name in columns]
         remote = uris.local_path(self.files.uri) is None
         plan = plan_windows(sizes, self.total_rows / len(self._groups), batch_size, remote=remote)
         if not self.shuffle:
             plan = replace(plan, groups=1)
-        random = np.random.default_rng([self.seed, epoch, self.rank])
+        slices = self._slices(epoch)
+        place = [self.seed, epoch, self.rank]
+        if workers > 1:
+            slices = split_batches(slices, batch_size, workers)[worker]
+            place.append(worker)
+        random = np.random.default_rng(place)
 
         def open_group(number: int) -> tuple[pq.ParquetFile, int]:
             group = self._groups[number]
@@ -225,10 +305,29 @@ class DatasetShard:
 
         # Files may differ in whether they allow nulls: the tables that are made of them must not.
         schema = pa.schema([self.schema.field(name).with_nullable(True) for name in columns])
-        for table in read_windows(self._slices(epoch), plan, schema, batch_size, open_group):
+        for table in read_windows(slices, plan, schema, batch_size, open_group):
             yield table.take(random.permutation(table.num_rows)) if self.shuffle else table
 
     # --- columns -------------------------------------------------------------------------------------
+
+    def _encoder(
+        self,
+        batch_size: int,
+        label: str | Sequence[str] | None,
+        features: Sequence[str] | None,
+        layout: Layout,
+    ) -> Encoder:
+        """What turns tables into arrays, of checked arguments. The layout is kept for the signature."""
+        if batch_size < 1:
+            raise InvalidJobError(f"batch_size must be at least 1, found {batch_size}")
+        labels = [label] if isinstance(label, str) else list(label or [])
+        self._checked("label", labels)
+        wanted = self._checked(
+            "feature",
+            [name for name in self.schema.names if name not in labels] if features is None else features,
+        )
+        self.layout = FeatureLayout(layout, tuple(self._spec(name) for name in wanted))
+        return Encoder(self.layout, tuple(self._spec(name) for name in labels), isinstance(label, str))
 
     def _checked(self, role: str, names: Sequence[str] | None) -> list[str]:
         found = self.schema.names
@@ -254,56 +353,19 @@ class DatasetShard:
         return int(to_numpy(name, first.column(0)).shape[1])
 
 
-class _Encoder:
-    """A window of rows -> the arrays that `to_tf` yields."""
-
-    def __init__(self, layout: FeatureLayout, labels: tuple[ColumnSpec, ...], single_label: bool) -> None:
-        self._layout, self._labels, self._single_label = layout, labels, single_label
-        if layout.layout == "matrix":
-            for spec in layout.features:
-                if spec.dtype == "string":
-                    raise ColumnTypeError(
-                        spec.name, "a number", "string", "a matrix holds numbers: use layout='columns'"
-                    )
-
-    def __call__(self, table: pa.Table) -> Any:
-        arrays = {
-            spec.name: to_numpy(spec.name, table.column(spec.name), spec.width)
-            for spec in (*self._layout.features, *self._labels)
-        }
-        features = [arrays[spec.name] for spec in self._layout.features]
-        inputs: Any = (
-            stack(features)
-            if self._layout.layout == "matrix"
-            else {spec.name: arrays[spec.name] for spec in self._layout.features}
-        )
-        if not self._labels:
-            return inputs
-        if self._single_label:
-            return inputs, arrays[self._labels[0].name]
-        return inputs, {spec.name: arrays[spec.name] for spec in self._labels}
-
-    def tensor_specs(self, tf: Any) -> Any:
-        """TensorFlow's description of what `__call__` returns."""
-
-        def spec_of(spec: ColumnSpec) -> Any:
-            shape = (None,) if spec.width is None else (None, spec.width)
-            return tf.TensorSpec(
-                shape, tf.string if spec.dtype == "string" else tf.dtypes.as_dtype(spec.dtype)
-            )
-
-        features = self._layout.features
-        inputs: Any = (
-            tf.TensorSpec((None, sum(spec.values for spec in features)), tf.float32)
-            if self._layout.layout == "matrix"
-            else {spec.name: spec_of(spec) for spec in features}
-        )
-        if not self._labels:
-            return inputs
-        if self._single_label:
-            return inputs, spec_of(self._labels[0])
-        return inputs, {spec.name: spec_of(spec) for spec in self._labels}
+def _whole_batches(windows: Iterable[pa.Table], batch_size: int) -> Iterator[pa.Table]:
+    """Windows cut anew, so that each but the last holds a multiple of `batch_size` rows."""
+    rest: pa.Table | None = None
+    for window in windows:
+        table = window if rest is None else pa.concat_tables([rest, window])
+        whole = table.num_rows - table.num_rows % batch_size
+        if whole:
+            yield table.slice(0, whole)
+        rest = table.slice(whole) if whole < table.num_rows else None
+    if rest is not None:
+        yield rest
 
 
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    return table.combine_chunks().to_batches()[0]
+def _batches_of(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, batch_size):
+        yield table.slice(start, batch_size)

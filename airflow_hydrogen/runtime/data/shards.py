@@ -69,6 +69,37 @@ def assign_shards(
     return shards
 
 
+def split_batches(slices: Sequence[RowSlice], batch_size: int, workers: int) -> list[list[RowSlice]]:
+    """Split a rank's rows over the processes that read for it, from which one batch each is taken in turn.
+
+    Args:
+        slices: the rank's rows.
+        batch_size: rows of a batch, >= 1.
+        workers: number of processes, >= 1.
+
+    Returns:
+        One list of slices per process, perhaps empty: together every row once, in as many batches as one
+        process would make of them. The one short batch, if there is one, is the last that is taken.
+    """
+    total = sum(part.rows for part in slices)
+    steps = -(-total // batch_size)
+    left = iter(slices)
+    part: RowSlice | None = next(left, None)
+    split: list[list[RowSlice]] = []
+    for worker in range(workers):
+        batches = len(range(worker, steps, workers))
+        is_last = batches and worker == (steps - 1) % workers
+        missing = batches * batch_size - (steps * batch_size - total if is_last else 0)
+        split.append([])
+        while missing:
+            assert part is not None  # the batches of all workers are those of the total
+            stop = min(part.stop, part.start + missing)
+            split[-1].append(RowSlice(part.row_group, part.start, stop))
+            missing -= stop - part.start
+            part = next(left, None) if stop == part.stop else RowSlice(part.row_group, stop, part.stop)
+    return split
+
+
 def shuffled_order(row_groups: int, seed: int, epoch: int) -> list[int]:
     """A permutation of the row groups: the same on every rank and host, another one each epoch."""
     order = list(range(row_groups))

@@ -156,6 +156,15 @@ def _as_of(reader: DataFrameReader, source: Source) -> DataFrameReader:
     return reader if source.timestamp is None else reader.option("timestampAsOf", source.timestamp)
 
 
+def _read_tfrecords(spark: SparkSession, source: Source, access: Access) -> DataFrame:
+    from airflow_hydrogen.runtime.data.tfrecords import read_tfrecords
+
+    assert source.uri is not None
+    # A condition may name others than `columns`.
+    columns = source.columns if source.columns is not None and source.where is None else ()
+    return read_tfrecords(spark, source.uri, source.options, columns)
+
+
 def _read_database(spark: SparkSession, source: Source, access: Access) -> DataFrame:
     return databases.read(spark, source, access)
 
@@ -192,6 +201,7 @@ _READERS: dict[str, Callable[[SparkSession, Source, Access], DataFrame]] = {
     "avro": _read_files,
     "csv": _read_files,
     "json": _read_files,
+    "tfrecord": _read_tfrecords,
     "delta": _read_delta,
     "table": _read_table,
     "hive": _read_table,

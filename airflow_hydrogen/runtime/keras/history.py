@@ -51,8 +51,9 @@ class HistoryCallback(keras.callbacks.Callback):  # type: ignore[misc]
         context = get_context()
         seconds = time.perf_counter() - self._begin
         line: dict[str, Any] = {"epoch": epoch, **(logs or {}), "seconds": round(seconds, 3)}
-        if "train" in context.shards and epoch != context.partial_epoch:
-            rows = len(context.shards["train"]) * context.size  # every rank has as many
+        shard = next((shard for shard in context.shards.values() if shard.name == "train"), None)
+        if shard is not None and epoch != context.partial_epoch:
+            rows = len(shard) * context.size  # every rank has as many
             line["rows_per_second"] = round(rows / max(seconds, 1e-9), 1)
         epochs_left = self.params.get("epochs", epoch + 1) - (epoch + 1)
         report(line, seconds_left=seconds * epochs_left)

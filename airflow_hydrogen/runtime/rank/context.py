@@ -37,6 +37,7 @@ class TrainContext:
         partial_epoch: the epoch of which a resumed training sees only the rest.
         weights_compared: the ranks were found to have the same weights while they trained.
         dataset_files: name -> the list of these files that the driver made: all ranks read by it.
+        shards: what `get_dataset_shard` gave, by name, seed and shuffle; what was asked for last stands last.
     """
 
     rank: int
@@ -57,7 +58,7 @@ class TrainContext:
     partial_epoch: int | None = None
     weights_compared: bool = False
     dataset_files: Mapping[str, DatasetFiles] = field(default_factory=dict, repr=False)
-    shards: dict[str, DatasetShard] = field(default_factory=dict, repr=False)
+    shards: dict[tuple[str, int, bool], DatasetShard] = field(default_factory=dict, repr=False)
     on_report: Callable[[Mapping[str, float], float | None], None] = field(
         default=lambda metrics, seconds_left: None, repr=False
     )
@@ -96,14 +97,20 @@ def _horovod_number(name: str, default: int) -> int:
     return int(os.environ.get(f"HOROVOD_{name.upper()}", default))
 
 
-def get_dataset_shard(name: str = "train") -> DatasetShard:
+def get_dataset_shard(name: str = "train", *, seed: int = 0, shuffle: bool = True) -> DatasetShard:
     """This rank's shard of one of the job's datasets.
+
+    The same arguments give the same shard, which counts its epochs. Others give a shard of its own over the
+    same files: the rows to train on in one order, and the same rows unshuffled to evaluate.
 
     Args:
         name: the dataset's name: "train" for `train_data`, "validation" for `validation_data`.
+        seed: of the shuffle, 0 or more. It decides which rank reads which rows: it must be the same on every
+            rank, and in a run that goes on from a checkpoint.
+        shuffle: False gives the rows in the files' order, each rank its part.
 
     Raises:
-        InvalidJobError: the job has no dataset of that name.
+        InvalidJobError: the job has no dataset of that name, or `seed` is no whole number.
     """
     from airflow_hydrogen.runtime.data.dataset import DatasetShard
 
@@ -113,10 +120,14 @@ def get_dataset_shard(name: str = "train") -> DatasetShard:
             f"the job has no dataset {name!r}; it has {', '.join(map(repr, context.datasets)) or 'none'}: "
             "pass train_data, validation_data or datasets"
         )
-    if name not in context.shards:
+    shard = context.shards.pop((name, seed, shuffle), None)
+    if shard is None:
         data = context.dataset_files.get(name, context.datasets[name])
-        context.shards[name] = DatasetShard(data, rank=context.rank, size=context.size, name=name)
-    return context.shards[name]
+        shard = DatasetShard(
+            data, rank=context.rank, size=context.size, name=name, seed=seed, shuffle=shuffle
+        )
+    context.shards[name, seed, shuffle] = shard
+    return shard
 
 
 def report(metrics: Mapping[str, Any], *, seconds_left: float | None = None) -> None:

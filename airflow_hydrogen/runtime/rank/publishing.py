@@ -13,7 +13,7 @@ from typing import Any
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelSignatureError
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.data.dataset import FeatureLayout
+from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import keras_file
 from airflow_hydrogen.runtime.models.directory import describe_files
 from airflow_hydrogen.runtime.models.exports import ExportedModel
@@ -176,7 +176,7 @@ def _match_inputs(
     if layout is None:
         raise ModelSignatureError(
             f"the columns of inputs {_show(specs)} are not known: read the dataset with "
-            "get_dataset_shard(...).to_tf(...), or return an ExportedModel with its inputs"
+            "get_dataset_shard(...).to_tf(...) or to_torch(...), or return an ExportedModel with its inputs"
         )
     columns = {column.name: column for column in layout.features}
     strangers = [name for name in names if name not in columns]
@@ -209,9 +209,10 @@ def _save_exported(model: ExportedModel, folder: Path, layout: FeatureLayout | N
 
 
 def _layout(context: TrainContext) -> FeatureLayout | None:
-    """How the training data was read: that of "train", else of the first dataset that was read."""
-    shards = sorted(context.shards.values(), key=lambda shard: shard.name != "train")
-    return next((shard.layout for shard in shards if shard.layout is not None), None)
+    """How the training data was read: "train" as it was read last, else the first dataset that was read."""
+    shards = [shard for shard in context.shards.values() if shard.layout is not None]
+    training = [shard for shard in shards if shard.name == "train"]
+    return next((shard.layout for shard in (*reversed(training), *shards)), None)
 
 
 def _row_shape(name: str, shape: Any) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ SOURCES = {
     "avro '/a'": Source.avro("/a"),
     "csv '/a'": Source.csv("/a", sep=";", columns=["x"]),
     "json '/a'": Source.json("/a"),
+    "tfrecord '/a'": Source.tfrecord("/a", schema="x BIGINT"),
     "delta '/a' at version 3": Source.delta("/a", version=3),
     "delta '/a' as of 2013-07-01": Source.delta("/a", timestamp="2013-07-01"),
     "table lake.db.t": Source.table("lake.db.t"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_hydrogen.contract.errors import EmptyDatasetError
-from airflow_hydrogen.runtime.data.dataset import DatasetShard
+from airflow_hydrogen.runtime.data.dataset import DatasetShard, _batches_of
 
 
 def _write(folder, row_counts, rows_per_group=1 << 20):
@@ -83,3 +85,26 @@ def test_a_column_may_have_a_dot_in_its_name(tmp_path):
     pq.write_table(table, tmp_path / "p.parquet")
     (batch,) = DatasetShard(str(tmp_path), shuffle=False).to_batches(2)
     assert batch.to_pydict() == table.to_pydict()
+
+
+def _taken_in_turn(shard, workers, batch_size=16):
+    """The ids that a loader with workers gives: one batch from each in turn."""
+    tables = [
+        shard.read(["id"], batch_size, epoch=0, worker=worker, workers=workers) for worker in range(workers)
+    ]
+    batches = [[batch for table in part for batch in _batches_of(table, batch_size)] for part in tables]
+    turns = itertools.zip_longest(*batches)
+    return [batch.column("id").to_pylist() for turn in turns for batch in turn if batch is not None]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("workers", [1, 2, 3, 50])
+def test_workers_together_give_the_rows_and_steps_of_one_process(tmp_path, workers, shuffle):
+    uri = _write(tmp_path, [100, 3, 150, 50], rows_per_group=40)
+    shard = DatasetShard(uri, rank=1, size=2, shuffle=shuffle)
+    alone, together = _ids(shard), _taken_in_turn(DatasetShard(uri, rank=1, size=2, shuffle=shuffle), workers)
+    assert [len(batch) for batch in together] == [len(batch) for batch in alone]
+    assert sorted(row for batch in together for row in batch) == sorted(
+        row for batch in alone for row in batch
+    )
+    assert (together == alone) is (workers == 1 or not shuffle)

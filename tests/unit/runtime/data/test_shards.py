@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_hydrogen.runtime.data.shards import assign_shards, rows_per_rank, shuffled_order
+from airflow_hydrogen.runtime.data.shards import assign_shards, rows_per_rank, shuffled_order, split_batches
 
 row_counts = st.lists(st.integers(1, 50), min_size=1, max_size=12)
 sizes = st.integers(1, 17)
@@ -70,3 +72,19 @@ def test_an_order_is_a_permutation_and_the_same_wherever_it_is_made(groups, seed
 def test_the_order_differs_by_epoch_and_by_seed():
     assert shuffled_order(20, 1, 0) != shuffled_order(20, 1, 1)
     assert shuffled_order(20, 1, 0) != shuffled_order(20, 2, 0)
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.integers(1, 6),
+)
+def test_workers_read_each_row_of_a_rank_once_in_as_many_batches(counts, size, batch_size, workers):
+    shard = assign_shards(counts, size, shuffled_order(len(counts), 3, 0))[0]
+    parts = [_rows(part) for part in split_batches(shard, batch_size, workers)]
+    assert [row for part in parts for row in part] == _rows(shard)
+    batches = [[part[at : at + batch_size] for at in range(0, len(part), batch_size)] for part in parts]
+    taken = [batch for turn in itertools.zip_longest(*batches) for batch in turn if batch is not None]
+    assert len(taken) == -(-len(_rows(shard)) // batch_size)
+    assert all(len(batch) == batch_size for batch in taken[:-1])
