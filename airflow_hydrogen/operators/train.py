@@ -231,7 +231,6 @@ class HorovodTrainOperator(HydrogenOperator):
             executor_cores=self._executor_cores,
             num_executors=self._num_executors,
             total_executor_cores=self._total_executor_cores,
-            start_timeout_s=self.start_timeout_s,
             given=self.conf or {},
         )
 

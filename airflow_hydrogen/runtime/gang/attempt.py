@@ -65,7 +65,7 @@ def run_on_spark(
     bind = context.getConf().get("spark.driver.bindAddress", host)
     assert host is not None and bind is not None
     tag = f"airflow-hydrogen-gang-{secrets.token_hex(8)}"
-    channel = DriverChannel(host, bind, options.ports())
+    channel = DriverChannel(host, bind, size, options.ports())
     monitor = GangMonitor(
         size,
         options,

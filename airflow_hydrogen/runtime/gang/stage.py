@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +59,7 @@ class RankStage:
     def _run(
         self, barrier: Any, placements: list[Placement], placement: Placement, channel: TaskChannel
     ) -> Answer:
-        """Meet the other tasks and run the rank. Every task calls allGather once, or the stage hangs."""
+        """Meet the other tasks and run the rank."""
         ports = self.options.ports()
         others = [place.host for place in placements if place.host != placement.host]
         try:
@@ -68,7 +67,7 @@ class RankStage:
                 placement.host, list(dict.fromkeys(others)), self.options.network_interface
             )
             with ExitStack() as stack:
-                offer: dict[str, Any] = {"rank": placement.rank, "address": here.address}
+                offer: dict[str, Any] = {"address": here.address}
                 if others:
                     offer["door"] = stack.enter_context(network.open_door(here.address, ports))
                     offer["sources"] = sorted(
@@ -80,10 +79,11 @@ class RankStage:
                         rendezvous.rendezvous_server(placements, here.address, ports)
                     )
                     offer["rendezvous"] = server.port
-                texts = barrier.allGather(json.dumps(offer))
-                offers = {found["rank"]: found for found in map(json.loads, texts)}
+                offers = channel.meet(offer)
+                if offers is None:
+                    raise RankCancelled
                 if server is not None:
-                    sources = [source for found in offers.values() for source in found.get("sources", ())]
+                    sources = [source for found in offers for source in found.get("sources", ())]
                     server.admit([network.LOOPBACK, *sources])
                 _require_reachable(placements, placement, here, offers)
                 environment = {
@@ -129,7 +129,7 @@ def of_this_executor(template: TemplateSpec) -> TemplateSpec:
 
 
 def _require_reachable(
-    placements: list[Placement], placement: Placement, here: GangAddress, offers: Mapping[int, Any]
+    placements: list[Placement], placement: Placement, here: GangAddress, offers: Sequence[Any]
 ) -> None:
     """Find out now what would later end the process without a word: Gloo aborts where it cannot connect.
 
