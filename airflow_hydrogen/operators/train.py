@@ -65,8 +65,8 @@ class HorovodTrainOperator(HydrogenOperator):
         network_interface: the interface over which the processes speak, such as "eth1"; None takes the one
             that routes to the other hosts.
         port_range: `first-last`, the ports on which a gang may listen, for firewalls.
-        fork: fork the processes of a host from one that has imported their frameworks; with False each starts
-            from nothing.
+        fork: fork the processes of a host from one that has imported the frameworks that the entry point
+            names, or the modules that are named here; with False each starts from nothing.
         kwargs: options of SparkSubmitOperator and of every operator.
     """
 
@@ -120,7 +120,7 @@ class HorovodTrainOperator(HydrogenOperator):
         min_np: int | None = None,
         network_interface: str | None = None,
         port_range: str | None = None,
-        fork: bool = True,
+        fork: bool | Sequence[str] = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
