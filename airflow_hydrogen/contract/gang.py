@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from airflow_hydrogen.contract.errors import InvalidJobError
 
 Verbosity = Literal["all", "log_callback_only"]
 
+_MODULE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _PORTS = re.compile(r"(\d+)-(\d+)")
 _LOWEST_PORT, _HIGHEST_PORT = 1024, 65535
 
@@ -34,8 +35,9 @@ class GangOptions:
         network_interface: name of the interface over which the ranks speak, on every host; None takes the
             one that routes to the other hosts.
         port_range: `first-last`, ports that a gang may listen on; None leaves the choice to the system.
-        fork: fork the ranks of a host from a process that has imported their frameworks, where that works.
-            With False each rank is a process that starts from nothing.
+        fork: fork the ranks of a host from a process that has imported their frameworks, where that works:
+            those that the entry point names, or the modules that are named here. With False each rank is a
+            process that starts from nothing.
 
     Raises:
         InvalidJobError: a value that cannot work.
@@ -49,7 +51,7 @@ class GangOptions:
     gpus_per_process: int = 0
     network_interface: str | None = None
     port_range: str | None = None
-    fork: bool = True
+    fork: bool | Sequence[str] = True
 
     def __post_init__(self) -> None:
         if self.driver_log_verbosity not in ("all", "log_callback_only"):
@@ -67,7 +69,7 @@ class GangOptions:
         if self.network_interface is not None and not str(self.network_interface).strip():
             raise InvalidJobError("network_interface must be the name of an interface, such as 'eth0'")
         if not isinstance(self.fork, bool):
-            raise InvalidJobError(f"fork must be True or False, found {self.fork!r}")
+            object.__setattr__(self, "fork", _modules(self.fork))
         self.ports()
 
     def ports(self) -> range | None:
@@ -110,6 +112,16 @@ class GangOptions:
         if unknown := sorted(set(document) - set(known)):
             raise InvalidJobError(f"GangOptions has no {', '.join(unknown)}; expected {', '.join(known)}")
         return cls(**document)
+
+
+def _modules(fork: object) -> tuple[str, ...]:
+    names = tuple(fork) if isinstance(fork, (list, tuple)) else ()
+    if not names or not all(isinstance(name, str) and _MODULE.fullmatch(name) for name in names):
+        raise InvalidJobError(
+            "fork must be True, False, or the names of modules to import before ranks are forked, such as "
+            f"['tensorflow', 'my_package.layers'], found {fork!r}"
+        )
+    return names
 
 
 def _require_seconds(option: str, value: object) -> None:

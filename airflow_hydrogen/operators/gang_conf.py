@@ -9,7 +9,6 @@ from airflow_hydrogen.contract.errors import InvalidJobError
 
 _TASK_GPUS = "spark.task.resource.gpu.amount"
 _EXECUTOR_GPUS = "spark.executor.resource.gpu.amount"
-_BARRIER_TIMEOUT = "spark.barrier.sync.timeout"
 
 
 def gang_conf(
@@ -21,7 +20,6 @@ def gang_conf(
     executor_cores: int | None = None,
     num_executors: int | None = None,
     total_executor_cores: int | None = None,
-    start_timeout_s: float = 120.0,
     given: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Spark settings for a gang.
@@ -36,7 +34,6 @@ def gang_conf(
         cpus_per_process: cores of a rank.
         gpus_per_process: GPUs of a rank.
         executor_cores, num_executors, total_executor_cores: the operator's options.
-        start_timeout_s: how long the gang may take to start, in seconds.
         given: the author's own settings, which win.
 
     Raises:
@@ -48,7 +45,7 @@ def gang_conf(
         conf["spark.task.cpus"] = str(cpus_per_process)
     if scheme_of(master) == "local" or np < 0:
         return conf  # no executors of their own, and no resource scheduling
-    _refuse(own, start_timeout_s)
+    _refuse(own)
     conf["spark.dynamicAllocation.enabled"] = "false"
     cpus = int(own.get("spark.task.cpus", cpus_per_process or 1))
     cores = executor_cores or int(own.get("spark.executor.cores", 0))
@@ -70,15 +67,9 @@ def gang_conf(
     return conf
 
 
-def _refuse(given: Mapping[str, str], start_timeout_s: float) -> None:
+def _refuse(given: Mapping[str, str]) -> None:
     if given.get("spark.dynamicAllocation.enabled", "false").lower() == "true":
         raise InvalidJobError(
             "conf sets spark.dynamicAllocation.enabled, with which Spark runs no barrier stage: a gang needs "
             "all of its executors at once; leave it out"
-        )
-    timeout = given.get(_BARRIER_TIMEOUT, "")
-    if timeout.removesuffix("s").isdigit() and int(timeout.removesuffix("s")) < start_timeout_s:
-        raise InvalidJobError(
-            f"conf sets {_BARRIER_TIMEOUT} to {timeout}, less than start_timeout_s={start_timeout_s:g}: the "
-            "gang's tasks would give up while it still starts; leave it out, or raise it"
         )

@@ -65,8 +65,8 @@ class HorovodTrainOperator(HydrogenOperator):
         network_interface: the interface over which the processes speak, such as "eth1"; None takes the one
             that routes to the other hosts.
         port_range: `first-last`, the ports on which a gang may listen, for firewalls.
-        fork: fork the processes of a host from one that has imported their frameworks; with False each starts
-            from nothing.
+        fork: fork the processes of a host from one that has imported the frameworks that the entry point
+            names, or the modules that are named here; with False each starts from nothing.
         kwargs: options of SparkSubmitOperator and of every operator.
     """
 
@@ -120,7 +120,7 @@ class HorovodTrainOperator(HydrogenOperator):
         min_np: int | None = None,
         network_interface: str | None = None,
         port_range: str | None = None,
-        fork: bool = True,
+        fork: bool | Sequence[str] = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -231,7 +231,6 @@ class HorovodTrainOperator(HydrogenOperator):
             executor_cores=self._executor_cores,
             num_executors=self._num_executors,
             total_executor_cores=self._total_executor_cores,
-            start_timeout_s=self.start_timeout_s,
             given=self.conf or {},
         )
 

@@ -18,7 +18,7 @@ from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
 from airflow_hydrogen.runtime.gang import attempt, warming
 from airflow_hydrogen.runtime.gang.logs import GangLog
-from airflow_hydrogen.runtime.gang.preload import plan
+from airflow_hydrogen.runtime.gang.preload import Preload, named, plan
 from airflow_hydrogen.runtime.gang.restarts import RestartPolicy
 from airflow_hydrogen.runtime.gang.slots import require_slots, task_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult, run_supervised
@@ -92,7 +92,7 @@ class HorovodRunner:
         task = dataclasses.replace(task, beat_s=beat_interval_s(self.options.stall_timeout_s))
         options = self.options
         template = self._template(task.entrypoint, task.script)
-        if template is not None and (why_not := plan(task.entrypoint, task.script).why_not):
+        if template is not None and (why_not := self._preload(task.entrypoint, task.script).why_not):
             log.event(f"ranks import their frameworks themselves: {why_not}")
         if self.np < 0:
             return run_supervised(
@@ -138,8 +138,13 @@ class HorovodRunner:
         """Which templates the ranks are forked from."""
         if not self.options.fork:
             return None
-        modules = plan(entrypoint, script).modules
-        return TemplateSpec(secret_of_driver(), modules, os.getpid() if self.np < 0 else None)
+        found = self._preload(entrypoint, script)
+        owner = os.getpid() if self.np < 0 else None
+        return TemplateSpec(secret_of_driver(), found.modules, owner, required=found.required)
+
+    def _preload(self, entrypoint: Entrypoint, script: str | None) -> Preload:
+        fork = self.options.fork
+        return plan(entrypoint, script) if isinstance(fork, bool) else named(fork)
 
     def _policy(self, np: int) -> RestartPolicy:
         return RestartPolicy(

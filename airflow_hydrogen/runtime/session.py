@@ -19,6 +19,12 @@ SPARK_UI_PREFIX = "airflow-hydrogen: spark-ui "
 _DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",  # the driver's output is a log, not a terminal
 }
+_GANG_DEFAULTS = {
+    # In place of Spark's own blind wait of ten minutes for slots.
+    "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "2s",
+    "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "5",
+    "spark.dynamicAllocation.enabled": "false",
+}
 _LOCAL_DEFAULTS = {
     # A web server for an application of seconds, on a machine whose port nobody has opened.
     "spark.ui.enabled": "false",
@@ -42,7 +48,7 @@ def spark_session(job: Job) -> SparkSession:
 
     SparkContext._ensure_initialized()  # without its JVM a SparkConf knows nothing of what was submitted
     given = SparkConf()
-    defaults = {**_DEFAULTS, **(_gang_settings(job) if isinstance(job, TrainJob) else {})}
+    defaults = {**_DEFAULTS, **(_GANG_DEFAULTS if isinstance(job, TrainJob) else {})}
     if given.get("spark.master", "local").startswith("local"):
         defaults.update(_LOCAL_DEFAULTS)
     builder = SparkSession.builder
@@ -55,16 +61,6 @@ def spark_session(job: Job) -> SparkSession:
     if spark.sparkContext.uiWebUrl:
         print(f"{SPARK_UI_PREFIX}{spark.sparkContext.uiWebUrl}", flush=True)
     return spark
-
-
-def _gang_settings(job: TrainJob) -> dict[str, str]:
-    """Limits in place of Spark's own blind waits: ten minutes for slots, a year for a barrier."""
-    return {
-        "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "2s",
-        "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "5",
-        "spark.barrier.sync.timeout": f"{max(60, round(job.gang.start_timeout_s))}s",
-        "spark.dynamicAllocation.enabled": "false",
-    }
 
 
 def original_error(error: Exception) -> Exception:

@@ -56,6 +56,7 @@ JOBS = {
         model_uri="/models/m",
         report_uri="/tmp/report.json",
         keep_checkpoints=True,
+        gang=GangOptions(fork=["tensorflow", "my_package.layers"]),
     ),
     "inference_job": InferenceJob(
         model_uri="/models/flight_delay",

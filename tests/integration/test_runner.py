@@ -79,6 +79,10 @@ def fail_on_rank_1(how):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def note_the_parent(folder):
+    open(os.path.join(folder, str(os.getppid())), "w").close()
+
+
 def lose_a_peer(file):
     """Rank 1 is killed in the middle of an allreduce of 64 MB; rank 0 writes down what it makes of that."""
     import horovod.tensorflow as hvd
@@ -155,6 +159,18 @@ def test_a_failing_rank_ends_the_gang_within_seconds(two_ranks, rank_processes, 
     if how == "raise":
         assert 'raise ValueError("the cause")' in caught.value.remote_traceback
         assert caught.value.error_type == "builtins.ValueError"
+
+
+def test_a_rank_that_fails_costs_spark_no_python_worker(spark, tmp_path):
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    runner = HorovodRunner(2, fork=False)
+    runner.run(note_the_parent, folder=str(tmp_path / "before"))
+    with pytest.raises(RankFailedError):
+        runner.run(fail_on_rank_1, how="kill")
+    runner.run(note_the_parent, folder=str(tmp_path / "after"))
+    assert len(os.listdir(tmp_path / "after")) == 2
+    assert sorted(os.listdir(tmp_path / "after")) == sorted(os.listdir(tmp_path / "before"))
 
 
 def test_lines_arrive_while_the_ranks_run(two_ranks, capsys, tmp_path):

@@ -65,7 +65,7 @@ def run_on_spark(
     bind = context.getConf().get("spark.driver.bindAddress", host)
     assert host is not None and bind is not None
     tag = f"airflow-hydrogen-gang-{secrets.token_hex(8)}"
-    channel = DriverChannel(host, bind, options.ports())
+    channel = DriverChannel(host, bind, size, options.ports())
     monitor = GangMonitor(
         size,
         options,
@@ -87,7 +87,10 @@ def run_on_spark(
             answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
         except Exception as error:
             raise _why(monitor, error) from error
-        return _answer_of_first(answers)
+        found = [answer for answer in answers if answer is not None]
+        if len(found) < size:
+            raise _why(monitor, RuntimeError("a task has ended without an answer"))
+        return _answer_of_first(found)
 
 
 def _why(monitor: GangMonitor, error: Exception) -> HydrogenError:

@@ -1,5 +1,8 @@
 """The line between the driver and the tasks of a gang: logs and failures up, the order to stop down.
 
+Here the tasks meet too, each told what all have offered. Spark's `allGather` does the same, and looks for the
+answer once a second.
+
 One TCP connection a task, JSON lines. The first line must hold the gang's random token; a connection
 without it is closed before anything else of it is read. A task whose connection breaks stops its rank:
 no rank outlives its driver. Lines of output go through a bounded queue: no rank waits for the driver's log.
@@ -11,11 +14,12 @@ import contextlib
 import dataclasses
 import hmac
 import json
+import queue
 import secrets
 import socket
 import socketserver
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +33,7 @@ _MAX_HELLO_BYTES = 1024
 _MAX_LINE_CHARS = 8192
 _FLUSH_S = 0.1
 _LAST_LINES_S = 2.0
+_STOP = b"stop\n"
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Receiver(Protocol):
     """Who is told what the ranks say: the gang's monitor."""
 
     def started(self, rank: int, host: str) -> None:
-        """A task has begun."""
+        """A task has begun, and has what the others need to know of it."""
 
     def line(self, rank: int, text: str) -> None:
         """A line of output."""
@@ -71,16 +76,19 @@ class DriverChannel:
     Args:
         host: the name under which the tasks reach the driver.
         bind: the address to listen on.
+        size: tasks of the gang.
         ports: those that may be used; None leaves the choice to the system.
 
     Raises:
         PortRangeError: all of them are taken.
     """
 
-    def __init__(self, host: str, bind: str, ports: range | None = None) -> None:
+    def __init__(self, host: str, bind: str, size: int, ports: range | None = None) -> None:
+        self._size = size
         self._token = secrets.token_hex(32)
         self._receiver: Receiver | None = None
         self._connections: set[socket.socket] = set()
+        self._offers: dict[int, tuple[socket.socket, Any]] = {}
         self._lock = threading.Lock()
         self._stopping = False
         channel = self
@@ -113,7 +121,7 @@ class DriverChannel:
     def close(self) -> None:
         """Stop listening and hang up: tasks that still run stop their ranks."""
         if self._receiver is not None:
-            self._server.shutdown()
+            network.stop_serving(self._server)
         self._server.server_close()
         with self._lock:
             for connection in self._connections:
@@ -131,19 +139,42 @@ class DriverChannel:
             return
         connection.settimeout(None)
         assert self._receiver is not None  # open() has started this
-        self._receiver.started(rank, host)
         with self._lock:
             self._connections.add(connection)
             if self._stopping:
                 self._send_stop(connection)
         try:
             for line in stream:
-                self._receive(self._receiver, rank, json.loads(line))
+                message = json.loads(line)
+                if message["kind"] == "offer":
+                    self._meet(self._receiver, connection, rank, host, message["offer"])
+                else:
+                    self._receive(self._receiver, rank, message)
         except (OSError, ValueError):
             return  # the task is gone, mid-line or not: Spark reports that
         finally:
             with self._lock:
                 self._connections.discard(connection)
+                if self._offers.get(rank, (None,))[0] is connection:
+                    del self._offers[rank]
+
+    def _meet(self, receiver: Receiver, connection: socket.socket, rank: int, host: str, offer: Any) -> None:
+        """Note what a task offers; tell all once the last has come."""
+        with self._lock:
+            is_second = rank in self._offers
+            self._offers[rank] = (connection, offer)
+            offers = dict(self._offers)
+        if is_second:
+            # Spark tries a stage again by itself. Tasks of two tries are no gang.
+            receiver.failed(RankFailure(rank, host, "peer", "Spark has lost a task, and starts all anew"))
+            return
+        receiver.started(rank, host)
+        if len(offers) < self._size:
+            return
+        data = json.dumps([offers[other][1] for other in sorted(offers)]).encode() + b"\n"
+        for waiting, _ in offers.values():
+            with contextlib.suppress(OSError):  # it is gone, which Spark reports
+                waiting.sendall(data)
 
     @staticmethod
     def _receive(receiver: Receiver, rank: int, message: Mapping[str, Any]) -> None:
@@ -164,7 +195,7 @@ class DriverChannel:
     @staticmethod
     def _send_stop(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            connection.sendall(b"stop\n")
+            connection.sendall(_STOP)
 
 
 class TaskChannel:
@@ -176,6 +207,7 @@ class TaskChannel:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._closing = threading.Event()
+        self._answers = queue.SimpleQueue[list[Any] | None]()
         self._lines = LineQueue()
         self._send({"token": address.token, "rank": rank, "host": host})
         threading.Thread(target=self._listen, name="gang-channel", daemon=True).start()
@@ -185,6 +217,18 @@ class TaskChannel:
     def stopped(self) -> bool:
         """Whether the rank has to end."""
         return self._stopped.is_set()
+
+    def meet(self, offer: Any) -> Sequence[Any] | None:
+        """Wait for the other tasks.
+
+        Args:
+            offer: what the others have to know of this one; JSON.
+
+        Returns:
+            What all offer, by rank; None where this one has to end instead.
+        """
+        self._send({"kind": "offer", "offer": offer})
+        return self._answers.get()
 
     def line(self, text: str) -> None:
         """Send one line of output soon, or count it where there are too many. Never waits."""
@@ -230,7 +274,11 @@ class TaskChannel:
             self._stopped.set()
 
     def _listen(self) -> None:
-        # The driver sends one word, ever: any byte, or the end of the line, means stop.
-        with contextlib.suppress(OSError):
-            self._socket.recv(1)
+        # The driver says two things: what all offer, once, and stop, as does the end of the line.
+        with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as stream:
+            for line in stream:
+                if line == _STOP:
+                    break
+                self._answers.put(json.loads(line))
         self._stopped.set()
+        self._answers.put(None)

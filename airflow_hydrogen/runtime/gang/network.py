@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
+import socketserver
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,6 +155,13 @@ def open_door(address: str, ports: range | None) -> Iterator[int]:
             listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
         listener.close()
         thread.join()
+
+
+def stop_serving(server: socketserver.TCPServer) -> None:
+    """End `serve_forever` at once: it looks for its end twice a second, or when somebody connects."""
+    with contextlib.suppress(OSError):
+        server.socket.shutdown(socket.SHUT_RDWR)  # wakes it
+    server.shutdown()
 
 
 def why_unreachable(address: str, port: int, source: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 
@@ -37,10 +37,18 @@ class Preload:
     Attributes:
         modules: in order; none where the entry point names no framework.
         why_not: why none of those that it names may; None where they may.
+        required: one that is not installed is a reason not to fork: the user has named it.
     """
 
     modules: tuple[str, ...] = ()
     why_not: str | None = None
+    required: bool = False
+
+
+def named(modules: Sequence[str]) -> Preload:
+    """What the user wants to have imported: frameworks with what belongs to them, and other modules."""
+    wanted = [found for name in modules for found in _MODULES.get(name, (name,))]
+    return Preload(tuple(dict.fromkeys(wanted)), required=True)
 
 
 def plan(entrypoint: Entrypoint, script: str | None) -> Preload:

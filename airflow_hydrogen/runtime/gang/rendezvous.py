@@ -83,7 +83,7 @@ def rendezvous_server(
     try:
         yield RendezvousServer(server)
     finally:
-        server.shutdown()
+        network.stop_serving(server)
         server.server_close()
         thread.join()
 

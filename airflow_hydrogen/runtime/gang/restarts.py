@@ -41,12 +41,14 @@ class GangStatus:
     Attributes:
         program_error: `main` raised: the same would happen again.
         restarts: how often the gang was started again before.
+        rank_died: it was the process of a rank alone that ended, and Spark has lost nothing.
         slots: task slots that are free now.
         since_s: seconds since it failed.
     """
 
     program_error: bool
     restarts: int
+    rank_died: bool
     slots: int
     since_s: float
 
@@ -83,12 +85,18 @@ class GiveUp:
 Decision = Restart | Wait | GiveUp
 
 
-def backoff_s(restarts: int) -> float:
+def backoff_s(restarts: int, rank_died: bool) -> float:
     """How long to wait before the next restart: 1 s, and twice as long each time, up to a minute.
+
+    A rank that dies for the first time is no reason to wait. Where an executor or a host is gone, Spark needs
+    its time to miss the slots.
 
     Args:
         restarts: how many there were.
+        rank_died: nothing else is known to be gone.
     """
+    if rank_died and restarts == 0:
+        return 0.0
     return min(MAX_BACKOFF_S, BACKOFF_S * float(2 ** min(restarts, 10)))
 
 
@@ -96,13 +104,13 @@ def decide(policy: RestartPolicy, status: GangStatus) -> Decision:
     """What to do about a failed gang.
 
     A program error is final: a restart would raise it again. Any other fault is worth `max_restarts`
-    restarts, each after a back-off and once there are slots for all ranks, or for `min_np`.
+    restarts, each after its back-off and once there are slots for all ranks, or for `min_np`.
     """
     if status.program_error:
         return GiveUp("main raised an error, which a restart would meet again")
     if status.restarts >= policy.max_restarts:
         return GiveUp(f"no restart is left of max_restarts={policy.max_restarts}")
-    pause_s = backoff_s(status.restarts)
+    pause_s = backoff_s(status.restarts, status.rank_died)
     if status.since_s < pause_s:
         return Wait(f"back-off of {pause_s:g} s")
     if status.slots >= policy.fewest:

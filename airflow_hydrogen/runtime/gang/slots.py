@@ -14,7 +14,7 @@ from airflow_hydrogen.runtime.gang.rendezvous import OMP_THREADS
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-_POLL_S = 0.5
+_POLL_S = 0.1
 _SAY_EVERY_S = 15.0
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +43,11 @@ class RankStage:
     options: GangOptions
     template: TemplateSpec | None = None
 
-    def __call__(self, _partition: Iterable[int]) -> Iterator[Answer]:
+    def __call__(self, _partition: Iterable[int]) -> Iterator[Answer | None]:
+        """Yield the rank's answer; None where there is none, and the driver was told why.
+
+        An error that Spark sees costs it the Python worker, and on a cluster it tries the stage again.
+        """
         from pyspark import BarrierTaskContext
 
         barrier = BarrierTaskContext.get()
@@ -54,57 +57,55 @@ class RankStage:
         channel = TaskChannel(self.channel, placement.rank, placement.host)
         try:
             yield self._run(barrier, placements, placement, channel)
+        except RankCancelled:
+            yield None
+        except RankFailed as failed:
+            channel.failed(failed.failure)
+            yield None
+        except Exception as error:
+            # Before the rank's process: an interface that is not there, a package that the executors lack.
+            channel.failed(_task_failure(placement, error))
+            yield None
         finally:
             channel.close()
 
     def _run(
         self, barrier: Any, placements: list[Placement], placement: Placement, channel: TaskChannel
     ) -> Answer:
-        """Meet the other tasks and run the rank. Every task calls allGather once, or the stage hangs."""
+        """Meet the other tasks and run the rank."""
         ports = self.options.ports()
         others = [place.host for place in placements if place.host != placement.host]
-        try:
-            here = network.gang_address(
-                placement.host, list(dict.fromkeys(others)), self.options.network_interface
-            )
-            with ExitStack() as stack:
-                offer: dict[str, Any] = {"rank": placement.rank, "address": here.address}
-                if others:
-                    offer["door"] = stack.enter_context(network.open_door(here.address, ports))
-                    offer["sources"] = sorted(
-                        address for found in network.local_interfaces().values() for address in found
-                    )
-                server = None
-                if placement.rank == 0:
-                    server = stack.enter_context(
-                        rendezvous.rendezvous_server(placements, here.address, ports)
-                    )
-                    offer["rendezvous"] = server.port
-                texts = barrier.allGather(json.dumps(offer))
-                offers = {found["rank"]: found for found in map(json.loads, texts)}
-                if server is not None:
-                    sources = [source for found in offers.values() for source in found.get("sources", ())]
-                    server.admit([network.LOOPBACK, *sources])
-                _require_reachable(placements, placement, here, offers)
-                environment = {
-                    **rendezvous.horovod_environment(
-                        placement, here, (offers[0]["address"], offers[0]["rendezvous"]), ports
-                    ),
-                    **rendezvous.thread_environment(self.threads, self.omp_threads),
-                    **self._accelerators(barrier, placement, channel),
-                }
-                template = self.template and of_this_executor(self.template)
-                process = RankProcess(self.task, placement, environment, here, channel, template)
-                return process.wait(channel.stopped)
-        except RankFailed as failed:
-            channel.failed(failed.failure)
-            raise
-        except RankCancelled:
-            raise RuntimeError(f"rank {placement.rank} was stopped because the gang ended") from None
-        except Exception as error:
-            # Before the rank's process: an interface that is not there, a package that the executors lack.
-            channel.failed(_task_failure(placement, error))
-            raise
+        here = network.gang_address(
+            placement.host, list(dict.fromkeys(others)), self.options.network_interface
+        )
+        with ExitStack() as stack:
+            offer: dict[str, Any] = {"address": here.address}
+            if others:
+                offer["door"] = stack.enter_context(network.open_door(here.address, ports))
+                offer["sources"] = sorted(
+                    address for found in network.local_interfaces().values() for address in found
+                )
+            server = None
+            if placement.rank == 0:
+                server = stack.enter_context(rendezvous.rendezvous_server(placements, here.address, ports))
+                offer["rendezvous"] = server.port
+            offers = channel.meet(offer)
+            if offers is None:
+                raise RankCancelled
+            if server is not None:
+                sources = [source for found in offers for source in found.get("sources", ())]
+                server.admit([network.LOOPBACK, *sources])
+            _require_reachable(placements, placement, here, offers)
+            environment = {
+                **rendezvous.horovod_environment(
+                    placement, here, (offers[0]["address"], offers[0]["rendezvous"]), ports
+                ),
+                **rendezvous.thread_environment(self.threads, self.omp_threads),
+                **self._accelerators(barrier, placement, channel),
+            }
+            template = self.template and of_this_executor(self.template)
+            process = RankProcess(self.task, placement, environment, here, channel, template)
+            return process.wait(channel.stopped)
 
     def _accelerators(self, barrier: Any, placement: Placement, channel: TaskChannel) -> dict[str, str]:
         gpus = barrier.resources().get("gpu")
@@ -129,7 +130,7 @@ def of_this_executor(template: TemplateSpec) -> TemplateSpec:
 
 
 def _require_reachable(
-    placements: list[Placement], placement: Placement, here: GangAddress, offers: Mapping[int, Any]
+    placements: list[Placement], placement: Placement, here: GangAddress, offers: Sequence[Any]
 ) -> None:
     """Find out now what would later end the process without a word: Gloo aborts where it cannot connect.
 

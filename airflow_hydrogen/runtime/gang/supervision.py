@@ -18,10 +18,10 @@ from airflow_hydrogen.runtime.gang.restarts import (
     backoff_s,
     decide,
 )
-from airflow_hydrogen.runtime.rank.failures import is_program_error
+from airflow_hydrogen.runtime.rank.failures import is_death_of_a_rank, is_program_error
 from airflow_hydrogen.runtime.rank.task import RankTask
 
-_POLL_S = 0.5
+_POLL_S = 0.1
 
 
 @dataclass
@@ -85,14 +85,17 @@ def _wait_for_decision(
     say: Callable[[str], None],
 ) -> Restart | GiveUp:
     failed_at = time.monotonic()
+    rank_died = is_death_of_a_rank(error)
+    pause_s = backoff_s(restarts, rank_died)
     said = ""
     while True:
         since_s = time.monotonic() - failed_at
         status = GangStatus(
             program_error=is_program_error(error),
             restarts=restarts,
+            rank_died=rank_died,
             # Spark is not asked before it had the time to miss what is gone.
-            slots=free_slots() if since_s >= backoff_s(restarts) else 0,
+            slots=free_slots() if since_s >= pause_s else 0,
             since_s=since_s,
         )
         decision: Decision = decide(policy, status)

@@ -64,12 +64,14 @@ class TemplateSpec:
         owner: the process that keeps them alive; None for the executor of this Python worker.
         private: a folder that only this owner has: what lies there is no reason for a template of its own,
             unless this package itself does.
+        required: a module that is not installed is a reason to fork nothing.
     """
 
     secret: str = field(repr=False)
     modules: tuple[str, ...]
     owner: int | None = None
     private: str | None = None
+    required: bool = False
 
 
 def secret_of_driver() -> str:
@@ -286,6 +288,7 @@ def _name(spec: TemplateSpec, environment: Mapping[str, str], path: list[str]) -
     key = [
         spec.secret,
         spec.modules,
+        spec.required,
         sys.executable,
         path,
         _versions(spec.modules, path),
@@ -355,6 +358,7 @@ def _start(spec: TemplateSpec, name: str, environment: Mapping[str, str]) -> boo
             "secret": spec.secret,
             "owner": _owner(spec),
             "modules": spec.modules,
+            "required": spec.required,
             "refusal": None,
         }
         output = _memory("output")

@@ -111,6 +111,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
 
 
+def is_death_of_a_rank(error: GangError) -> bool:
+    """Tell whether the process of a rank ended, as its task said, which itself lived on."""
+    return type(error) is RankFailedError and error.error_type is None
+
+
 def is_program_error(error: GangError) -> bool:
     """Tell whether `main` itself raised, so that a restart would meet the same error again."""
     return isinstance(error, RankFailedError) and error.error_type is not None

@@ -62,7 +62,11 @@ def main() -> int:
     listener = socket.socket(fileno=settings["listener"])
     gc.disable()  # collected once, before the first fork, and never moved again
     watch = _OwnerWatch(settings["owner"])
-    refusal = settings["refusal"] or preload(settings["modules"], ignore=watch.thread) or _unmarkable()
+    refusal = (
+        settings["refusal"]
+        or preload(settings["modules"], required=settings["required"], ignore=watch.thread)
+        or _unmarkable()
+    )
     watch.stop()
     if refusal and not settings["refusal"]:
         _shrink({**settings, "refusal": refusal}, listener)
@@ -75,11 +79,12 @@ def main() -> int:
     return _become_rank(request, bool(settings["modules"]))
 
 
-def preload(modules: Sequence[str], ignore: int = 0) -> str | None:
-    """Import modules, those that are not installed left out.
+def preload(modules: Sequence[str], *, required: bool = False, ignore: int = 0) -> str | None:
+    """Import modules.
 
     Args:
         modules: names, in order.
+        required: take one that is not installed for a reason; else it is left out.
         ignore: a thread that the check does not count.
 
     Returns:
@@ -94,7 +99,7 @@ def preload(modules: Sequence[str], ignore: int = 0) -> str | None:
         known |= _threads().keys()
     for name in modules:
         try:
-            _import(name)
+            _import(name, required)
         except Exception as error:
             return f"{name} cannot be imported beforehand ({type(error).__name__}: {error})"
         if problem := _unclean(known):
@@ -102,9 +107,9 @@ def preload(modules: Sequence[str], ignore: int = 0) -> str | None:
     return None
 
 
-def _import(name: str) -> None:
+def _import(name: str, required: bool = False) -> None:
     root = name.partition(".")[0]
-    if importlib.util.find_spec(root) is not None:
+    if required or importlib.util.find_spec(root) is not None:
         importlib.import_module(name)
 
 

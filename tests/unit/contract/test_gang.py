@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,13 +19,13 @@ options = st.builds(
     gpus_per_process=st.integers(0, 16),
     network_interface=st.none() | st.sampled_from(["eth0", "ib0"]),
     port_range=st.none() | st.sampled_from(["40000-40100", "1024-1024"]),
-    fork=st.booleans(),
+    fork=st.booleans() | st.sampled_from([("tensorflow",), ("torch", "my.layers")]),
 )
 
 
 @given(options)
 def test_options_survive_the_way_through_json(found):
-    assert GangOptions.from_dict(found.to_dict()) == found
+    assert GangOptions.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,10 @@ def test_options_survive_the_way_through_json(found):
         ({"port_range": "40000"}, "port_range must be 'first-last' within 1024-65535.*found '40000'"),
         ({"port_range": "40000-30000"}, "port_range must be"),
         ({"port_range": "80-90"}, "port_range must be"),
-        ({"fork": "no"}, "fork must be True or False, found 'no'"),
+        ({"fork": "tensorflow"}, "fork must be True, False, or the names of modules .* found 'tensorflow'"),
+        ({"fork": []}, r"fork must be .* found \[\]"),
+        ({"fork": ["my-package"]}, r"fork must be .* found \['my-package'\]"),
+        ({"fork": None}, "fork must be .* found None"),
         ({"restarts": 3}, "GangOptions has no restarts; expected driver_log_verbosity, "),
     ],
 )

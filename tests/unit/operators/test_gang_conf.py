@@ -65,18 +65,8 @@ def test_the_authors_own_settings_are_counted_with():
     assert "spark.cores.max" not in conf
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (
-            {"spark.dynamicAllocation.enabled": "True"},
-            "conf sets spark.dynamicAllocation.enabled, with which",
-        ),
-        ({"spark.barrier.sync.timeout": "30s"}, "to 30s, less than start_timeout_s=120"),
-        ({"spark.barrier.sync.timeout": "30"}, "to 30, less than start_timeout_s=120"),
-    ],
-)
-def test_settings_with_which_a_gang_cannot_run_are_refused_before_anything_is_submitted(given, message):
-    with pytest.raises(InvalidJobError, match=message):
+def test_settings_with_which_a_gang_cannot_run_are_refused_before_anything_is_submitted():
+    given = {"spark.dynamicAllocation.enabled": "True"}
+    with pytest.raises(InvalidJobError, match=r"conf sets spark\.dynamicAllocation\.enabled, with which"):
         gang_conf(STANDALONE, np=2, given=given)
     gang_conf("local[2]", np=2, given=given)

@@ -6,7 +6,7 @@ import pytest
 
 from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
-from airflow_hydrogen.runtime.gang.preload import plan
+from airflow_hydrogen.runtime.gang.preload import Preload, named, plan
 from airflow_hydrogen.runtime.rank.task import READ_AT_IMPORT
 
 SCRIPT = Entrypoint.parse("train.py")
@@ -17,7 +17,7 @@ def of_script(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "module"),
     [
         ("import tensorflow as tf", "tensorflow"),
         ("import horovod.tensorflow as hvd", "tensorflow"),
@@ -26,11 +26,18 @@ def of_script(text):
         ("import torch", "torch"),
     ],
 )
-def test_the_frameworks_that_a_program_names_are_imported(text, named):
+def test_the_frameworks_that_a_program_names_are_imported(text, module):
     preload = of_script(text)
-    assert named in preload.modules
-    assert ("torch" in preload.modules) == (named == "torch")
+    assert module in preload.modules
+    assert ("torch" in preload.modules) == (module == "torch")
     assert preload.why_not is None
+
+
+def test_the_user_names_frameworks_with_what_belongs_to_them_and_other_modules():
+    found = named(["torch", "my_package.layers"])
+    assert found == Preload(
+        ("pyarrow", "cloudpickle", "torch", "horovod.torch", "my_package.layers"), required=True
+    )
 
 
 @pytest.mark.parametrize("text", ["print('nothing')", "import torchvision_like", "kerasify = 1", ""])

@@ -19,8 +19,10 @@ def policy(np=4, max_restarts=2, min_np=None, start_timeout_s=60.0):
     return RestartPolicy(np=np, max_restarts=max_restarts, min_np=min_np, start_timeout_s=start_timeout_s)
 
 
-def status(program_error=False, restarts=0, slots=4, since_s=1e6):
-    return GangStatus(program_error=program_error, restarts=restarts, slots=slots, since_s=since_s)
+def status(program_error=False, restarts=0, rank_died=False, slots=4, since_s=1e6):
+    return GangStatus(
+        program_error=program_error, restarts=restarts, rank_died=rank_died, slots=slots, since_s=since_s
+    )
 
 
 def test_a_program_error_is_final_whatever_is_left():
@@ -45,6 +47,12 @@ def test_the_first_restart_comes_after_a_second_and_the_next_after_two():
     assert decide(policy(), status(restarts=1, since_s=2.0)) == Restart(4)
 
 
+def test_after_the_first_death_of_a_rank_nothing_is_waited_for_but_slots():
+    assert decide(policy(), status(rank_died=True, since_s=0)) == Restart(4)
+    assert decide(policy(), status(rank_died=True, since_s=0, slots=3)) == Wait("3 of 4 task slots are free")
+    assert decide(policy(), status(rank_died=True, restarts=1, since_s=1.9)) == Wait("back-off of 2 s")
+
+
 def test_missing_slots_are_waited_for_and_then_named():
     assert decide(policy(), status(slots=3, since_s=30)) == Wait("3 of 4 task slots are free")
     decision = decide(policy(), status(slots=3, since_s=61.0))
@@ -61,6 +69,7 @@ statuses = st.builds(
     GangStatus,
     program_error=st.booleans(),
     restarts=st.integers(0, 20),
+    rank_died=st.booleans(),
     slots=st.integers(0, 20),
     since_s=st.floats(0, 1e5),
 )
@@ -85,9 +94,9 @@ def test_a_restart_always_fits_and_is_never_one_too_many(rules, found):
 @given(policies, statuses)
 def test_no_wait_is_without_end(rules, found):
     if isinstance(decide(rules, found), Wait):
-        assert found.since_s < backoff_s(found.restarts) + rules.start_timeout_s
+        assert found.since_s < backoff_s(found.restarts, found.rank_died) + rules.start_timeout_s
 
 
-@given(st.integers(0, 10_000))
-def test_the_back_off_is_bounded(restarts):
-    assert 1 <= backoff_s(restarts) <= MAX_BACKOFF_S
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_back_off_is_bounded(restarts, rank_died):
+    assert (0 if rank_died and restarts == 0 else 1) <= backoff_s(restarts, rank_died) <= MAX_BACKOFF_S

@@ -136,7 +136,12 @@ def test_of_templates_that_differ_the_last_two_are_kept(monkeypatch, eventually)
             "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()",
             "started threads",
         ),
+        (
+            "import __main__; __main__._DEVICES = ('/dev/full',); device = open('/dev/full', 'rb')",
+            "has opened /dev/full",
+        ),
         ("raise ValueError('not here')", r"ValueError: not here"),
+        ("import a_module_that_is_nowhere", "ModuleNotFoundError"),
     ],
 )
 def test_a_template_that_is_not_clean_forks_no_rank_and_says_why(
@@ -152,6 +157,16 @@ def test_a_template_that_is_not_clean_forks_no_rank_and_says_why(
         (line,) = heard.lines
         assert line.startswith("started as a new process, not forked: ")
         assert why in line
+
+
+def test_a_module_that_is_not_installed_matters_where_the_user_has_named_it():
+    spec = dataclasses.replace(template_of_ours(), modules=("a_module_that_is_nowhere",))
+    assert run(os.getppid, template=spec) != os.getpid()
+    heard = Heard()
+    rank = start(os.getppid, heard, 0, dataclasses.replace(spec, required=True))
+    assert pickle.loads(rank.wait(lambda: False).value) == os.getpid()
+    (line,) = heard.lines
+    assert "a_module_that_is_nowhere cannot be imported beforehand (ModuleNotFoundError" in line
 
 
 def test_a_template_that_dies_while_it_imports_costs_one_start(tmp_path, monkeypatch):

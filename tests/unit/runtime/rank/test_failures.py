@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from airflow_hydrogen.contract.errors import GangLostError, RankFailedError
-from airflow_hydrogen.runtime.rank.failures import RankFailure, first_cause, is_program_error, lost_peer
+from airflow_hydrogen.runtime.rank.failures import (
+    RankFailure,
+    first_cause,
+    is_death_of_a_rank,
+    is_program_error,
+    lost_peer,
+)
 
 SHUT_DOWN = (
     "Horovod has been shut down. This was caused by an exception on one of the ranks or an attempt to "
@@ -103,6 +109,14 @@ def test_a_lost_peer_never_hides_the_error_that_made_it():
     cause = first_cause(failures)
     assert cause.rank == 1
     assert is_program_error(cause.to_error())
+
+
+@pytest.mark.parametrize(
+    ("kind", "error_type", "expected"),
+    [("process", None, True), ("main", "builtins.ValueError", False), ("stall", None, False)],
+)
+def test_the_death_of_a_rank_is_told_from_errors_and_from_other_faults(kind, error_type, expected):
+    assert is_death_of_a_rank(failure(1, kind, error_type).to_error()) is expected
 
 
 def test_where_all_have_only_lost_their_peers_a_restart_may_help():
