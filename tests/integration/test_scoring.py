@@ -701,6 +701,17 @@ def test_a_job_that_dies_between_its_two_swaps_is_repaired_by_the_retry(score, p
     assert os.listdir(tmp_path / "scores") == os.listdir(tmp_path / "scores_quarantine") == ["ds=2013-01-01"]
 
 
+def test_both_partitions_are_replaced_where_folders_cannot_be_exchanged(score, picky, tmp_path, monkeypatch):
+    """As on NFS, HDFS and object stores."""
+    monkeypatch.setattr(swap, "exchange", lambda *_: False)
+    score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
+    repaired = bad_rows(tmp_path / "rows.parquet", n22=2)
+    report, _ = score(picky, source=repaired, on_bad_row="quarantine")
+    assert sources.count_rows(report.output_uri) == report.rows == 48
+    assert sources.count_rows(report.quarantine_uri) == report.rows_quarantined == 2
+    assert os.listdir(tmp_path / "scores") == os.listdir(tmp_path / "scores_quarantine") == ["ds=2013-01-01"]
+
+
 def test_files_of_tries_that_spark_did_not_accept_are_no_quarantined_rows(
     score, picky, tmp_path, monkeypatch
 ):
