@@ -185,10 +185,10 @@ def test_bad_rows_of_a_task_are_brought_to_their_partition(store: ObjectStore) -
     schema = pa.schema([("id", pa.int64()), ("reason", pa.string())])
     for ids in ([1, 2], [3], []):
         quarantine = Quarantine(swap.staging_uri(target, swap.new_token()), schema)
-        with BadRowsFile(quarantine) as file:
-            if ids:
-                file.add(pa.record_batch({"id": ids}), ["bad"] * len(ids))
         with swap.replacing(target) as kept:
+            with BadRowsFile(quarantine) as file:
+                if ids:
+                    file.add(pa.record_batch({"id": ids}), ["bad"] * len(ids))
             assert quarantine.accept([file.name] if file.name else [], kept.staged) == len(ids)
             kept.commit(rows=len(ids))
         swap.sweep(quarantine.folder)
