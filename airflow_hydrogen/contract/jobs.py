@@ -502,8 +502,8 @@ class InferenceJob:
             return
         if self.quarantine is None and uris.is_root(self.sink.uri):
             raise InvalidJobError(
-                f"sink {self.sink.uri!r} is a whole bucket or filesystem, which has nothing beside it: name "
-                "the table of quarantined rows with quarantine=Sink.parquet(uri)"
+                f"sink {self.sink.uri!r} is a whole bucket or filesystem, which has nothing beside it: let "
+                "quarantine=Sink.parquet(uri) name a folder of another one"
             )
         place = self.quarantine_sink
         if place.partition != self.sink.partition:
