@@ -113,9 +113,13 @@ class Sifter:
         self._halve(arrays, 0, batch.num_rows, failure, good, bad)
         if bad and self._scored_before is not None:
             self._require_still_working(failure)
+        by_fault: dict[str, list[tuple[int, str]]] = {}
         for row, cause in bad:
             fault = f"the model failed with {type(cause).__name__}"
-            self._put_aside(batch, BadRows(fault, np.array([row]), [f"the model failed with {_text(cause)}"]))
+            by_fault.setdefault(fault, []).append((row, f"the model failed with {_text(cause)}"))
+        for fault, rows in by_fault.items():
+            places, reasons = zip(*rows, strict=True)
+            self._put_aside(batch, BadRows(fault, np.array(places), reasons))
         return [self._assemble(batch.slice(start, stop - start), outputs) for start, stop, outputs in good]
 
     def _halve(
