@@ -670,6 +670,25 @@ def test_a_model_that_fails_whatever_the_row_fails_the_job(score, picky, tmp_pat
     assert not list(tmp_path.glob("scores*/*"))
 
 
+def test_a_word_that_a_keras_model_does_not_know_is_a_bad_row(score, tmp_path):
+    import keras
+
+    known = keras.layers.StringLookup(vocabulary=["a", "b"], num_oov_indices=0, output_mode="one_hot")
+    model = keras.Sequential([keras.Input((1,), name="word", dtype="string"), known])
+    uri = publish(model, str(tmp_path / "words"), FeatureLayout("columns", (ColumnSpec("word", "string"),)))
+    source = write(tmp_path / "rows.parquet", word=["a", "b", None, "what?", "a"])
+    report, found = score(uri, source=source, on_bad_row="quarantine")
+    assert found["word"].tolist() == ["a", "b", "a"]
+    assert [list(row) for row in found["prediction"]] == [[1, 0], [0, 1], [1, 0]]
+    assert report.bad_rows == {
+        "column 'word': null": 1,
+        "the model failed with InvalidArgumentError": 1,
+    }
+    bad = pq.read_table(report.quarantine_uri, partitioning=None).to_pydict()
+    assert bad["word"] == [None, "what?"]
+    assert "model failed with InvalidArgumentError: Graph" in bad["reason"][1] and "what?" in bad["reason"][1]
+
+
 def test_bad_values_alone_leave_an_empty_partition(score, picky, tmp_path):
     source = write(tmp_path / "rows.parquet", a=pa.array([None, None], "float64"), n=pa.array([1, 2]))
     report, found = score(picky, source=source, on_bad_row="quarantine")

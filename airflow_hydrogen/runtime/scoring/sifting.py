@@ -37,7 +37,7 @@ TRIALS = 32
 
 # TensorFlow's and PyTorch's names for memory that is out; neither is imported here.
 _OUT_OF_MEMORY = {"ResourceExhaustedError", "OutOfMemoryError"}
-_TEXT_LENGTH = 500
+_BEGINNING, _END = 100, 400
 
 
 class Sifter:
@@ -191,6 +191,8 @@ def _require_row_error(error: Exception) -> None:
 
 
 def _text(error: Exception) -> str:
-    """An exception in one line."""
+    """An exception in one line: of a long one the beginning, and the end, where TensorFlow says what it was."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= _TEXT_LENGTH else f"{text[:_TEXT_LENGTH]}..."
+    if len(text) <= _BEGINNING + _END:
+        return text
+    return f"{text[:_BEGINNING]} ... {text[-_END:]}"

@@ -182,3 +182,18 @@ def test_the_row_that_proves_the_model_is_a_copy():
     sifted.score([5.0, 6.0])
     kept = sifted.sifter._scored_before["a"]
     assert kept.tolist() == [5.0] and kept.base is None and isinstance(kept, np.ndarray)
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    class Long(Exception):
+        def __init__(self, _text):
+            super().__init__("it began\n" + "trace\n" * 1000 + "it was 'what?'")
+
+    sifted = Sifted(error=Long)
+    sifted.score([1.0])
+    sifted.score([-1.0])
+    [reason] = sifted.aside.values()
+    assert reason.startswith("the model failed with Long: it began trace") and reason.endswith(
+        "it was 'what?'"
+    )
+    assert len(reason) < 600
