@@ -191,7 +191,7 @@ def _require_row_error(error: Exception) -> None:
 
 
 def _text(error: Exception) -> str:
-    """An exception in one line: of a long one the beginning, and the end, where TensorFlow says what it was."""
+    """An exception in one line: of a long one its beginning and its end, where TensorFlow says what it is."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if len(text) <= _BEGINNING + _END:
         return text
