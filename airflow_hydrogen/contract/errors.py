@@ -29,9 +29,11 @@ HydrogenError
 │   ├── RaggedTensorError
 │   ├── ColumnCollisionError
 │   ├── PartitionValueError
+│   ├── BadRowsError                more rows that cannot be scored than the job allows
 │   └── PartitionFilesError         files are not those that a partition's list names
 ├── SinkError                       a partition could not be replaced: the old one is as it was
 │   ├── RowsLostError               the rows that were written are not those that are there
+│   ├── RowCountError               rows read are not those written, dropped and quarantined
 │   ├── FilesLostError              files that were brought in are not all there
 │   └── PartitionTakenError         a newer try writes the same partition
 ├── RowsNotCountedError             rows were written, and Spark does not say how many
@@ -42,6 +44,7 @@ HydrogenError
 │   ├── ModelFormatError
 │   ├── ModelModuleError            code that the model needs is not here
 │   ├── ModelSignatureError
+│   ├── ModelFailedError            fails whatever the row
 │   └── UnloadableModelError        trained, but no scorer could load it
 ├── OptimizerError                  an optimizer that would not average, or ranks that do not fit together
 ├── RanksDivergedError              the ranks train different models
@@ -442,6 +445,31 @@ class PartitionValueError(DataError):
         )
 
 
+class BadRowsError(DataError):
+    """More rows cannot be scored than `max_bad_rows` allows.
+
+    Example: `max_bad_rows=0.01`, and a night whose upstream job wrote nulls in every second row.
+
+    Attributes:
+        bad: how many there are.
+        rows: of how many.
+        limit: what was allowed.
+    """
+
+    def __init__(
+        self, bad: int, rows: int, limit: float | None, reasons: str, uri: str, where: str = ""
+    ) -> None:
+        share = f", a share of {bad / rows:.3g}," if isinstance(limit, float) and rows else ""
+        super().__init__(
+            f"{bad} of {rows} rows{where}{share} cannot be scored, more than max_bad_rows={limit} allows: "
+            f"{reasons}. Nothing was replaced, {uri!r} is as it was; repair or filter such rows at the "
+            "source, or raise max_bad_rows"
+        )
+        self.bad = bad
+        self.rows = rows
+        self.limit = limit
+
+
 class PartitionFilesError(DataError):
     """The files of a partition are not those that its list of files names."""
 
@@ -477,6 +505,23 @@ class RowsLostError(SinkError):
         self.uri = uri
         self.written = written
         self.found = found
+
+
+class RowCountError(SinkError):
+    """The rows that were read are not those that were written, dropped and quarantined.
+
+    It is a fault of this package, or of a store that lost a file: no row may go missing without a word.
+    """
+
+    retryable = True
+
+    def __init__(self, uri: str, read: int, written: int, dropped: int, quarantined: int) -> None:
+        super().__init__(
+            f"of {read} rows that were read for {uri!r}, {written} were written, {dropped} dropped and "
+            f"{quarantined} quarantined, which is {written + dropped + quarantined}; the partition is as it "
+            "was"
+        )
+        self.uri = uri
 
 
 class RowsNotCountedError(HydrogenError):
@@ -595,6 +640,21 @@ class ModelModuleError(ModelError):
 
 class ModelSignatureError(ModelError):
     """The model's inputs or outputs cannot be matched with columns."""
+
+
+class ModelFailedError(ModelError):
+    """The model fails whatever the row: no row is to blame, and none is dropped or quarantined.
+
+    Example: `on_bad_row="quarantine"`, and a predictor that asks a service which is down.
+    """
+
+    retryable = True
+
+    def __init__(self, reason: str, evidence: str) -> None:
+        super().__init__(
+            f"the model failed, and {evidence}: that is no matter of bad rows, which on_bad_row sets aside. "
+            f"It failed with {reason}"
+        )
 
 
 class UnloadableModelError(ModelError):

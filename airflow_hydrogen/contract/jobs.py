@@ -30,6 +30,9 @@ _NOT_THE_MODELS = (
 )
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
+OnBadRow = Literal["fail", "drop", "quarantine"]
+ON_BAD_ROW: tuple[OnBadRow, ...] = ("fail", "drop", "quarantine")
+
 
 def is_import_path(text: str) -> bool:
     """Tell whether `text` has the form `package.module:function`."""
@@ -302,6 +305,10 @@ class InferenceJob:
         keep_columns: columns of the source to keep; None keeps all of them.
         output_columns: output name of the model -> column name, where they should differ.
         batch_rows: rows of one call of the model. Independent of Spark's Arrow batch size.
+        on_bad_row: what becomes of rows that the model cannot score: they fail the job, or are dropped, or go
+            to a table of their own.
+        quarantine: that table; None: beside the sink's. Its partition is always the sink's.
+        max_bad_rows: how many there may be, as a number or, below 1, as a share of all rows; None: any.
         run: the Airflow run, or None outside Airflow.
         access: what opens the connections that the source names, as in a TrainJob.
     """
@@ -318,6 +325,9 @@ class InferenceJob:
     keep_columns: Sequence[str] | None = None
     output_columns: Mapping[str, str] = field(default_factory=dict)
     batch_rows: int = 16384
+    on_bad_row: OnBadRow = "fail"
+    quarantine: Sink | None = None
+    max_bad_rows: int | float | None = None
     run: Run | None = None
     report_nonce: str | None = None
     spark_log_uri: str | None = None
@@ -334,6 +344,54 @@ class InferenceJob:
         require_int("batch_rows", self.batch_rows)
         if self.batch_rows < 1:
             raise InvalidJobError(f"batch_rows must be at least 1, found {self.batch_rows}")
+        self._check_bad_rows()
+
+    def _check_bad_rows(self) -> None:
+        if self.on_bad_row not in ON_BAD_ROW:
+            raise InvalidJobError(
+                f"on_bad_row must be one of {', '.join(map(repr, ON_BAD_ROW))}, found {self.on_bad_row!r}"
+            )
+        if self.max_bad_rows is not None:
+            if self.on_bad_row == "fail":
+                raise InvalidJobError(
+                    "max_bad_rows says how many bad rows there may be, and with on_bad_row='fail' the first "
+                    "one fails the task: set on_bad_row to 'drop' or 'quarantine', or leave max_bad_rows out"
+                )
+            _require_limit("max_bad_rows", self.max_bad_rows)
+        if self.on_bad_row != "quarantine":
+            if self.quarantine is not None:
+                raise InvalidJobError(
+                    "quarantine says where bad rows go with on_bad_row='quarantine', found "
+                    f"on_bad_row={self.on_bad_row!r}"
+                )
+            return
+        if self.quarantine is None and uris.is_root(self.sink.uri):
+            raise InvalidJobError(
+                f"sink {self.sink.uri!r} is a whole bucket or filesystem, which has nothing beside it: let "
+                "quarantine=Sink.parquet(uri) name a folder of another one"
+            )
+        place = self.quarantine_sink
+        if place.partition != self.sink.partition:
+            raise InvalidJobError(
+                f"quarantine has partition {dict(place.partition)!r}, and is written in the sink's partition "
+                f"{dict(self.sink.partition)!r}: leave its own out"
+            )
+        uris.require_folder("quarantine", uris.partition_uri(place.uri, place.partition))
+        if uris.holds(place.uri, self.sink.uri) or uris.holds(self.sink.uri, place.uri):
+            raise InvalidJobError(
+                f"quarantine {place.uri!r} and sink {self.sink.uri!r} lie in each other: readers of the one "
+                "would find the rows of the other; give the quarantine a folder of its own"
+            )
+
+    @property
+    def quarantine_sink(self) -> Sink:
+        """Where quarantined rows go: what the job says, else a sibling of the sink's table."""
+        if self.quarantine is None:
+            uri = uris.beside_table(self.sink.uri, "_quarantine")
+            return dataclasses.replace(self.sink, uri=uri)
+        return dataclasses.replace(
+            self.quarantine, partition=self.quarantine.partition or self.sink.partition
+        )
 
     @property
     def sources(self) -> list[Source]:
@@ -355,6 +413,9 @@ class InferenceJob:
             "keep_columns": None if self.keep_columns is None else list(self.keep_columns),
             "output_columns": dict(self.output_columns),
             "batch_rows": self.batch_rows,
+            "on_bad_row": self.on_bad_row,
+            "quarantine": self.quarantine.to_dict() if self.quarantine else None,
+            "max_bad_rows": self.max_bad_rows,
             "run": dataclasses.asdict(self.run) if self.run else None,
             **unless_none("report_nonce", self.report_nonce),
             **unless_none("spark_log_uri", self.spark_log_uri),
@@ -372,6 +433,7 @@ class InferenceJob:
         fields = _checked_fields(cls, document)
         fields["source"] = Source.from_dict(fields["source"])
         fields["sink"] = Sink.from_dict(fields["sink"])
+        fields["quarantine"] = Sink.from_dict(fields["quarantine"]) if fields.get("quarantine") else None
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
         return cls(**fields)
 
@@ -418,6 +480,18 @@ def _checked_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, An
 
 def _plain(access: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]] | None:
     return {name: dict(options) for name, options in access.items()} or None
+
+
+def _require_limit(argument: str, value: object) -> None:
+    """A number of rows, or a share of them."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return
+    if isinstance(value, float) and 0 < value < 1:
+        return
+    raise InvalidJobError(
+        f"{argument} must be a number of rows (an integer, 0 or more) or a share of all rows (between 0 and "
+        f"1), found {value!r}"
+    )
 
 
 def _require_uri(argument: str, value: object) -> None:

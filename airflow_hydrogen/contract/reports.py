@@ -91,7 +91,12 @@ class InferenceReport:
         output_uri: the partition that was replaced; None on failure.
         model_uri: the model that scored.
         model_version: its version: the SHA-256 of its manifest, with that of every file in it.
-        rows: rows read, which is rows written.
+        rows: rows written.
+        rows_in: rows read: those written, dropped and quarantined.
+        rows_dropped: bad rows that are nowhere.
+        rows_quarantined: bad rows at `quarantine_uri`.
+        quarantine_uri: the partition of quarantined rows that was replaced; None where bad rows go elsewhere.
+        bad_rows: what is wrong with bad rows, without their values -> how many.
         seconds: seconds by stage: score, commit, total.
         rows_per_second: rows per second of the score stage, start of the Python workers included.
         source: what was scored: the source, and the version, rows or files that it had.
@@ -105,6 +110,11 @@ class InferenceReport:
     model_uri: str | None = None
     model_version: str | None = None
     rows: int = 0
+    rows_in: int = 0
+    rows_dropped: int = 0
+    rows_quarantined: int = 0
+    quarantine_uri: str | None = None
+    bad_rows: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows_per_second: float | None = None
     source: Mapping[str, Any] = field(default_factory=dict)

@@ -154,6 +154,31 @@ def join(uri: str, *names: str) -> str:
     return "/".join([folder.removesuffix("/"), *names]) if names else folder
 
 
+def holds(folder: str, uri: str) -> bool:
+    """Whether a folder is a URI's own place or lies above it, whatever the spelling of the two."""
+    outer, inner = parse(folder), parse(uri)
+    same_store = (outer.store, outer.authority) == (inner.store, inner.authority)
+    return same_store and f"{inner.path}/".startswith(outer.path.rstrip("/") + "/")
+
+
+def beside_table(uri: str, suffix: str) -> str:
+    """A table beside another, of the same name with a suffix.
+
+    Partition folders at the end of the URI stay folders of the new table: `/lake/scored/ds=1` with `_bad` is
+    `/lake/scored_bad/ds=1`, and no partition of the table `/lake/scored`.
+
+    Raises:
+        InvalidUriError: the table is a whole bucket or filesystem.
+    """
+    folder = canonical(uri)
+    partitions: list[str] = []
+    while "=" in (name := folder.rpartition("/")[2]):
+        folder = folder.rpartition("/")[0]
+        partitions.insert(0, name)
+    require_folder("URI", folder or "/")
+    return "/".join([f"{folder}{suffix}", *partitions])
+
+
 def sibling(uri: str, purpose: str) -> str:
     """A hidden neighbour of `uri`, on the same filesystem, that readers of the parent folder skip.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 from collections.abc import Mapping, Sequence
@@ -196,6 +197,22 @@ def at_least(argument: str, value: Any, minimum: int) -> int:
     if number < minimum:
         raise InvalidJobError(f"{argument} must be at least {minimum}, found {number}")
     return number
+
+
+def to_limit(argument: str, value: Any) -> int | float | None:
+    """A number of rows or a share of them, also as the text that a template renders to; None: no limit.
+
+    Raises:
+        InvalidJobError: the text of something else. What the number may be says the job.
+    """
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(value.strip())
+    raise InvalidJobError(
+        f"{argument} must be a number of rows or a share of all rows, such as 100 or 0.01, found {value!r}"
+    )
 
 
 def as_template(value: Any) -> Any:

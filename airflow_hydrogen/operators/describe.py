@@ -28,10 +28,16 @@ def describe_report(report: Report) -> str:
     took = (f" in {seconds:.1f} s" if seconds is not None else "") + speed
     rows = "" if report.rows is None else f" {report.rows:,} rows"
     if isinstance(report, InferenceReport):
-        return f"Scored{rows}{took}: {report.output_uri}"
+        return f"Scored{rows}{_bad_rows(report)}{took}: {report.output_uri}"
     if report.reused:
         return f"The model is there already, from an earlier try: {report.model_uri}"
     metrics = ", ".join(f"{name}={value:.6g}" for name, value in sorted(report.metrics.items()))
     resumed = "" if report.resumed_from_epoch is None else f", resumed from epoch {report.resumed_from_epoch}"
     what = f"np={report.np}, {report.epochs} epochs{resumed}" + (f", {metrics}" if metrics else "")
     return f"Trained on{rows or ' no dataset'}{took} ({what}): {report.model_uri or report.result}"
+
+
+def _bad_rows(report: InferenceReport) -> str:
+    if report.rows_quarantined:
+        return f" of {report.rows_in:,}, {report.rows_quarantined:,} quarantined in {report.quarantine_uri},"
+    return f" of {report.rows_in:,}, {report.rows_dropped:,} dropped," if report.rows_dropped else ""

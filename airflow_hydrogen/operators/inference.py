@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
+from airflow_hydrogen.contract.jobs import InferenceJob, OnBadRow, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.links.locations import OutputLocationLink, SparkLogLink, SparkUILink
 from airflow_hydrogen.operators.arguments import (
     as_template,
     refuse_callable,
     to_integer,
+    to_limit,
     to_mapping,
     to_sink,
     to_source,
@@ -41,6 +42,13 @@ class ArrowInferenceOperator(HydrogenOperator):
         keep_columns: columns of the source to keep beside the predictions; None keeps all (templated).
         output_columns: output name of the model -> name of the column (templated).
         batch_rows: rows of one call of the model (templated).
+        on_bad_row: what becomes of rows that the model cannot score: nulls, lists of another length, numbers
+            out of range, exceptions of the model. "fail" fails the task, "drop" leaves them out, "quarantine"
+            writes them to a table of their own, with the reason (templated).
+        quarantine: that table, a `Sink` without partition: it has the sink's. None: the sink's name with
+            `_quarantine` behind it (templated).
+        max_bad_rows: fail the task, and replace nothing, where more rows than that are bad: a number, or a
+            share between 0 and 1. None: no limit (templated).
         kwargs: options of SparkSubmitOperator and of every operator.
     """
 
@@ -55,11 +63,15 @@ class ArrowInferenceOperator(HydrogenOperator):
         "keep_columns",
         "output_columns",
         "batch_rows",
+        "on_bad_row",
+        "quarantine",
+        "max_bad_rows",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **HydrogenOperator.template_fields_renderers,
         "source": "json",
         "sink": "json",
+        "quarantine": "json",
         "prepare_kwargs": "json",
         "output_columns": "json",
     }
@@ -78,6 +90,9 @@ class ArrowInferenceOperator(HydrogenOperator):
         keep_columns: Sequence[str] | None = None,
         output_columns: Mapping[str, str] | None = None,
         batch_rows: int | str = 16384,
+        on_bad_row: OnBadRow = "fail",
+        quarantine: Sink | Mapping[str, Any] | None = None,
+        max_bad_rows: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -92,6 +107,9 @@ class ArrowInferenceOperator(HydrogenOperator):
         self.keep_columns = keep_columns
         self.output_columns = output_columns
         self.batch_rows = batch_rows
+        self.on_bad_row = on_bad_row
+        self.quarantine = as_template(quarantine)
+        self.max_bad_rows = max_bad_rows
 
     @property
     def output_location(self) -> str:
@@ -117,6 +135,9 @@ class ArrowInferenceOperator(HydrogenOperator):
                 for name, column in to_mapping("output_columns", self.output_columns).items()
             },
             batch_rows=to_integer("batch_rows", self.batch_rows),
+            on_bad_row=self.on_bad_row,
+            quarantine=None if self.quarantine is None else to_sink("quarantine", self.quarantine),
+            max_bad_rows=to_limit("max_bad_rows", self.max_bad_rows),
             run=run,
         )
 
@@ -128,10 +149,26 @@ class ArrowInferenceOperator(HydrogenOperator):
         return report.output_uri
 
     def _texts(self) -> list[Any]:
-        return [*super()._texts(), self.source, self.sink, self.keep_columns, self.output_columns]
+        return [
+            *super()._texts(),
+            self.source,
+            self.sink,
+            self.quarantine,
+            self.keep_columns,
+            self.output_columns,
+        ]
 
     def _location(self, report: InferenceReport) -> str | None:
         return report.output_uri
 
     def _asset_extra(self, report: InferenceReport) -> dict[str, Any]:
-        return {"output_uri": report.output_uri, "model_uri": report.model_uri, "rows": report.rows}
+        told = (
+            "output_uri",
+            "model_uri",
+            "rows",
+            "rows_in",
+            "rows_dropped",
+            "rows_quarantined",
+            "quarantine_uri",
+        )
+        return {name: getattr(report, name) for name in told}

@@ -67,6 +67,15 @@ JOBS = {
         output_columns={"prediction": "delay"},
         run=RUN,
     ),
+    "inference_job_quarantine": InferenceJob(
+        model_uri="/models/flight_delay",
+        source=Source.parquet("/lake/flights/ds=2013-07-01"),
+        sink=Sink.parquet("/scores", partition={"ds": "2013-07-01"}),
+        report_uri="/tmp/report.json",
+        on_bad_row="quarantine",
+        quarantine=Sink.parquet("/bad"),
+        max_bad_rows=0.01,
+    ),
 }
 
 REPORTS = {
@@ -90,6 +99,10 @@ REPORTS = {
         model_uri="/models/flight_delay",
         model_version="ef" * 32,
         rows=994,
+        rows_in=1000,
+        rows_quarantined=6,
+        quarantine_uri="/scores_quarantine/ds=2013-07-01",
+        bad_rows={"column 'temp': null": 6},
         seconds={"total": 9.0},
         rows_per_second=110.4,
         versions=VERSIONS,

@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import airflow_hydrogen.runtime as hydrogen
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import OwnershipLostError, RankFailedError, UriInUseError
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
 from airflow_hydrogen.hooks import report_files
+from airflow_hydrogen.runtime.data.sources import count_rows
 from airflow_hydrogen.runtime.models.directory import open_model
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.scoring.quarantine import BadRowsFile, Quarantine
+from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.storage.owners import Ownership
 from airflow_hydrogen.runtime.training import run_training
@@ -174,3 +177,21 @@ def test_one_application_owns_a_uri_of_the_store(store: ObjectStore) -> None:
         with Ownership(uri, "model_uri", first, on_lost=print), pytest.raises(OwnershipLostError):
             owner.require()
     assert filesystems.list_files(f"s3://{BUCKET}/models") == []
+
+
+def test_bad_rows_of_a_task_are_brought_to_their_partition(store: ObjectStore) -> None:
+    table = f"s3://{BUCKET}/scored_quarantine"
+    target = uris.partition_uri(table, {"ds": "1"})
+    schema = pa.schema([("id", pa.int64()), ("reason", pa.string())])
+    for ids in ([1, 2], [3], []):
+        quarantine = Quarantine(swap.staging_uri(target, swap.new_token()), schema)
+        with swap.replacing(target) as kept:
+            with BadRowsFile(quarantine) as file:
+                if ids:
+                    file.add(pa.record_batch({"id": ids}), ["bad"] * len(ids))
+            assert quarantine.accept([file.name] if file.name else [], kept.staged) == len(ids)
+            kept.commit(rows=len(ids))
+        swap.sweep(quarantine.folder)
+        assert count_rows(target) == len(ids)
+    names = [name for name, _size in filesystems.list_files(table)]
+    assert len(names) == 2 and all(name.startswith("ds=1/") for name in names), "the rows and their list"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import pathlib
@@ -19,17 +20,20 @@ from pyspark.sql import functions as F
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
+    BadRowsError,
     ColumnCollisionError,
     ColumnTypeError,
     EntrypointError,
     InvalidJobError,
     MissingColumnError,
+    ModelFailedError,
     ModelReplacedError,
     NotAModelError,
     NullValueError,
     PartitionTakenError,
     PartitionValueError,
     RaggedTensorError,
+    RowCountError,
     RowsLostError,
     SourceError,
     UnloadableModelError,
@@ -45,8 +49,9 @@ from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Sign
 from airflow_hydrogen.runtime.rank import rehearsal
 from airflow_hydrogen.runtime.scoring import application, direct, sinks
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.runtime.scoring.quarantine import Quarantine
 from airflow_hydrogen.runtime.scoring.watching import RowCounter
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, swap
 from tests.integration.models import dense, matrix_layout, publish
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
@@ -459,6 +464,282 @@ def test_two_tries_at_the_same_time_end_with_the_rows_of_one(spark, tmp_path):
     assert isinstance(outcome[0], PartitionTakenError), outcome
     assert pq.read_table(tmp_path / "s" / "ds=1", partitioning=None).num_rows == 1000
     assert os.listdir(tmp_path / "s") == ["ds=1"]
+
+
+# --- rows that cannot be scored -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def picky(tmp_path, spark):
+    """A model of `a` (float32) and `n` (int8) that gives `a + n`, and fails on a negative `a`."""
+    (tmp_path / "picky_predictor.py").write_text(
+        "def load(path):\n"
+        "    def predict(arrays):\n"
+        "        if (arrays['a'] < 0).any():\n"
+        "            raise ValueError('negative\\nin a batch')\n"
+        "        return {'p': arrays['a'] + arrays['n']}\n"
+        "    return predict\n"
+    )
+    (tmp_path / "weights").write_text("x")
+    spark.sparkContext.addPyFile(str(tmp_path / "picky_predictor.py"))
+    signature = Signature(
+        (
+            InputSpec("a", (ColumnSpec("a", "float32"),), "float32", ()),
+            InputSpec("n", (ColumnSpec("n", "int8"),), "int8", ()),
+        ),
+        (OutputSpec("p", "float32", ()),),
+    )
+    sys.path.insert(0, str(tmp_path))
+    model = ExportedModel(
+        path=str(tmp_path / "weights"),
+        framework="mine",
+        predictor="picky_predictor:load",
+        signature=signature,
+    )
+    yield publish(model, str(tmp_path / "picky"))
+    sys.path.remove(str(tmp_path))
+    sys.modules.pop("picky_predictor", None)
+
+
+def bad_rows(path, **changed):
+    """50 rows, of which 11 (a null), 22 (beyond int8) and 33 (the model fails) are bad, unless repaired."""
+    a, n = [float(number) for number in range(50)], [1] * 50
+    a[11], n[22], a[33] = changed.get("a11"), changed.get("n22", 1000), changed.get("a33", -1.0)
+    return write(
+        path, id=list(range(50)), a=a, n=pa.array(n, pa.int64()), day=[datetime.date(2013, 1, 1)] * 50
+    )
+
+
+FAULTS = {"column 'a': null": 1, "column 'n': beyond int8": 1, "the model failed with ValueError": 1}
+
+
+@pytest.mark.parametrize("where", [None, "id >= 0"], ids=["read by workers", "read by Spark"])
+def test_bad_rows_go_to_a_table_of_their_own_with_the_reason(score, picky, tmp_path, where, spark, capsys):
+    source = bad_rows(tmp_path / "rows.parquet")
+    report, found = score(
+        picky,
+        source=Source.parquet(source.uri, where=where),
+        on_bad_row="quarantine",
+        keep_columns=["id", "day"],
+        max_bad_rows=3,
+    )
+    assert (report.rows_in, report.rows, report.rows_dropped, report.rows_quarantined) == (50, 47, 0, 3)
+    assert report.bad_rows == FAULTS
+    assert report.quarantine_uri == str(tmp_path / "scores_quarantine" / "ds=2013-01-01")
+    good = [number for number in range(50) if number not in (11, 22, 33)]
+    assert list(found.columns) == ["id", "day", "p"]
+    assert found.sort_values("id")[["id", "p"]].to_numpy().tolist() == [[n, n + 1.0] for n in good]
+    bad = pq.read_table(report.quarantine_uri, partitioning=None).sort_by("id").to_pylist()
+    day = datetime.date(2013, 1, 1)
+    assert bad == [
+        {
+            "a": None,
+            "n": 1,
+            "id": 11,
+            "day": day,
+            "reason": "column 'a': expected float64 without nulls, found null",
+        },
+        {
+            "a": 22.0,
+            "n": 1000,
+            "id": 22,
+            "day": day,
+            "reason": "column 'n': expected whole numbers that int8 holds, found 1000",
+        },
+        {
+            "a": -1.0,
+            "n": 1,
+            "id": 33,
+            "day": day,
+            "reason": "the model failed with ValueError: negative in a batch",
+        },
+    ]
+    by_spark = spark.read.parquet(str(tmp_path / "scores_quarantine"))
+    assert (by_spark.count(), by_spark.columns) == (3, ["a", "n", "id", "day", "reason", "ds"])
+    assert sorted(os.listdir(tmp_path / "scores_quarantine")) == ["ds=2013-01-01"], "nothing is left over"
+    assert sorted(os.listdir(tmp_path / "scores")) == ["ds=2013-01-01"]
+    log = capsys.readouterr().out
+    assert f"3 of 50 rows quarantined in {report.quarantine_uri}:\n  1: column " in log
+
+
+def test_bad_rows_that_are_dropped_are_counted(score, picky, tmp_path):
+    report, found = score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="drop")
+    assert (report.rows_in, report.rows, report.rows_dropped, report.rows_quarantined) == (50, 47, 3, 0)
+    assert report.bad_rows == FAULTS and report.quarantine_uri is None
+    assert sorted(set(range(50)) - set(found["id"])) == [11, 22, 33]
+    assert not (tmp_path / "scores_quarantine").exists()
+
+
+def test_a_run_without_bad_rows_leaves_none_of_an_earlier_run(score, picky, tmp_path):
+    quarantine = Sink.parquet(str(tmp_path / "bad"))
+    options = {"on_bad_row": "quarantine", "quarantine": quarantine}
+    report, _ = score(picky, source=bad_rows(tmp_path / "rows.parquet"), **options)
+    other, _ = score(
+        picky,
+        source=bad_rows(tmp_path / "rows.parquet"),
+        sink=Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-02"}),
+        **options,
+    )
+    repaired = bad_rows(tmp_path / "rows.parquet", a11=11.0, n22=1, a33=33.0)
+    report, _ = score(picky, source=repaired, **options)
+    assert (report.rows_in, report.rows, report.rows_quarantined, report.bad_rows) == (50, 50, 0, {})
+    table = pq.read_table(report.quarantine_uri, partitioning=None)
+    assert (table.num_rows, table.column_names) == (0, ["a", "n", "id", "day", "reason"])
+    assert pq.read_table(other.quarantine_uri, partitioning=None).num_rows == 3
+    assert sorted(os.listdir(tmp_path / "bad")) == ["ds=2013-01-01", "ds=2013-01-02"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (
+            2,  # found by the task itself, which ends there
+            r"3 of 48 rows so far in one task cannot be scored, more than max_bad_rows=2 allows: column 'a': "
+            r"null \(1\), column 'n': beyond int8 \(1\), the model failed with ValueError \(1\)\. Nothing",
+        ),
+        (0.05, r"3 of 50 rows, a share of 0.06, cannot be scored, more than max_bad_rows=0.05 allows"),
+    ],
+)
+@pytest.mark.parametrize("where", [None, "id >= 0"], ids=["read by workers", "read by Spark"])
+def test_more_bad_rows_than_may_be_replace_nothing(score, picky, tmp_path, limit, message, where):
+    score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("scores*/ds=*/*")}
+    with pytest.raises(BadRowsError, match=message) as caught:
+        score(
+            picky,
+            source=Source.parquet(str(tmp_path / "rows.parquet"), where=where),
+            on_bad_row="quarantine",
+            max_bad_rows=limit,
+        )
+    assert not caught.value.retryable
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("scores*/ds=*/*")} == before
+    assert os.listdir(tmp_path / "scores") == os.listdir(tmp_path / "scores_quarantine") == ["ds=2013-01-01"]
+
+
+def test_a_model_that_fails_whatever_the_row_fails_the_job(score, picky, tmp_path):
+    source = write(tmp_path / "rows.parquet", a=[-1.0] * 20, n=pa.array([1] * 20))
+    with pytest.raises(
+        ModelFailedError, match="it scores none of 20 rows.*failed with ValueError: negative in a batch"
+    ) as caught:
+        score(picky, source=source, on_bad_row="quarantine", batch_rows=1000)
+    assert caught.value.retryable
+    source = write(tmp_path / "rows.parquet", a=[-1.0] * 50, n=pa.array([1] * 50))
+    with pytest.raises(ModelFailedError, match="it scores none of 32 rows one by one"):
+        score(picky, source=source, on_bad_row="drop", batch_rows=1000)
+    assert not list(tmp_path.glob("scores*/*"))
+
+
+def test_a_word_that_a_keras_model_does_not_know_is_a_bad_row(score, tmp_path):
+    import keras
+
+    known = keras.layers.StringLookup(vocabulary=["a", "b"], num_oov_indices=0, output_mode="one_hot")
+    model = keras.Sequential([keras.Input((1,), name="word", dtype="string"), known])
+    uri = publish(model, str(tmp_path / "words"), FeatureLayout("columns", (ColumnSpec("word", "string"),)))
+    source = write(tmp_path / "rows.parquet", word=["a", "b", None, "what?", "a"])
+    report, found = score(uri, source=source, on_bad_row="quarantine")
+    assert found["word"].tolist() == ["a", "b", "a"]
+    assert [list(row) for row in found["prediction"]] == [[1, 0], [0, 1], [1, 0]]
+    assert report.bad_rows == {
+        "column 'word': null": 1,
+        "the model failed with InvalidArgumentError": 1,
+    }
+    bad = pq.read_table(report.quarantine_uri, partitioning=None).to_pydict()
+    assert bad["word"] == [None, "what?"]
+    assert "model failed with InvalidArgumentError: Graph" in bad["reason"][1] and "what?" in bad["reason"][1]
+
+
+def test_bad_values_alone_leave_an_empty_partition(score, picky, tmp_path):
+    source = write(tmp_path / "rows.parquet", a=pa.array([None, None], "float64"), n=pa.array([1, 2]))
+    report, found = score(picky, source=source, on_bad_row="quarantine")
+    assert (report.rows_in, report.rows, report.rows_quarantined, len(found)) == (2, 0, 2, 0)
+    assert list(found.columns) == ["a", "n", "p"]
+
+
+def test_a_job_that_dies_between_its_two_swaps_is_repaired_by_the_retry(score, picky, tmp_path, monkeypatch):
+    """The quarantine is replaced first: rows that are in no new scores are found there."""
+    first, before = score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
+    repaired = bad_rows(tmp_path / "rows.parquet", n22=2)
+    commit = swap.Replacement.commit
+
+    def die(replacement, **told):
+        if replacement.target == first.output_uri:
+            raise KeyboardInterrupt  # as a kill: nothing is swept that an Exception would sweep
+        commit(replacement, **told)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(swap.Replacement, "commit", die)
+        with pytest.raises(KeyboardInterrupt):
+            score(picky, source=repaired, on_bad_row="quarantine")
+    assert pq.read_table(first.output_uri, partitioning=None).to_pandas().equals(before)
+    assert sorted(pq.read_table(first.quarantine_uri, partitioning=None)["id"].to_pylist()) == [11, 33]
+    report, found = score(picky, source=repaired, on_bad_row="quarantine")
+    assert (report.rows_in, report.rows, report.rows_quarantined) == (50, 48, 2)
+    assert set(range(50)) - set(found["id"]) == {11, 33}
+    assert sorted(pq.read_table(first.quarantine_uri, partitioning=None)["id"].to_pylist()) == [11, 33]
+    assert os.listdir(tmp_path / "scores") == os.listdir(tmp_path / "scores_quarantine") == ["ds=2013-01-01"]
+
+
+def test_both_partitions_are_replaced_where_folders_cannot_be_exchanged(score, picky, tmp_path, monkeypatch):
+    """As on NFS, HDFS and object stores."""
+    monkeypatch.setattr(swap, "exchange", lambda *_: False)
+    score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
+    repaired = bad_rows(tmp_path / "rows.parquet", n22=2)
+    report, _ = score(picky, source=repaired, on_bad_row="quarantine")
+    assert sources.count_rows(report.output_uri) == report.rows == 48
+    assert sources.count_rows(report.quarantine_uri) == report.rows_quarantined == 2
+    assert os.listdir(tmp_path / "scores") == os.listdir(tmp_path / "scores_quarantine") == ["ds=2013-01-01"]
+
+
+def test_files_of_tries_that_spark_did_not_accept_are_no_quarantined_rows(
+    score, picky, tmp_path, monkeypatch
+):
+    accept = Quarantine.accept
+
+    def accept_beside_another(quarantine, names, staged):
+        folder = pathlib.Path(quarantine.folder)
+        (folder / "part-of-a-lost-try.parquet").write_bytes(next(folder.iterdir()).read_bytes())
+        return accept(quarantine, names, staged)
+
+    monkeypatch.setattr(Quarantine, "accept", accept_beside_another)
+    report, _ = score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
+    assert report.rows_quarantined == 3
+    assert pq.read_table(report.quarantine_uri, partitioning=None).num_rows == 3
+
+
+def test_quarantined_rows_that_the_driver_does_not_find_are_no_reason_to_replace_anything(
+    score, picky, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Quarantine, "accept", lambda *_: 2)
+    with pytest.raises(RowsLostError, match=r"wrote 3 rows for '.*_quarantine/ds=.*', the driver finds 2"):
+        score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
+    assert not list(tmp_path.glob("scores*/ds=*"))
+
+
+@pytest.mark.parametrize("on_bad_row", ["fail", "drop"])
+def test_rows_that_do_not_add_up_replace_nothing(score, picky, tmp_path, monkeypatch, on_bad_row):
+    source = write(tmp_path / "rows.parquet", a=[1.0, 2.0], n=[1, 1])
+    plan = application.score
+    monkeypatch.setattr(
+        application,
+        "score",
+        lambda *given: dataclasses.replace(scoring := plan(*given), rows=scoring.rows + 1),
+    )
+    with pytest.raises(RowCountError, match="of 3 rows that were read for .*, 2 were written, 0 dropped and"):
+        score(picky, source=source, on_bad_row=on_bad_row)
+    assert not list(tmp_path.glob("scores*/ds=*"))
+
+
+def test_a_column_that_is_called_as_the_reason_is_is_refused_before_any_row_is_read(score, picky, tmp_path):
+    source = write(tmp_path / "rows.parquet", a=[1.0], n=[1], reason=["because"])
+    with pytest.raises(ColumnCollisionError, match="'reason' is already a column of the source"):
+        score(picky, source=source, on_bad_row="quarantine")
+    report, _ = score(picky, source=source, on_bad_row="quarantine", keep_columns=[])
+    assert report.rows == 1
+
+
+def test_a_quarantine_that_cannot_be_written_is_found_before_any_row_is_read(score, picky):
+    with pytest.raises(UnwritableUriError, match="quarantine '/proc/bad/ds=2013-01-01' cannot be written"):
+        score(picky, on_bad_row="quarantine", quarantine=Sink.parquet("/proc/bad"))
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------

@@ -31,10 +31,13 @@ from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.models.predictors import require_modules
 from airflow_hydrogen.runtime.scoring import direct, sinks
-from airflow_hydrogen.runtime.scoring.inference import Scorer
+from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
+from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting
+from airflow_hydrogen.runtime.scoring.quarantine import REASON, Quarantine
+from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
 from airflow_hydrogen.runtime.session import original_error, spark_session
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, swap
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,6 +65,9 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     """
     started = time.monotonic()
     filesystems.require_writable("sink", sinks.partition_uri(job.sink))
+    quarantine_uri = sinks.partition_uri(job.quarantine_sink) if job.on_bad_row == "quarantine" else None
+    if quarantine_uri is not None:
+        filesystems.require_writable("quarantine", quarantine_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     manifest, _ = open_model(job.model_uri)
     predictor = job.predictor or manifest.predictor
@@ -81,7 +87,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
             flush=True,
         )
         try:
-            rows = _write(spark, _labelled(scoring, manifest, job, opened.snapshot), job)
+            written = _write(spark, _labelled(scoring, manifest, job, opened.snapshot), job)
         except Exception as error:
             original = original_error(error)
             if original is error:
@@ -89,14 +95,24 @@ def run_inference(job: InferenceJob) -> InferenceReport:
             raise original from None
     seconds = time.monotonic() - started
     output_uri = sinks.partition_uri(job.sink)
-    print(f"wrote {rows:,} rows to {output_uri}", flush=True)
+    print(f"wrote {written.rows:,} rows to {output_uri}", flush=True)
+    if written.bad:
+        where = "dropped" if quarantine_uri is None else f"quarantined in {quarantine_uri}"
+        print(f"{written.bad.total():,} of {written.rows_in:,} rows {where}:", flush=True)
+        for fault, rows in written.bad.most_common():
+            print(f"  {rows:,}: {fault}", flush=True)
     return InferenceReport(
         output_uri=output_uri,
         model_uri=uris.canonical(job.model_uri),
         model_version=manifest.version,
-        rows=rows,
+        rows=written.rows,
+        rows_in=written.rows_in,
+        rows_dropped=written.dropped,
+        rows_quarantined=written.quarantined,
+        quarantine_uri=quarantine_uri,
+        bad_rows=dict(written.bad),
         seconds={"total": round(seconds, 3)},
-        rows_per_second=rows / seconds,
+        rows_per_second=written.rows / seconds,
         source=opened.snapshot,
         versions=versions.installed(),
     )
@@ -143,11 +159,11 @@ def _labelled(scoring: Scoring, manifest: Manifest, job: InferenceJob, snapshot:
     frame = scoring.frame
     for spec in manifest.signature.outputs:
         frame = frame.withMetadata(job.output_columns.get(spec.name, spec.name), {LABEL: label})
-    return Scoring(frame, scoring.rows)
+    return dataclasses.replace(scoring, frame=frame)
 
 
-def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> int:
-    """Score and replace the partition, and say now and then how far it is. Returns the rows."""
+def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> Written:
+    """Score and replace the partition, and say now and then how far it is."""
     with log_group("Scoring: output of Spark and the workers", folded=job.run is not None) as group:
 
         def say(line: str) -> None:
@@ -155,7 +171,10 @@ def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> int:
             group.begin()
 
         with progress_told(RowCounter(spark), scoring.rows, say):
-            return sinks.replace_partition(scoring.frame, job.sink, job.run, uris.canonical(job.model_uri))
+            if job.on_bad_row != "fail":
+                return sinks.replace_sifted(scoring.frame, job, scoring.quarantine, scoring.rows)
+            model = uris.canonical(job.model_uri)
+            return Written(sinks.replace_partition(scoring.frame, job.sink, job.run, model, scoring.rows))
 
 
 @dataclass(frozen=True)
@@ -165,22 +184,37 @@ class Scoring:
     Attributes:
         frame: kept columns and predictions.
         rows: how many there are; None where that takes reading them.
+        quarantine: where tasks leave rows that cannot be scored; None: they fail, or are dropped.
     """
 
     frame: DataFrame
     rows: int | None
+    quarantine: Quarantine | None = None
 
 
 def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: InferenceJob) -> Scoring:
     """The kept columns and predictions: checked now, computed when they are written.
 
     Raises:
-        MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model.
+        MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model, or the
+            sink.
     """
     check_features(manifest.signature, frame.schema)
     keep, outputs = plan_columns(frame.columns, manifest.signature, job)
     slots = task_slots(spark).total
     constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
+    needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
+    schema = output_schema(frame.schema, keep, outputs, manifest.signature)
+    files = None if job.prepare else direct.readable_files(job.source, frame.schema, needed)
+    rows = files.total_rows if files else None
+    sifting = None
+    if job.on_bad_row != "fail":
+        schema = with_accounts(schema)
+        sifting = Sifting(
+            target=sinks.partition_uri(job.sink),
+            quarantine=plan_quarantine(frame.schema, needed, job) if job.on_bad_row == "quarantine" else None,
+            limit=job.max_bad_rows if isinstance(job.max_bad_rows, int) else None,
+        )
     scorer = Scorer(
         model_uri=uris.canonical(job.model_uri),
         manifest=manifest,
@@ -190,12 +224,11 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
         constants=constants,
         batch_rows=job.batch_rows,
         threads=threads_per_task(spark, slots),
+        sifting=sifting,
     )
-    needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
-    schema = output_schema(frame.schema, keep, outputs, manifest.signature)
-    files = None if job.prepare else direct.readable_files(job.source, frame.schema, needed)
-    if files and files.total_rows:
-        return Scoring(_score_directly(spark, files, slots, needed, scorer, schema), files.total_rows)
+    quarantine = sifting.quarantine if sifting else None
+    if files and rows:
+        return Scoring(_score_directly(spark, files, slots, needed, scorer, schema), rows, quarantine)
     if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
         frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
@@ -203,7 +236,8 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return scorer(batches)
 
-    return Scoring(frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema), None)
+    scored = frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema)
+    return Scoring(scored, None, quarantine)
 
 
 def _score_directly(
@@ -289,6 +323,36 @@ def output_schema(
             *(StructField(column, _spark_type(specs[name])) for name, column in outputs.items()),
         ]
     )
+
+
+def with_accounts(schema: StructType) -> StructType:
+    """A schema with the column of accounts, and rows of accounts in which everything else is null."""
+    from pyspark.sql.types import StringType, StructField, StructType
+
+    return StructType(
+        [
+            *(StructField(field.name, field.dataType, metadata=field.metadata) for field in schema),
+            StructField(ACCOUNT, StringType()),
+        ]
+    )
+
+
+def plan_quarantine(schema: StructType, needed: Iterable[str], job: InferenceJob) -> Quarantine:
+    """Where tasks leave bad rows, and with which columns: those that the job reads, and the reason.
+
+    Raises:
+        ColumnCollisionError: a column of the source is called as the reason is.
+    """
+    import pyarrow as pa
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    # The partition's own columns stand in the folder's name, as they do for scores.
+    names = [name for name in needed if name not in job.sink.partition]
+    if REASON in names:
+        raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
+    fields = [pa.field(name, to_arrow_type(schema[name].dataType)) for name in names]
+    folder = swap.staging_uri(sinks.partition_uri(job.quarantine_sink), swap.new_token())
+    return Quarantine(folder, pa.schema([*fields, pa.field(REASON, pa.string())]))
 
 
 def _spark_type(spec: OutputSpec) -> Any:

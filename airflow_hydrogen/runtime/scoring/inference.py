@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,29 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.runtime.data.columns import stack, to_numpy
 from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
+from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
+from airflow_hydrogen.runtime.scoring.bad_rows import BadRows
+from airflow_hydrogen.runtime.scoring.quarantine import BadRowsFile, Quarantine
+from airflow_hydrogen.runtime.scoring.sifting import Sifter
 
 # One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
 _loaded: dict[tuple[str, str, str | None], Predict] = {}
 _files = ExitStack()
+
+
+@dataclass(frozen=True)
+class Sifting:
+    """What a task does with rows that cannot be scored.
+
+    Attributes:
+        target: the partition that is written, for messages.
+        quarantine: where they go; None: they are dropped.
+        limit: how many a task may have before it fails, so that a hopeless night ends early; None: any.
+    """
+
+    target: str
+    quarantine: Quarantine | None
+    limit: int | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,7 @@ class Scorer:
         constants: columns that must hold one value in every row: the partition that is written.
         batch_rows: rows of one call of the model.
         threads: math threads of one worker.
+        sifting: what becomes of rows that cannot be scored; None: the first one fails the task.
     """
 
     model_uri: str
@@ -51,11 +72,52 @@ class Scorer:
     constants: Mapping[str, str]
     batch_rows: int
     threads: int
+    sifting: Sifting | None = None
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Score one task's batches; the model is loaded when the first row comes."""
+        if self.sifting is not None:
+            yield from self._sift(batches, self.sifting)
+            return
         for batch in rebatch(batches, self.batch_rows):
-            yield self._score(batch, self._model())
+            self._require_constants(batch)
+            outputs = self._model()(model_inputs(batch, self.manifest.signature.inputs))
+            yield self._assemble(batch, outputs)
+
+    def _sift(self, batches: Iterable[pa.RecordBatch], sifting: Sifting) -> Iterator[pa.RecordBatch]:
+        """Score what can be scored; the last row of the task is its account."""
+        account, sifter, schema = Account(), None, None
+        inputs = self.manifest.signature.inputs
+        with BadRowsFile(sifting.quarantine) if sifting.quarantine else nullcontext() as file:
+
+            def set_aside(rows: pa.RecordBatch, bad: BadRows) -> None:
+                account.bad[bad.fault] += rows.num_rows
+                if file is not None:
+                    file.add(rows, bad.reasons)
+
+            for batch in rebatch(_counted(batches, account), self.batch_rows):
+                self._require_constants(batch)
+                if sifter is None:
+                    to_arrays = partial(model_inputs, inputs=inputs)
+                    sifter = Sifter(inputs, to_arrays, self._model(), self._assemble, set_aside)
+                    schema = self._schema(batch).append(pa.field(ACCOUNT, pa.string()))
+                for scored in sifter.score(batch):
+                    yield scored.append_column(ACCOUNT, pa.nulls(scored.num_rows, pa.string()))
+                account.require_few(sifting.limit, sifting.target, " so far in one task")
+        if sifter is None or schema is None:
+            return  # no rows
+        account.files = [file.name] if file is not None and file.name else []
+        account.unproven, account.failure = sifter.unproven, sifter.failure
+        nulls = [pa.nulls(1, field.type) for field in schema][:-1]
+        yield pa.RecordBatch.from_arrays([*nulls, pa.array([account.dumps()])], schema=schema)
+
+    def _schema(self, batch: pa.RecordBatch) -> pa.Schema:
+        """The columns that are written of a batch."""
+        nothing = {
+            spec.name: np.empty((0, *spec.shape), object if spec.dtype == "string" else spec.dtype)
+            for spec in self.manifest.signature.outputs
+        }
+        return self._assemble(batch.slice(0, 0), nothing).schema
 
     def _model(self) -> Predict:
         key = (self.model_uri, self.manifest.version, self.predictor)
@@ -71,16 +133,23 @@ class Scorer:
             gc.freeze()
         return _loaded[key]
 
-    def _score(self, batch: pa.RecordBatch, predict: Predict) -> pa.RecordBatch:
+    def _require_constants(self, batch: pa.RecordBatch) -> None:
         for column, value in self.constants.items():
             if column in batch.schema.names:
                 _require_constant(column, batch.column(column), value)
-        outputs = predict(model_inputs(batch, self.manifest.signature.inputs))
+
+    def _assemble(self, batch: pa.RecordBatch, outputs: Arrays) -> pa.RecordBatch:
         arrays = [batch.column(name) for name in self.keep]
         for spec in self.manifest.signature.outputs:
             if spec.name in self.outputs:
                 arrays.append(output_column(spec, outputs, batch.num_rows))
         return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values()])
+
+
+def _counted(batches: Iterable[pa.RecordBatch], account: Account) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        account.rows_in += batch.num_rows
+        yield batch
 
 
 def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

@@ -14,7 +14,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import UnwritableUriError
@@ -100,6 +100,13 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_output(uri: str) -> Any:
+    """A stream into a new file, whose folders are made; the file is whole when the stream is closed."""
+    filesystem, path = resolve(uri)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    return filesystem.open_output_stream(path)
 
 
 def _temporary(name: str) -> str:

@@ -58,7 +58,7 @@ class Replacement:
     @property
     def staged(self) -> str:
         """Where the new files are put together: a hidden neighbour of the target."""
-        return uris.sibling(self.target, f"staging-{self.token}")
+        return staging_uri(self.target, self.token)
 
     def commit(self, *, rows: int | None = None, model: str | None = None) -> None:
         """Put the staged files in the place of the old ones.
@@ -98,7 +98,7 @@ class Replacement:
             self.require_owner()
         except Exception:
             for name in brought:  # readers that know no lists would count them with the old ones
-                _sweep(uris.join(self.target, name))
+                sweep(uris.join(self.target, name))
             raise
         files = tuple((name, size) for name, (_, size) in brought.items())
         run = dict(self.run) if self.run is not None else None
@@ -170,23 +170,23 @@ def replacing(target: str, run: Mapping[str, Any] | None = None) -> Iterator[Rep
     numbers = [partition_files.list_number(name.rpartition("/")[2]) or 0 for name in found.values()]
     # One number for the list of the new files, one before it for that of the old ones (`_freeze`).
     number = max([0, *numbers, owner["number"] if owner else 0]) + 2
-    replacement = Replacement(target, secrets.token_hex(6), number, run)
+    replacement = Replacement(target, new_token(), number, run)
     claim = {"token": replacement.token, "number": number, "run": run}
     filesystems.write_bytes(_owner_uri(target), json.dumps(claim).encode())
     # Only what was there before the claim: a try that begins after this one is none of its business.
     for uri in stale:
-        _sweep(uri)
+        sweep(uri)
     try:
         yield replacement
     except Exception as error:
-        _sweep(replacement.staged)
+        sweep(replacement.staged)
         _explain(replacement, error)
         _release(replacement)
         raise
     except BaseException:  # it is being ended, and has no time for more
-        _sweep(replacement.staged)
+        sweep(replacement.staged)
         raise
-    _sweep(replacement.staged)
+    sweep(replacement.staged)
     _release(replacement)
 
 
@@ -270,10 +270,25 @@ def _release(replacement: Replacement) -> None:
         replacement.require_owner()
     except (PartitionTakenError, OSError):
         return
-    _sweep(_owner_uri(replacement.target))
+    sweep(_owner_uri(replacement.target))
 
 
-def _sweep(uri: str) -> None:
+def staging_uri(target: str, token: str) -> str:
+    """A hidden neighbour of a target, which the next try removes where this one dies.
+
+    Args:
+        target: the folder that is to be replaced.
+        token: of `new_token`.
+    """
+    return uris.sibling(target, f"staging-{token}")
+
+
+def new_token() -> str:
+    """What no other try has in the names of its files."""
+    return secrets.token_hex(6)
+
+
+def sweep(uri: str) -> None:
     """Remove what nobody needs; what cannot be removed now is left to the next try."""
     path = uris.local_path(uri)
     try:

@@ -191,6 +191,45 @@ def test_whatever_is_json_is_accepted(value):
             lambda: jobs.loads('{"kind": "dance"}'),
             "job kind 'dance' is not known; expected one of train, inference",
         ),
+        (lambda: inference_job(on_bad_row="skip"), "on_bad_row must be one of 'fail', 'drop', 'quarantine'"),
+        (lambda: inference_job(max_bad_rows=3), "with on_bad_row='fail' the first one fails the task: set"),
+        *(
+            (
+                lambda limit=limit: inference_job(on_bad_row="drop", max_bad_rows=limit),
+                f"max_bad_rows must be a number of rows .*, found {limit!r}",
+            )
+            for limit in (-1, True, 0.0, 1.0, 5.0, float("nan"), "3")
+        ),
+        (
+            lambda: inference_job(on_bad_row="drop", quarantine=Sink.parquet("/bad")),
+            "quarantine says where bad rows go with on_bad_row='quarantine', found on_bad_row='drop'",
+        ),
+        (
+            lambda: inference_job(
+                on_bad_row="quarantine", quarantine=Sink.parquet("/bad", partition={"ds": "x"})
+            ),
+            "quarantine has partition {'ds': 'x'}, and is written in the sink's partition {'ds': '2013",
+        ),
+        *(
+            (
+                lambda sink=sink, bad=bad: inference_job(
+                    sink=Sink.parquet(sink), on_bad_row="quarantine", quarantine=Sink.parquet(bad)
+                ),
+                "lie in each other",
+            )
+            for sink, bad in [
+                ("/scores", "/scores/"),
+                ("/scores", "/scores/bad"),
+                ("/lake/scores", "/lake"),
+                ("s3://lake/scores", "s3a://lake/scores/bad"),
+            ]
+        ),
+        (
+            lambda: inference_job(
+                sink=Sink.parquet("s3://lake", partition={"ds": "1"}), on_bad_row="quarantine"
+            ),
+            "sink 's3://lake' is a whole bucket or filesystem, which has nothing beside it",
+        ),
     ],
 )
 def test_arguments_that_cannot_work(make, message):
@@ -226,3 +265,25 @@ def test_the_nonce_travels_with_the_job_and_lies_beside_the_report() -> None:
     assert jobs.loads(jobs.dumps(proven)) == proven
     assert "report_nonce" not in train_job().to_dict()
     assert jobs.nonce_uri("s3://b/m.report-1.json") == "s3://b/.m.report-1.json.nonce"
+
+
+@pytest.mark.parametrize(
+    ("sink", "quarantine"),
+    [
+        (Sink.parquet("/scores"), "/scores_quarantine"),
+        (Sink.parquet("s3a://lake/scores/", partition={"ds": "1"}), "s3a://lake/scores_quarantine"),
+        (Sink.parquet("/lake/scores/ds=1/hour=2"), "/lake/scores_quarantine/ds=1/hour=2"),
+    ],
+)
+def test_bad_rows_lie_beside_the_table_in_the_same_partition(sink: Sink, quarantine: str) -> None:
+    found = inference_job(sink=sink, on_bad_row="quarantine").quarantine_sink
+    assert (found.uri, found.partition) == (quarantine, sink.partition)
+
+
+def test_a_quarantine_has_the_partition_of_the_sink() -> None:
+    sink = Sink.parquet("/scores", partition={"ds": "1"})
+    for partition in ({}, {"ds": "1"}):
+        bad = Sink.parquet("/scores-bad", partition=partition)
+        job = inference_job(sink=sink, on_bad_row="quarantine", quarantine=bad, max_bad_rows=0)
+        assert job.quarantine_sink == Sink.parquet("/scores-bad", partition={"ds": "1"})
+        assert jobs.loads(jobs.dumps(job)) == job

@@ -232,3 +232,25 @@ def test_a_partition_is_one_folder_for_each_column(partition: dict[str, str]) ->
 )
 def test_an_asset_is_known_by_a_uri_that_airflow_takes(uri: str, asset: str) -> None:
     assert uris.asset_uri(uri) == asset
+
+
+@pytest.mark.parametrize(
+    ("folder", "uri", "holds"),
+    [
+        ("/lake", "/lake/scores", True),
+        ("/lake/", "file:///lake", True),
+        ("/lake", "/lake2", False),
+        ("s3://b", "s3a://b/x", True),
+        ("s3://b/x", "s3://c/x/y", False),
+        ("/", "/x", True),
+        ("/lake/scores", "/lake", False),
+    ],
+)
+def test_a_folder_holds_itself_and_what_lies_below_it(folder, uri, holds):
+    assert uris.holds(folder, uri) is holds
+
+
+def test_a_table_beside_one_that_is_a_whole_bucket_has_no_place():
+    for uri in ("s3://lake", "s3://lake/ds=1", "/ds=1"):
+        with pytest.raises(InvalidUriError):
+            uris.beside_table(uri, "_bad")

@@ -108,6 +108,45 @@ def test_what_names_no_place_is_found_before_submission(arguments: dict[str, Any
     assert submissions == []
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize(("limit", "expected"), [("0.01", 0.01), ("100", 100), ("1e-3", 0.001)])
+def test_bad_rows_are_a_matter_of_templates_too(native: bool, limit: str, expected: float) -> None:
+    dag = DAG("flights", render_template_as_native_obj=native)
+    task = operator(
+        dag=dag,
+        on_bad_row="{{ 'quarantine' }}",
+        quarantine=Sink.parquet("/bad/{{ ds_nodash }}"),
+        max_bad_rows=f"{{{{ '{limit}' }}}}",
+    )
+    with fake_spark_submit() as submissions:
+        run_task(task, ds="2013-01-02", ds_nodash="20130102")
+    job = submissions[0].job
+    assert (job.on_bad_row, job.max_bad_rows) == ("quarantine", expected)
+    assert job.quarantine_sink == Sink.parquet("/bad/20130102", partition={"ds": "2013-01-02"})
+
+
+def test_counts_of_bad_rows_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = Asset("scores")
+    report = InferenceReport(
+        output_uri="/scored/ds=1",
+        rows=900,
+        rows_in=1000,
+        rows_quarantined=100,
+        quarantine_uri="/scored_quarantine/ds=1",
+        bad_rows={"column 'a': null": 100},
+        seconds={"total": 3.0},
+    )
+    with fake_spark_submit(report):
+        ran = run_task(operator(outlets=[scores], on_bad_row="quarantine"), ds="1")
+    assert ran.xcoms["report"]["bad_rows"] == {"column 'a': null": 100}
+    extra = ran.outlet_extra[scores]
+    counts = ("rows", "rows_in", "rows_dropped", "rows_quarantined")
+    assert [extra[name] for name in counts] == [900, 1000, 0, 100]
+    assert extra["quarantine_uri"] == "/scored_quarantine/ds=1"
+    told = "Scored 900 rows of 1,000, 100 quarantined in /scored_quarantine/ds=1, in 3.0 s: /scored/ds=1"
+    assert told in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argument", ["prepare", "predictor"])
 def test_functions_are_given_by_their_import_path(argument: str) -> None:
     message = rf"{argument} must be 'package.module:function', found the callable {__name__}:operator: it is"
@@ -187,6 +226,19 @@ def test_failure_that_a_retry_cannot_mend() -> None:
     ("arguments", "message"),
     [
         ({"batch_rows": 0}, r"batch_rows must be at least 1, found 0"),
+        (
+            {"max_bad_rows": 5},
+            r"max_bad_rows says how many bad rows there may be, and with on_bad_row='fail'",
+        ),
+        (
+            {"on_bad_row": "drop", "max_bad_rows": "1%"},
+            r"max_bad_rows must be a number of rows or a share .*, such as 100 or 0.01, found '1%'",
+        ),
+        ({"on_bad_row": "ignore"}, r"on_bad_row must be one of 'fail', 'drop', 'quarantine', found 'ignore'"),
+        (
+            {"on_bad_row": "quarantine", "quarantine": "/bad"},
+            r"quarantine must be a Sink, such as Sink.parquet\(uri\).*found '/bad'",
+        ),
         ({"batch_rows": "many"}, r"batch_rows must be an integer, found 'many'"),
         ({"model_uri": ""}, r"model_uri must be a URI or a path, found ''"),
         ({"source": None}, r"source must be a Source, such as Source.parquet\(uri\).*found None"),

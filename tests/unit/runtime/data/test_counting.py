@@ -29,4 +29,4 @@ def test_a_count_that_spark_has_lost_is_not_waited_for_without_end(monkeypatch):
         counting.counted(lost)
     lost.arrived.set()
     monkeypatch.undo()
-    assert counting.counted(lost) == 3
+    assert counting.counted(lost) == {"rows": 3}

@@ -12,11 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_hydrogen.contract.errors import ModelSignatureError, PartitionValueError, ValueRangeError
+from airflow_hydrogen.contract.errors import (
+    BadRowsError,
+    ModelSignatureError,
+    PartitionValueError,
+    ValueRangeError,
+)
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.scoring import inference
-from airflow_hydrogen.runtime.scoring.inference import Scorer, model_inputs, output_column, rebatch
+from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
+from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting, model_inputs, output_column, rebatch
+from airflow_hydrogen.runtime.scoring.quarantine import Quarantine
 
 UTC = datetime.timezone.utc
 
@@ -260,3 +267,47 @@ def test_a_partition_is_compared_as_its_columns_type(text, value, type_):
 def test_another_partition_is_still_refused(text, value):
     with pytest.raises(PartitionValueError, match=f"partition is '{text}', the source has rows of '{value}'"):
         inference._require_constant("hour", pa.array([value]), text)
+
+
+def test_a_task_ends_with_its_account(scorer, tmp_path):
+    schema = pa.schema([("k", pa.string()), ("a", pa.float64()), ("reason", pa.string())])
+    quarantine = Quarantine(str(tmp_path / "bad"), schema)
+    batch = _batch(a=pa.array([1.0, None, 3.0]), k=pa.array(["x", "y", "z"]))
+    *scored, account = scorer(sifting=Sifting("/scores", quarantine, None))([batch])
+    assert pa.Table.from_batches(scored).to_pydict() == {
+        "k": ["x", "z"],
+        "a": [1.0, 3.0],
+        "score": [2.0, 6.0],
+        ACCOUNT: [None, None],
+    }
+    assert account.schema == scored[0].schema
+    *nothing, text = account.to_pylist()[0].values()
+    assert nothing == [None, None, None]
+    found = Account.loads(text)
+    assert (found.rows_in, found.bad, found.unproven) == (3, {"column 'a': null": 1}, 0)
+    assert [path.name for path in (tmp_path / "bad").iterdir()] == found.files
+
+
+def test_a_task_whose_rows_are_all_bad_has_an_account_alone(scorer):
+    batch = _batch(a=pa.array([None], "float64"), k=pa.array(["x"]))
+    [account] = scorer(sifting=Sifting("/scores", None, None))([batch])
+    assert account.schema.names == ["k", "a", "score", ACCOUNT]
+    assert account.schema.field("score").type == pa.float32()
+    assert Account.loads(account.column(ACCOUNT)[0].as_py()).rows_bad == 1
+    assert list(scorer(sifting=Sifting("/scores", None, None))([])) == []
+
+
+def test_a_task_with_more_bad_rows_than_the_job_may_have_ends_at_once(scorer):
+    batches = [_batch(a=pa.array([None, 1.0], "float64"), k=pa.array(["x", "y"]))] * 100
+    seen = iter(batches)
+    with pytest.raises(
+        BadRowsError, match="2 of 4 rows so far in one task cannot be scored, more than max_bad"
+    ):
+        list(scorer(sifting=Sifting("/scores", None, 1))(seen))
+    assert len(list(seen)) == 98
+
+
+def test_rows_of_another_partition_are_no_bad_rows(scorer):
+    batch = _batch(a=pa.array([1.0]), k=pa.array(["x"]), ds=pa.array([None], "string"))
+    with pytest.raises(PartitionValueError):
+        list(scorer(constants={"ds": "2013-01-01"}, sifting=Sifting("/scores", None, None))([batch]))

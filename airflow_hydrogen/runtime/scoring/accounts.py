@@ -1,0 +1,101 @@
+"""What became of every row: each task's account, and what the driver makes of all of them.
+
+A task ends with a row of its own that holds its account as text, in a column that is not written. Spark
+brings the accounts of those tasks to the driver whose rows it accepts: of a task that it ran twice, one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from airflow_hydrogen.contract.errors import BadRowsError, ModelFailedError
+
+ACCOUNT = "_hydrogen_account"
+"""The column of accounts: null in every row that is scored."""
+
+REASONS_TOLD = 5
+
+
+@dataclass
+class Account:
+    """What became of the rows of a task, or of all tasks.
+
+    Attributes:
+        rows_in: rows that were read.
+        bad: fault -> rows that were set aside with it.
+        files: those that hold such rows, by their names.
+        unproven: see `Sifter`.
+        failure: likewise.
+    """
+
+    rows_in: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    files: list[str] = field(default_factory=list)
+    unproven: int = 0
+    failure: str = ""
+
+    @property
+    def rows_bad(self) -> int:
+        """Rows that were set aside."""
+        return self.bad.total()
+
+    def dumps(self) -> str:
+        """The account in one line."""
+        return json.dumps({**vars(self), "bad": dict(self.bad)})
+
+    @classmethod
+    def loads(cls, text: str) -> Account:
+        """Read `dumps`."""
+        document = json.loads(text)
+        return cls(**{**document, "bad": Counter(document["bad"])})
+
+    @classmethod
+    def total(cls, accounts: Iterable[Account]) -> Account:
+        """All accounts in one."""
+        total = cls()
+        for account in accounts:
+            total.rows_in += account.rows_in
+            total.bad.update(account.bad)
+            total.files += account.files
+            total.unproven += account.unproven
+            total.failure = total.failure or account.failure
+        return total
+
+    def require_working_model(self, written: int) -> None:
+        """Raise where the model has scored no row in any task, and failed.
+
+        Args:
+            written: rows that were scored.
+
+        Raises:
+            ModelFailedError: the model is to blame, and not the rows.
+        """
+        if self.unproven and not written:
+            raise ModelFailedError(self.failure, f"it scores none of {self.unproven} rows")
+
+    def require_few(self, limit: float | None, uri: str, where: str = "") -> None:
+        """Raise where more rows are bad than may be.
+
+        Args:
+            limit: a number of rows, or a share of those that were read; None: any.
+            uri: what is not replaced then, for the message.
+            where: of which rows the account is, likewise.
+
+        Raises:
+            BadRowsError: with the commonest faults.
+        """
+        if limit is None or not self.rows_bad:
+            return
+        # Divided, because 0.29 * 100 is less than 29.
+        found = self.rows_bad / self.rows_in if isinstance(limit, float) else self.rows_bad
+        if found > limit:
+            raise BadRowsError(self.rows_bad, self.rows_in, limit, self.describe(), uri, where)
+
+    def describe(self) -> str:
+        """The commonest faults, with how many rows have each."""
+        told = [f"{fault} ({rows:,})" for fault, rows in self.bad.most_common(REASONS_TOLD)]
+        others = self.rows_bad - sum(rows for _, rows in self.bad.most_common(REASONS_TOLD))
+        return ", ".join([*told, *([f"others ({others:,})"] if others else [])])
