@@ -145,7 +145,7 @@ def _is_there(connector: Connector, given: Submission, home: Path | None) -> boo
     artifacts = [package.strip().partition(":")[2] for package in packages]
     jars = [*given.jars, *given.conf.get("spark.jars", "").split(",")]
     names = [jar.strip().rpartition("/")[2] for jar in jars]
-    names += [jar.name for jar in Path(home, "jars").iterdir()] if home is not None else []
+    names += [jar.name for jar in Path(home, "jars").glob("*.jar")] if home is not None else []
     # A jar goes on with a version behind "-" or "_", and so does an artifact, or with one behind ":".
     return any(f"{name.replace(':', '-')}-".startswith(connector.jar) for name in (*artifacts, *names))
 
