@@ -17,7 +17,7 @@ from airflow_hydrogen.hooks.databases import MARIADB_DRIVER, MYSQL_DRIVER, POSTG
 _SPARK_JAR = re.compile(r"spark-core_(\d+\.\d+)-(\d+\.\d+)(\S*)\.jar")
 _EXTENSIONS = "spark.sql.extensions"
 # Spark has these itself, and newer ones than Delta asks for.
-_SPARKS_OWN = ("org.apache.hadoop:*", "org.apache.parquet:*")
+_SPARKS_OWN = ("org.apache.hadoop:*", "org.apache.parquet:*", "org.apache.logging.log4j:*", "org.slf4j:*")
 
 
 @dataclass(frozen=True)
