@@ -245,4 +245,8 @@ class HorovodTrainOperator(HydrogenOperator):
         return report.model_uri
 
     def _asset_extra(self, report: TrainReport) -> dict[str, Any]:
-        return {"model_uri": report.model_uri, "metrics": dict(report.metrics)}
+        return {
+            "model_uri": report.model_uri,
+            "metrics": dict(report.metrics),
+            "sources": dict(report.sources),
+        }
