@@ -26,7 +26,7 @@ from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.models.predictors import require_modules
-from airflow_hydrogen.runtime.scoring import direct, sinks
+from airflow_hydrogen.runtime.scoring import direct, sinks, warming
 from airflow_hydrogen.runtime.scoring.inference import Scorer
 from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
 from airflow_hydrogen.runtime.session import original_error, spark_session
@@ -61,7 +61,8 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         resolve_import_path(predictor)
     else:
         require_modules(job.model_uri, manifest)
-    spark = spark_session(job)
+    spark = scoring_session(job, manifest)
+    warming.warm_workers(spark, _say)
     with log_group("Preparation", folded=job.run is not None):
         frame = sources.read_prepared(spark, job.source, prepare, job.prepare_kwargs)
         scoring = score(spark, frame, manifest, job)
@@ -89,6 +90,16 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         rows_per_second=rows / seconds,
         versions=versions.installed(),
     )
+
+
+def scoring_session(job: InferenceJob, manifest: Manifest) -> SparkSession:
+    """The session for a scoring, whose Python workers have the model's framework when they start."""
+    preload = warming.plan(job, manifest)
+    return spark_session(job, lambda given: warming.settings(given, preload, _say))
+
+
+def _say(line: str) -> None:
+    print(f"airflow-hydrogen: {line}", flush=True)
 
 
 def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> int:

@@ -1,0 +1,154 @@
+"""Python workers that have the model's framework when their rows come: which modules, where, and when."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import airflow_hydrogen
+from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob
+from airflow_hydrogen.runtime.gang.preload import Preload
+from airflow_hydrogen.runtime.gang.preload import plan as read_code
+from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.scoring.daemon import MODULE, MODULES_VARIABLE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
+DAEMON = "spark.python.daemon.module"
+
+_USES_DAEMON = "spark.python.use.daemon"
+_MODULES = f"spark.executorEnv.{MODULES_VARIABLE}"
+_PATH = "spark.executorEnv.PYTHONPATH"
+
+_SAID = "each Python worker imports the model's framework for itself"
+
+# What every worker that scores imports, and Spark's own with it.
+_WORKER = ("pandas", "pyarrow.parquet", "pyspark.worker", "airflow_hydrogen.runtime.scoring.inference")
+_FRAMEWORKS = {"keras": ("tensorflow", "keras"), "tensorflow": ("tensorflow",), "torch": ("torch",)}
+
+
+def plan(job: InferenceJob, manifest: Manifest) -> Preload:
+    """Which modules workers of a scoring may have before they are asked. Imports none of the user's.
+
+    A model's own loader needs its framework. A predictor needs what its text names, whatever the manifest
+    calls the model. Code of the user's that names a variable which frameworks read when they are imported
+    sets it, as like as not, before it imports them: then nothing is imported beforehand.
+
+    Args:
+        job: the scoring.
+        manifest: of its model.
+    """
+    predictor = job.predictor or manifest.predictor
+    code = [read_code(Entrypoint.parse(path), None) for path in (predictor, job.prepare) if path]
+    code += [read_code(Entrypoint.parse(f"{module}:load"), None) for module in manifest.modules]
+    for found in code:
+        if found.why_not:
+            return found
+    named = code[0].modules if predictor else (manifest.framework,)
+    frameworks = [module for name in _FRAMEWORKS if name in named for module in _FRAMEWORKS[name]]
+    return Preload((*_WORKER, *dict.fromkeys(frameworks)) if frameworks else ())
+
+
+def settings(given: SparkConf, preload: Preload, say: Callable[[str], None]) -> dict[str, str]:
+    """Spark's settings by which executors start their workers from `daemon`.
+
+    None where there is nothing to import, and where it is not certain that every executor can start it: no
+    Python task would run without its daemon.
+
+    Args:
+        given: what the user has set, which wins.
+        preload: what workers may have imported.
+        say: called with a line where workers will import for themselves, though they need not.
+    """
+    if given.contains(DAEMON) or given.get(_USES_DAEMON, "true") != "true":
+        return {}
+    if preload.why_not:
+        say(f"{_SAID}: {preload.why_not}")
+    if not preload.modules:
+        return {}
+    path = import_path(
+        given.get("spark.master", "local"),
+        Path(airflow_hydrogen.__file__).parents[1],
+        ships=bool(given.get("spark.submit.pyFiles", "")),
+        same_interpreter=_is_ours(os.environ.get("PYSPARK_PYTHON", "python3")),
+    )
+    if path is None:
+        say(f"{_SAID}: it is not certain that executors can import {MODULE} before they run a task")
+        return {}
+    paths = [entry for entry in (path, given.get(_PATH, "")) if entry]
+    return {
+        DAEMON: MODULE,
+        _MODULES: ",".join(preload.modules),
+        **({_PATH: os.pathsep.join(paths)} if paths else {}),
+    }
+
+
+def import_path(master: str, root: Path, *, ships: bool, same_interpreter: bool) -> str | None:
+    """What an executor needs on its path to import this package, before the files of a job are on it.
+
+    Args:
+        master: Spark's.
+        root: the zip or the folder that this driver has the package from.
+        ships: files of code are sent to the executors.
+        same_interpreter: a worker on this machine would run this interpreter.
+
+    Returns:
+        An entry of PYTHONPATH, empty where none is needed; None where nobody knows.
+    """
+    packed, installed = root.suffix == ".zip", root.name in ("site-packages", "dist-packages")
+    if master.startswith("local"):
+        if packed or not installed:
+            return str(root.absolute())
+        return "" if same_interpreter else None
+    if packed:
+        # Executors have fetched the zip into their folder, in which the daemon starts, before the first task.
+        return root.name if master.startswith("spark:") else None
+    # What is not sent has to be there, or nothing could be scored.
+    return None if ships else ""
+
+
+def _is_ours(python: str) -> bool:
+    found = shutil.which(python)
+    return found is not None and Path(found).parent == Path(sys.executable).parent
+
+
+def warm_workers(spark: SparkSession, say: Callable[[str], None]) -> threading.Thread | None:
+    """Have the executors that are there start their daemons, by a small job beside whatever else runs.
+
+    It is of the kind that the scoring is: Spark has other workers for other kinds.
+
+    Args:
+        spark: the session.
+        say: called with a line where that fails; workers then start when they are needed.
+
+    Returns:
+        The thread that runs the job; None where Spark starts its workers from another daemon.
+    """
+    context = spark.sparkContext
+    if context.getConf().get(DAEMON) != MODULE:
+        return None
+    tasks = 1 if context.master.startswith("local[") else context.defaultParallelism
+
+    def run() -> None:
+        try:
+            frame = spark.range(0, tasks, 1, tasks).mapInArrow(_nothing, "id long")
+            frame.write.format("noop").mode("overwrite").save()
+        except Exception as error:
+            say(f"no Python worker was started beforehand: {str(error).strip().partition(chr(10))[0]}")
+
+    thread = threading.Thread(target=run, name="scoring-warming", daemon=True)
+    thread.start()
+    return thread
+
+
+def _nothing(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for _batch in batches:
+        yield from ()
