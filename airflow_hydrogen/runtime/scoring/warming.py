@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ import airflow_hydrogen
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob
 from airflow_hydrogen.runtime.gang.preload import Preload
 from airflow_hydrogen.runtime.gang.preload import plan as read_code
+from airflow_hydrogen.runtime.gang.warming import beside
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring.daemon import MODULE, MODULES_VARIABLE
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
@@ -27,6 +27,8 @@ DAEMON = "spark.python.daemon.module"
 _USES_DAEMON = "spark.python.use.daemon"
 _MODULES = f"spark.executorEnv.{MODULES_VARIABLE}"
 _PATH = "spark.executorEnv.PYTHONPATH"
+_SHORT_TRACES = "spark.executorEnv.SPARK_SIMPLIFIED_TRACEBACK"
+_SQL_SHORT_TRACES = "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled"
 
 _SAID = "each Python worker imports the model's framework for itself"
 
@@ -88,6 +90,8 @@ def settings(given: SparkConf, preload: Preload, say: Callable[[str], None]) -> 
         DAEMON: MODULE,
         _MODULES: ",".join(preload.modules),
         **({_PATH: os.pathsep.join(paths)} if paths else {}),
+        # Spark has a daemon for each environment of workers. In this alone do workers of SQL differ from others.
+        **({_SHORT_TRACES: "1"} if given.get(_SQL_SHORT_TRACES, "true") == "true" else {}),
     }
 
 
@@ -123,32 +127,19 @@ def _is_ours(python: str) -> bool:
 def warm_workers(spark: SparkSession, say: Callable[[str], None]) -> threading.Thread | None:
     """Have the executors that are there start their daemons, by a small job beside whatever else runs.
 
-    It is of the kind that the scoring is: Spark has other workers for other kinds.
-
     Args:
         spark: the session.
-        say: called with a line where that fails; workers then start when they are needed.
+        say: called with a line where that fails; the daemons then start when they are needed.
 
     Returns:
-        The thread that runs the job; None where Spark starts its workers from another daemon.
+        The thread that runs the job; None where Spark forks its workers from another daemon.
     """
     context = spark.sparkContext
     if context.getConf().get(DAEMON) != MODULE:
         return None
     tasks = 1 if context.master.startswith("local[") else context.defaultParallelism
-
-    def run() -> None:
-        try:
-            frame = spark.range(0, tasks, 1, tasks).mapInArrow(_nothing, "id long")
-            frame.write.format("noop").mode("overwrite").save()
-        except Exception as error:
-            say(f"no Python worker was started beforehand: {str(error).strip().partition(chr(10))[0]}")
-
-    thread = threading.Thread(target=run, name="scoring-warming", daemon=True)
-    thread.start()
-    return thread
+    return beside(spark, _nothing, tasks, lambda why: say(f"no Python worker was started beforehand: {why}"))
 
 
-def _nothing(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for _batch in batches:
-        yield from ()
+def _nothing(_partition: Iterable[int]) -> None:
+    """The task's worker is there, and its daemon."""
