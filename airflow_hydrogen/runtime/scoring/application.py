@@ -94,6 +94,10 @@ def run_inference(job: InferenceJob) -> InferenceReport:
 
 def scoring_session(job: InferenceJob, manifest: Manifest) -> SparkSession:
     """The session for a scoring, whose Python workers have the model's framework when they start."""
+    from pyspark import SparkContext
+
+    if SparkContext._active_spark_context is not None:
+        return spark_session(job)  # with what it was started with
     preload = warming.plan(job, manifest)
     return spark_session(job, lambda given: warming.settings(given, preload, _say))
 

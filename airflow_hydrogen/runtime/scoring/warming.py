@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import secrets
 import shutil
+import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +20,7 @@ from airflow_hydrogen.runtime.gang.preload import Preload
 from airflow_hydrogen.runtime.gang.preload import plan as read_code
 from airflow_hydrogen.runtime.gang.warming import beside
 from airflow_hydrogen.runtime.models.manifest import Manifest
-from airflow_hydrogen.runtime.scoring.daemon import MODULE, MODULES_VARIABLE
+from airflow_hydrogen.runtime.scoring.daemon import AHEAD, AHEAD_VARIABLE, MODULE, MODULES_VARIABLE
 
 if TYPE_CHECKING:
     from pyspark import SparkConf
@@ -25,9 +29,10 @@ if TYPE_CHECKING:
 DAEMON = "spark.python.daemon.module"
 
 _USES_DAEMON = "spark.python.use.daemon"
-_MODULES = f"spark.executorEnv.{MODULES_VARIABLE}"
-_PATH = "spark.executorEnv.PYTHONPATH"
-_SHORT_TRACES = "spark.executorEnv.SPARK_SIMPLIFIED_TRACEBACK"
+_ENVIRONMENT = "spark.executorEnv."
+_MODULES = f"{_ENVIRONMENT}{MODULES_VARIABLE}"
+_PATH = f"{_ENVIRONMENT}PYTHONPATH"
+_SHORT_TRACES = f"{_ENVIRONMENT}SPARK_SIMPLIFIED_TRACEBACK"
 _SQL_SHORT_TRACES = "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled"
 
 _SAID = "each Python worker imports the model's framework for itself"
@@ -70,7 +75,7 @@ def settings(given: SparkConf, preload: Preload, say: Callable[[str], None]) -> 
         preload: what workers may have imported.
         say: called with a line where workers will import for themselves, though they need not.
     """
-    if given.contains(DAEMON) or given.get(_USES_DAEMON, "true") != "true":
+    if sys.platform != "linux" or given.contains(DAEMON) or given.get(_USES_DAEMON, "true") != "true":
         return {}
     if preload.why_not:
         say(f"{_SAID}: {preload.why_not}")
@@ -80,19 +85,68 @@ def settings(given: SparkConf, preload: Preload, say: Callable[[str], None]) -> 
         given.get("spark.master", "local"),
         Path(airflow_hydrogen.__file__).parents[1],
         ships=bool(given.get("spark.submit.pyFiles", "")),
-        same_interpreter=_is_ours(os.environ.get("PYSPARK_PYTHON", "python3")),
+        same_interpreter=_is_ours(_worker_python()),
     )
     if path is None:
         say(f"{_SAID}: it is not certain that executors can import {MODULE} before they run a task")
         return {}
     paths = [entry for entry in (path, given.get(_PATH, "")) if entry]
-    return {
+    found = {
         DAEMON: MODULE,
         _MODULES: ",".join(preload.modules),
         **({_PATH: os.pathsep.join(paths)} if paths else {}),
         # Spark has a daemon for each environment of workers. In this alone do workers of SQL differ from others.
         **({_SHORT_TRACES: "1"} if given.get(_SQL_SHORT_TRACES, "true") == "true" else {}),
     }
+    if _runs_here(given.get("spark.master", "local")):
+        found[f"{_ENVIRONMENT}{AHEAD_VARIABLE}"] = _start_ahead({**dict(given.getAll()), **found})
+    return found
+
+
+def _runs_here(master: str) -> bool:
+    """Whether this driver's JVM is the executor."""
+    return master == "local" or master.startswith("local[")
+
+
+def _start_ahead(conf: Mapping[str, str]) -> str:
+    """Start what Spark's daemon is going to be forked from, with the environment that it will have.
+
+    Returns:
+        The name of its socket.
+    """
+    name = f"airflow-hydrogen-{secrets.token_hex(16)}"
+    given = {
+        key.removeprefix(_ENVIRONMENT): value for key, value in conf.items() if key.startswith(_ENVIRONMENT)
+    }
+    paths = [path for path in (given.get("PYTHONPATH"), os.environ.get("PYTHONPATH")) if path]
+    environ = {
+        **os.environ,
+        "OMP_NUM_THREADS": conf.get("spark.task.cpus", "1"),
+        **given,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "YES",
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen()
+        process = subprocess.Popen(
+            [_worker_python(), "-m", MODULE, AHEAD, str(listener.fileno()), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            env=environ,
+            pass_fds=[listener.fileno()],
+        )
+    atexit.register(_end, process)
+    return name
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _worker_python() -> str:
+    """What Spark runs workers with."""
+    return os.environ.get("PYSPARK_PYTHON", "python3")
 
 
 def import_path(master: str, root: Path, *, ships: bool, same_interpreter: bool) -> str | None:
@@ -137,7 +191,7 @@ def warm_workers(spark: SparkSession, say: Callable[[str], None]) -> threading.T
     context = spark.sparkContext
     if context.getConf().get(DAEMON) != MODULE:
         return None
-    tasks = 1 if context.master.startswith("local[") else context.defaultParallelism
+    tasks = 1 if _runs_here(context.master) else context.defaultParallelism
     return beside(spark, _nothing, tasks, lambda why: say(f"no Python worker was started beforehand: {why}"))
 
 
