@@ -75,7 +75,8 @@ def settings(given: SparkConf, preload: Preload, say: Callable[[str], None]) -> 
         preload: what workers may have imported.
         say: called with a line where workers will import for themselves, though they need not.
     """
-    if sys.platform != "linux" or given.contains(DAEMON) or given.get(_USES_DAEMON, "true") != "true":
+    is_ours = given.get(_USES_DAEMON, "true").lower() == "true" and not given.contains(DAEMON)
+    if sys.platform != "linux" or not is_ours:
         return {}
     if preload.why_not:
         say(f"{_SAID}: {preload.why_not}")
@@ -95,10 +96,10 @@ def settings(given: SparkConf, preload: Preload, say: Callable[[str], None]) -> 
         DAEMON: MODULE,
         _MODULES: ",".join(preload.modules),
         **({_PATH: os.pathsep.join(paths)} if paths else {}),
-        # Spark has a daemon for each environment of workers. In this alone do workers of SQL differ from others.
+        # Spark has a daemon for each environment of workers, and in this alone those of SQL differ.
         **({_SHORT_TRACES: "1"} if given.get(_SQL_SHORT_TRACES, "true") == "true" else {}),
     }
-    if _runs_here(given.get("spark.master", "local")):
+    if _runs_here(given.get("spark.master", "local")) and shutil.which(_worker_python()):
         found[f"{_ENVIRONMENT}{AHEAD_VARIABLE}"] = _start_ahead({**dict(given.getAll()), **found})
     return found
 
@@ -191,7 +192,7 @@ def warm_workers(spark: SparkSession, say: Callable[[str], None]) -> threading.T
     context = spark.sparkContext
     if context.getConf().get(DAEMON) != MODULE:
         return None
-    tasks = 1 if _runs_here(context.master) else context.defaultParallelism
+    tasks = 1 if _runs_here(str(context.master)) else context.defaultParallelism
     return beside(spark, _nothing, tasks, lambda why: say(f"no Python worker was started beforehand: {why}"))
 
 
