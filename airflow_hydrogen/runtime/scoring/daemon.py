@@ -100,7 +100,7 @@ def _output_kept() -> Iterator[None]:
 
 
 def _make_workers_differ(daemon: int, let_go: Callable[[], None]) -> None:
-    """Draw random states anew in each worker, which lets go of what is the daemon's; not in a worker's forks."""
+    """Draw random states anew in each worker, but not in its forks, and let go of what is the daemon's."""
 
     def change() -> None:
         if os.getppid() == daemon:
@@ -198,7 +198,7 @@ def _read_at_import(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _become_daemon(line: socket.socket, files: Sequence[int], place: Mapping[str, Any]) -> list[str]:
-    """Take the place of the process that Spark has started, to which the end of its line says that this ended."""
+    """Take the place of the process that Spark has started. The end of its line tells that process."""
     for number, file in enumerate(files[:3]):
         os.dup2(file, number)
     for file in files:

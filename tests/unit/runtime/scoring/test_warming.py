@@ -32,7 +32,8 @@ def plan(tmp_path, monkeypatch):
         job = InferenceJob(
             model_uri="/m", source=Source.parquet("/r"), sink=Sink.parquet("/s"), report_uri="/j", **fields
         )
-        return warming.plan(job, Manifest(framework, "x", Signature((), ()), (), **changes))
+        manifest = Manifest(framework=framework, entry="x", signature=Signature((), ()), files=(), **changes)
+        return warming.plan(job, manifest)
 
     return run
 
