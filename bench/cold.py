@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
+from bench.marks import MARKS, mark
 from bench.measure import Result, Target, alternate, compare
 
 ROWS = 1_000
-_MARKS = "BENCH_MARKS"
 
 
 def measure(folder: Path, quick: bool) -> list[Result]:
@@ -62,14 +62,14 @@ def score(folder: Path, model: str, rows: str) -> tuple[float, dict[str, float]]
         sink=Sink.parquet(str(folder / "scores"), partition={"ds": "2013-01-01"}),
         report_uri=str(folder / "report.json"),
         keep_columns=["id"],
-        predictor="bench.cold:load",
+        predictor="bench.marks:load",
         run=Run(dag_id="bench", task_id="score", run_id="cold"),
     )
     (folder / "job.json").write_text(jobs.dumps(job))
     marks = folder / "marks"
     marks.write_text("")
     began = time.time()
-    seconds = _submit(folder, "run", str(folder / "job.json"), **{_MARKS: str(marks)})
+    seconds = _submit(folder, "run", str(folder / "job.json"), **{MARKS: str(marks)})
     report = reports.loads((folder / "report.json").read_text())
     assert isinstance(report, InferenceReport) and report.failure is None, report.failure
     assert report.rows == pq.read_table(report.output_uri, partitioning=None).num_rows == ROWS
@@ -88,12 +88,12 @@ def _by_hand(folder: Path, model: str, rows: str) -> float:
 
 def run() -> None:
     """The operators' application, with a mark at each stage."""
-    _mark("Python of the driver")
+    mark("Python of the driver")
     from airflow_hydrogen.runtime.__main__ import main
     from airflow_hydrogen.runtime.scoring import application, sinks
     from airflow_hydrogen.runtime.storage import swap
 
-    _mark("imports of the driver")
+    mark("imports of the driver")
     _mark_around(application, "spark_session", "checks of model and places", "Spark session")
     _mark_around(application, "score", "source opened", "planned")
     _mark_around(sinks, "write_parquet", "", "written")
@@ -101,27 +101,7 @@ def run() -> None:
     try:
         main()
     finally:
-        _mark("report written")
-
-
-def load(path: str) -> Any:
-    """The predictor: loads as the model's own does, with a mark at each stage."""
-    _mark("Python worker")
-    import keras  # noqa: F401
-
-    _mark("framework imported")
-    from airflow_hydrogen.runtime.models import directory, predictors
-
-    manifest = directory.read_manifest(str(Path(path).parent))
-    predict = predictors._LOADERS[manifest.framework](Path(path), manifest)
-    _mark("model loaded")
-
-    def marked(arrays: predictors.Arrays) -> predictors.Arrays:
-        outputs = predict(arrays)
-        _mark("rows scored")
-        return outputs
-
-    return marked
+        mark("report written")
 
 
 def by_hand() -> None:
@@ -168,19 +148,13 @@ def _submit(folder: Path, function: str, *arguments: str, **environment: str) ->
 # --- the timeline ----------------------------------------------------------------------------------------
 
 
-def _mark(name: str) -> None:
-    if name:
-        with Path(os.environ[_MARKS]).open("a") as marks:
-            marks.write(json.dumps([time.time(), name]) + "\n")
-
-
 def _mark_around(owner: Any, name: str, before: str, after: str) -> None:
     inner = getattr(owner, name)
 
     def outer(*args: Any, **kwargs: Any) -> Any:
-        _mark(before)
+        mark(before)
         answer = inner(*args, **kwargs)
-        _mark(after)
+        mark(after)
         return answer
 
     setattr(owner, name, outer)

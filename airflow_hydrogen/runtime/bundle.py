@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.errors import ApplicationError
 from airflow_hydrogen.runtime import spark_log
 from airflow_hydrogen.runtime.__main__ import failed, require_shared_report, run
 from airflow_hydrogen.runtime.storage import filesystems
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 MAX_STARTS = 10
 """A supervised driver that dies every time is given up after so many starts; Spark itself never does."""
@@ -52,16 +55,25 @@ def run_bundle(folder: Path, job_file: Path, settings: Mapping[str, Any]) -> Non
 
 def ship(job: jobs.Job, folder: Path, settings: Mapping[str, Any]) -> None:
     """Start Spark and give its executors the code and files of the bundle: all but the job."""
-    from airflow_hydrogen.runtime.session import spark_session
-
     _forget_bundle(settings["bundle"])
-    context = spark_session(job).sparkContext
+    context = _session(job).sparkContext
     for name in (*settings["archives"], *settings["py_files"]):
         context.addPyFile(_local(folder, name))
     for name in settings["files"]:
         context.addFile(_local(folder, name))
     for name in settings["spark_archives"]:
         context.addArchive(_local(folder, name))
+
+
+def _session(job: jobs.Job) -> SparkSession:
+    if isinstance(job, jobs.TrainJob):
+        from airflow_hydrogen.runtime.session import spark_session
+
+        return spark_session(job)
+    from airflow_hydrogen.runtime.models.directory import read_manifest
+    from airflow_hydrogen.runtime.scoring.application import scoring_session
+
+    return scoring_session(job, read_manifest(job.model_uri))
 
 
 def _forget_bundle(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import errors
@@ -11,6 +12,7 @@ from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.spark_log import quiet_console
 
 if TYPE_CHECKING:
+    from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
 SPARK_UI_PREFIX = "airflow-hydrogen: spark-ui "
@@ -37,11 +39,14 @@ _LOCAL_DEFAULTS = {
 _ERROR_LINE = re.compile(r"airflow_hydrogen\.contract\.errors\.(\w+): (.+)")
 
 
-def spark_session(job: Job) -> SparkSession:
+def spark_session(
+    job: Job, more: Callable[[SparkConf], Mapping[str, str]] = lambda _given: {}
+) -> SparkSession:
     """The application's session. The operator reads the line that names its UI.
 
     Args:
         job: what it is for. Spark's settings for it hold where the user's own configuration says nothing.
+        more: called with the user's configuration; gives settings that heed it.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
@@ -55,6 +60,8 @@ def spark_session(job: Job) -> SparkSession:
     for key, value in defaults.items():
         if not given.contains(key):
             builder = builder.config(key, value)
+    for key, value in more(given).items():
+        builder = builder.config(key, value)
     quiet_console()
     with log_group("Spark", folded=job.run is not None):
         spark = builder.getOrCreate()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import pathlib
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 
-from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract import jobs, uris
 from airflow_hydrogen.contract.errors import (
     BadRowsError,
     ColumnCollisionError,
@@ -40,6 +42,7 @@ from airflow_hydrogen.contract.errors import (
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
+from airflow_hydrogen.hooks.launchers import find_spark_submit
 from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
@@ -53,6 +56,7 @@ from airflow_hydrogen.runtime.scoring.quarantine import Quarantine
 from airflow_hydrogen.runtime.scoring.watching import RowCounter
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from tests.integration.models import dense, matrix_layout, publish
+from tests.processes import living
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark")]
 
@@ -385,6 +389,54 @@ def test_one_model_is_loaded_per_worker_and_short_batches_trace_nothing_new(scor
         sys.path.remove(str(tmp_path))
     loads = (tmp_path / "counted" / "loads").read_text().split()
     assert len(loads) == len(set(loads)) <= 2
+
+
+def test_workers_have_the_framework_when_they_start_and_a_killed_daemon_costs_no_rows(linear, lake, tmp_path):
+    """Under spark-submit, because the session of the other tests has Spark's own daemon."""
+    (tmp_path / "looking.py").write_text(
+        "import json, os, pathlib, signal, sys\n"
+        "AT_START = 'tensorflow' in sys.modules\n"
+        "def load(path):\n"
+        "    said = pathlib.Path(os.environ['LOOKS'])\n"
+        "    if AT_START and not said.exists():\n"
+        "        os.kill(os.getppid(), signal.SIGKILL)\n"
+        "    with said.open('a') as looks:\n"
+        "        looks.write(json.dumps(AT_START) + '\\n')\n"
+        "    import keras\n"
+        "    model = keras.models.load_model(path)\n"
+        "    return lambda arrays: {'prediction': model(next(iter(arrays.values()))).numpy()}\n"
+    )
+    (tmp_path / "app.py").write_text("from airflow_hydrogen.runtime.__main__ import main\nmain()\n")
+    job = InferenceJob(
+        model_uri=linear,
+        source=Source.parquet(lake),
+        sink=Sink.parquet(str(tmp_path / "scores")),
+        report_uri=str(tmp_path / "report.json"),
+        keep_columns=["a", "b"],
+        predictor="looking:load",
+    )
+    (tmp_path / "job.json").write_text(jobs.dumps(job))
+    environ = {
+        **os.environ,
+        "PYSPARK_PYTHON": sys.executable,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *(path for path in sys.path if path)]),
+        "LOOKS": str(tmp_path / "looks"),
+    }
+    command = [find_spark_submit("spark-submit", os.environ), "--master", "local[2]"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "app.py"), str(tmp_path / "job.json")],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = pq.read_table(tmp_path / "scores").to_pandas()
+    assert len(found) == 100
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
+    looks = [json.loads(line) for line in (tmp_path / "looks").read_text().splitlines()]
+    assert looks and all(looks)
+    assert not living(lambda process: process.environ().get("LOOKS") == environ["LOOKS"])
 
 
 # --- the swap -------------------------------------------------------------------------------------------

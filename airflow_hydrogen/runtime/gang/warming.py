@@ -59,16 +59,33 @@ def warm_executors(
     Returns:
         The thread that runs the job.
     """
-    context = spark.sparkContext
     task = WarmTask(template, threads_per_task(spark, size), given_omp_threads(spark))
+    tasks = spark.sparkContext.defaultParallelism
+    return beside(spark, task, tasks, lambda why: say(f"no template was started before the gang: {why}"))
+
+
+def beside(
+    spark: SparkSession, task: Callable[[Iterable[int]], None], tasks: int, failed: Callable[[str], None]
+) -> threading.Thread:
+    """Run a small job beside whatever else runs.
+
+    Args:
+        spark: the session.
+        task: what each task does.
+        tasks: how many.
+        failed: called with the reason where the job fails.
+
+    Returns:
+        The thread that runs it.
+    """
+    context = spark.sparkContext
 
     def run() -> None:
-        tasks = context.defaultParallelism
         try:
             context.parallelize(range(tasks), tasks).foreachPartition(task)
         except Exception as error:
-            say(f"no template was started before the gang: {str(error).strip().partition(chr(10))[0]}")
+            failed(str(error).strip().partition(chr(10))[0])
 
-    thread = threading.Thread(target=run, name="gang-warming", daemon=True)
+    thread = threading.Thread(target=run, name="warming", daemon=True)
     thread.start()
     return thread

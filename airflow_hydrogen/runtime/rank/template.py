@@ -18,7 +18,6 @@ import fcntl
 import gc
 import hmac
 import importlib
-import importlib.util
 import json
 import os
 import select
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_hydrogen.runtime.rank import horovod_imports, marks, worker
+from airflow_hydrogen.runtime.rank.preloading import draw_seeds, preload
 from airflow_hydrogen.runtime.rank.task import (
     MARK_VARIABLE,
     NO_MARK,
@@ -48,9 +48,6 @@ IDLE_S = 600.0
 _MAX_REQUEST_BYTES = 4096
 _FDS = 3
 _MAX_OUTPUT_BYTES = 65536
-_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel")
-# jemalloc, which comes with Arrow, starts its own thread again in a forked process.
-_KNOWN_THREADS = ("jemalloc_bg_thd",)
 _F_SETSIG = 10
 _ARGUMENTS, _ENVIRONMENT = (48, 49), (50, 51)  # fields of /proc/self/stat
 
@@ -62,6 +59,8 @@ def main() -> int:
     listener = socket.socket(fileno=settings["listener"])
     gc.disable()  # collected once, before the first fork, and never moved again
     watch = _OwnerWatch(settings["owner"])
+    # Before Horovod is imported: others import the functions from it that leave marks.
+    horovod_imports.install()
     refusal = (
         settings["refusal"]
         or preload(settings["modules"], required=settings["required"], ignore=watch.thread)
@@ -77,68 +76,6 @@ def main() -> int:
     if request is None:
         os._exit(0)
     return _become_rank(request, bool(settings["modules"]))
-
-
-def preload(modules: Sequence[str], *, required: bool = False, ignore: int = 0) -> str | None:
-    """Import modules.
-
-    Args:
-        modules: names, in order.
-        required: take one that is not installed for a reason; else it is left out.
-        ignore: a thread that the check does not count.
-
-    Returns:
-        Why no rank may be forked from this process; None where one may.
-    """
-    # Before Horovod is imported: others import the functions from it that leave marks.
-    horovod_imports.install()
-    known = {ignore}
-    if modules:
-        # Its math library starts threads at once, and takes care of forks.
-        _import("numpy")
-        known |= _threads().keys()
-    for name in modules:
-        try:
-            _import(name, required)
-        except Exception as error:
-            return f"{name} cannot be imported beforehand ({type(error).__name__}: {error})"
-        if problem := _unclean(known):
-            return f"importing {name} {problem}"
-    return None
-
-
-def _import(name: str, required: bool = False) -> None:
-    root = name.partition(".")[0]
-    if required or importlib.util.find_spec(root) is not None:
-        importlib.import_module(name)
-
-
-def _unclean(known: set[int]) -> str | None:
-    started = sorted(
-        {name for number, name in _threads().items() if number not in known and name not in _KNOWN_THREADS}
-    )
-    if started:
-        return f"has started threads, which a fork would lose ({', '.join(started)})"
-    opened = sorted({name for name in _open_files() if name.startswith(_DEVICES)})
-    if opened:
-        return f"has opened {', '.join(opened)}"
-    return None
-
-
-def _threads() -> dict[int, str]:
-    found = {}
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # it has just ended
-            found[int(task.name)] = (task / "comm").read_text().strip()
-    return found
-
-
-def _open_files() -> list[str]:
-    found = []
-    for file in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # that of this listing
-            found.append(str(file.readlink()))
-    return found
 
 
 class _OwnerWatch:
@@ -392,7 +329,7 @@ def _become_rank(request: Request, is_preloaded: bool) -> int:
     os.chdir(launch.folder)
     sys.path[:] = launch.path
     importlib.invalidate_caches()
-    _draw_seeds()
+    draw_seeds()
     gc.enable()
     os.write(1, said)  # each rank says what its imports would have said
     if is_preloaded:
@@ -412,14 +349,6 @@ def _die_with(life: int) -> None:
     poller.register(life, 0)
     if poller.poll(0):  # it was closed before the lines above
         os._exit(1)
-
-
-def _draw_seeds() -> None:
-    """What is random in a fresh process and was copied by the fork. Python's `random` sees to itself."""
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-    if "multiprocessing.process" in sys.modules:
-        sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
 def _warn_of_late_settings(event: str, arguments: tuple[Any, ...]) -> None:

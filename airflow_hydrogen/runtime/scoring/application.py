@@ -30,7 +30,7 @@ from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.models.predictors import require_modules
-from airflow_hydrogen.runtime.scoring import direct, sinks
+from airflow_hydrogen.runtime.scoring import direct, sinks, warming
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting
 from airflow_hydrogen.runtime.scoring.quarantine import REASON, Quarantine
@@ -75,7 +75,8 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         resolve_import_path(predictor)
     else:
         require_modules(job.model_uri, manifest)
-    spark = spark_session(job)
+    spark = scoring_session(job, manifest)
+    warming.warm_workers(spark, _say)
     with _forgotten_at_the_end(_snapshot_uri(job)):
         with log_group("Preparation", folded=job.run is not None):
             opened = _open(spark, job)
@@ -160,6 +161,20 @@ def _labelled(scoring: Scoring, manifest: Manifest, job: InferenceJob, snapshot:
     for spec in manifest.signature.outputs:
         frame = frame.withMetadata(job.output_columns.get(spec.name, spec.name), {LABEL: label})
     return dataclasses.replace(scoring, frame=frame)
+
+
+def scoring_session(job: InferenceJob, manifest: Manifest) -> SparkSession:
+    """The session for a scoring, whose Python workers have the model's framework when they start."""
+    from pyspark import SparkContext
+
+    if SparkContext._active_spark_context is not None:
+        return spark_session(job)  # with what it was started with
+    preload = warming.plan(job, manifest)
+    return spark_session(job, lambda given: warming.settings(given, preload, _say))
+
+
+def _say(line: str) -> None:
+    print(f"airflow-hydrogen: {line}", flush=True)
 
 
 def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> Written:

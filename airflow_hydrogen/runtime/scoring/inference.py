@@ -122,9 +122,10 @@ class Scorer:
     def _model(self) -> Predict:
         key = (self.model_uri, self.manifest.version, self.predictor)
         if key not in _loaded:
-            _loaded.clear()  # a worker that outlives a model must not hold two
-            _files.close()
-            gc.unfreeze()
+            if _loaded:  # a worker that outlives a model must not hold two
+                _loaded.clear()
+                _files.close()
+                gc.unfreeze()
             _loaded[key] = _files.enter_context(
                 load_predictor(self.model_uri, self.manifest, self.predictor, self.threads)
             )
