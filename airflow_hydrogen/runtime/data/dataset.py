@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
@@ -21,6 +20,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.runtime.data.columns import ColumnSpec, dtype_of, stack, to_numpy
 from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles, list_dataset, read_footers
+from airflow_hydrogen.runtime.data.opened import OpenedFile
 from airflow_hydrogen.runtime.data.shards import RowSlice, assign_shards, rows_per_rank, shuffled_order
 from airflow_hydrogen.runtime.data.windows import plan_windows, read_windows
 
@@ -103,8 +103,8 @@ class DatasetShard:
 
     @property
     def schema(self) -> pa.Schema:
-        """Arrow schema of the files; where the order of their columns differs, the first file's."""
-        return self.files.schemas[0]
+        """Arrow schema of the rows; where the order of columns differs between files, the first file's."""
+        return self.files.schema
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration belongs to, so that a resumed run goes on in the same order.
@@ -219,7 +219,7 @@ class DatasetShard:
             plan = replace(plan, groups=1)
         random = np.random.default_rng([self.seed, epoch, self.rank])
 
-        def open_group(number: int) -> tuple[pq.ParquetFile, int]:
+        def open_group(number: int) -> tuple[OpenedFile, int]:
             group = self._groups[number]
             return self.files.open(group.file, plan.buffer_bytes), group.index
 
@@ -250,7 +250,7 @@ class DatasetShard:
         try:
             first = next(file.iter_batches(1, row_groups=[group.index], columns=[name]))
         finally:
-            file.close(force=True)
+            file.close()
         return int(to_numpy(name, first.column(0)).shape[1])
 
 
