@@ -70,7 +70,7 @@ def measure(folder: Path, quick: bool) -> list[Result]:
             )
         )
         through_spark = partial(
-            _ours, spark, model, many_rows, str(folder / "ours"), rows, where=f"{KEY} >= 0"
+            _ours, spark, model, many_rows, str(folder / "ours"), rows, where=f"{KEY} % 2 < 2"
         )
         through_spark()
         results.append(
@@ -146,7 +146,7 @@ def publish_model(folder: Path, rows: str) -> str:
 def _ours(
     spark: SparkSession, model: str, source: str, target: str, rows: int, where: str | None = None
 ) -> float:
-    """Rows per second of our path; a condition makes Spark read the files in place of the workers."""
+    """Rows per second of our path; a condition that computes makes Spark read in place of the workers."""
     job = InferenceJob(
         model_uri=model,
         source=Source.parquet(source, where=where),

@@ -164,12 +164,12 @@ def test_a_damaged_file_fails_the_query_and_is_named_with_its_record(spark, flig
 
 
 def test_the_files_decide_whether_prepared_records_are_used_again(spark, flights):
-    from airflow_hydrogen.runtime.data.recipes import _files_of
+    from airflow_hydrogen.runtime.data.recipes import files_of
 
-    before = _files_of(read_tfrecords(spark, flights, {}))
+    before = files_of(read_tfrecords(spark, flights, {}))
     assert before is not None
-    assert before == _files_of(read_tfrecords(spark, flights, {}))
-    assert before != _files_of(read_tfrecords(spark, f"{flights}/ds=2013-01-01", {}))
+    assert before == files_of(read_tfrecords(spark, flights, {}))
+    assert before != files_of(read_tfrecords(spark, f"{flights}/ds=2013-01-01", {}))
 
 
 def test_no_record_gives_no_schema(spark, tmp_path):

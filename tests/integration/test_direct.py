@@ -165,10 +165,13 @@ def test_columns_that_spark_finds_by_other_names_or_types_are_left_to_it(spark, 
     require_same(spark, Source.parquet(str(tmp_path / "unsigned.parquet"), columns=["id"]))
 
 
-def test_a_column_that_stands_in_folder_and_file_is_left_to_spark(spark, tmp_path):
+def test_a_column_that_stands_in_folder_and_file_has_the_folders_value(spark, tmp_path):
     (tmp_path / "ds=1").mkdir()
-    pq.write_table(pa.table({"id": [1], "ds": [7]}), tmp_path / "ds=1" / "x.parquet")
-    assert scan(spark, Source.parquet(str(tmp_path), where="ds = 1 or id = 5"))[1] is None
+    pq.write_table(pa.table({"id": [1], "ds": pa.array([7], "int32")}), tmp_path / "ds=1" / "x.parquet")
+    found = require_same(spark, Source.parquet(str(tmp_path), where="ds < 2 or id = 5"))
+    assert len(row_groups(found.files)) == 1, "whatever its statistics say"
+    pq.write_table(pa.table({"id": [1], "DS": [7]}), tmp_path / "ds=1" / "x.parquet")
+    assert scan(spark, Source.parquet(str(tmp_path)))[1] is None
 
 
 def test_a_delta_table_is_read_at_its_version(warehouse, delta):

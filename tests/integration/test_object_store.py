@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import SparkSession
 
 import airflow_hydrogen.runtime as hydrogen
 from airflow_hydrogen.contract import uris
@@ -19,7 +20,9 @@ from airflow_hydrogen.contract.errors import OwnershipLostError, RankFailedError
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
 from airflow_hydrogen.hooks import report_files
-from airflow_hydrogen.runtime.data.sources import count_rows
+from airflow_hydrogen.runtime.data import staging
+from airflow_hydrogen.runtime.data.dataset import DatasetShard
+from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.scoring.quarantine import BadRowsFile, Quarantine
 from airflow_hydrogen.runtime.storage import filesystems, swap
@@ -152,6 +155,18 @@ def test_a_store_that_goes_away_at_a_checkpoint(
 
 
 HOSTILE = ["T00%3A00", "T00:00", "a b", "a#b", "a?b", "a+b", "a=b", "ü€", "100%", "[a]", "a\"b'", "%2F"]
+
+
+def test_columns_of_a_folder_of_the_store_are_read_in_place(
+    store: ObjectStore, tmp_path: Path, spark: SparkSession
+) -> None:
+    filesystem, path = filesystems.resolve(f"s3://{BUCKET}/lake/x.parquet")
+    pq.write_table(pa.table({"a": [1, 2], "b": [3.0, 4.0], "c": ["x", "y"]}), path, filesystem=filesystem)
+    source = Source.parquet(f"s3://{BUCKET}/lake", columns=["b", "a"])
+    staged = staging.stage(spark, "train", source, str(tmp_path / "data"), ranks=1)
+    assert staged.in_place
+    [batch] = DatasetShard(staged.files, shuffle=False).to_batches(4)
+    assert batch.to_pydict() == {"b": [3.0, 4.0], "a": [1, 2]}
 
 
 def test_a_key_is_the_same_for_the_store_for_us_and_for_airflow(store: ObjectStore, tmp_path: Path) -> None:

@@ -43,9 +43,10 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.hooks.launchers import find_spark_submit
-from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data import snapshots, sources
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
+from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
@@ -140,6 +141,36 @@ def test_rows_that_workers_read_themselves_are_those_that_spark_reads(score, lin
     assert len(directly) == 90
     assert directly.equals(through_spark)
     assert directly.dtypes.equals(through_spark.dtypes)
+
+
+def test_a_partition_of_a_partitioned_table_is_scored_into_its_own(score, linear, tmp_path):
+    for day in ("2013-01-01", "2013-01-02"):
+        (tmp_path / "table" / f"ds={day}").mkdir(parents=True)
+        write(tmp_path / "table" / f"ds={day}" / "x.parquet", a=[1.0, 2.0], b=[int(day[-1])] * 2)
+    source = Source.parquet(str(tmp_path / "table"), where="ds = :day", where_args={"day": "2013-01-01"})
+    _, found = score(linear, source=source)
+    assert sorted(found["prediction"]) == [11.0, 12.0]
+    with pytest.raises(PartitionValueError, match="ds"):
+        score(linear, source=Source.parquet(str(tmp_path / "table")))
+
+
+def test_a_delta_table_is_scored_by_workers_that_read_it(warehouse, linear, tmp_path):
+    query = "SELECT id, double(id) AS a, int(id % 7) AS b, id % 2 AS ds FROM range(100)"
+    warehouse.sql(query).write.partitionBy("ds").format("delta").save(str(tmp_path / "table"))
+    opened = snapshots.open_pinned(warehouse, Source.delta(str(tmp_path / "table")))
+    warehouse.sql(f"INSERT INTO delta.`{tmp_path}/table` VALUES (-1, 0, 0, 0)")
+    job = InferenceJob(
+        model_uri=linear,
+        source=opened.source,
+        sink=Sink.parquet(str(tmp_path / "scores")),
+        report_uri=str(tmp_path / "report.json"),
+    )
+    scoring = application.score(warehouse, opened.frame, directory.open_model(linear)[0], job)
+    assert scoring.rows == 100, "which is known of rows that workers read"
+    found = scoring.frame.toPandas().sort_values("id", ignore_index=True)
+    assert found["id"].tolist() == list(range(100))
+    assert found["ds"].tolist() == [number % 2 for number in range(100)]
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
 
 
 def test_workers_read_the_files_that_spark_lists_and_no_others(score, linear, lake):
@@ -729,8 +760,8 @@ def test_both_partitions_are_replaced_where_folders_cannot_be_exchanged(score, p
     score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
     repaired = bad_rows(tmp_path / "rows.parquet", n22=2)
     report, _ = score(picky, source=repaired, on_bad_row="quarantine")
-    assert sources.count_rows(report.output_uri) == report.rows == 48
-    assert sources.count_rows(report.quarantine_uri) == report.rows_quarantined == 2
+    assert count_rows(report.output_uri) == report.rows == 48
+    assert count_rows(report.quarantine_uri) == report.rows_quarantined == 2
     assert os.listdir(tmp_path / "scores") == os.listdir(tmp_path / "scores_quarantine") == ["ds=2013-01-01"]
 
 

@@ -110,7 +110,7 @@ class DatasetFiles:
         uri: the folder, or the one file.
         files: in name order, those without rows left out.
         columns: bytes of each column.
-        partition_columns: columns that have one value in a file, and stand in none.
+        partition_columns: columns that have one value in a file, which is not read from it.
         partitions: values of these columns, by the number that a file names.
     """
 

@@ -263,12 +263,14 @@ def _scan(found: _Found, plan: _Plan, columns: Sequence[str], condition: Conditi
     if len({name.lower() for name in table.names}) < len(table.names):
         return None
     schema = pa.schema([pa.field(name, to_arrow_type(table[name].dataType)) for name in columns])
-    files = read_footers(found.listing, columns, condition)
     stored = [item for item in schema if item.name not in partition_columns]
+    # Where partition columns stand in the files too, as in those of Delta, their values there count nothing.
+    asked = condition if condition and not condition.columns & set(partition_columns) else None
+    files = read_footers(found.listing, [item.name for item in stored], asked)
     if not all(_fits(there, stored, table, partition_columns) for there in files.schemas):
         return None
-    # Of the columns that are not in the files, or not in all of them.
-    sizes = {item.name: _bytes_of(item.type) for item in schema} | dict(files.columns)
+    absent = [item for item in schema if item not in stored or item.name not in files.columns]
+    sizes = dict(files.columns) | {item.name: _bytes_of(item.type) for item in absent}
     files = replace(
         files,
         files=tuple(
@@ -287,8 +289,7 @@ def _fits(
     """Whether a file's columns are the table's: of Spark's types, or not there at all."""
     types = {item.name: item.type for item in there}
     lower = {name.lower() for name in types}
-    # What stands in the file too has other values there, and other statistics.
-    if any(name.lower() in lower for name in partition_columns):
+    if any(name.lower() in lower and name not in types for name in partition_columns):
         return False
     for item in stored:
         if item.name in types:
