@@ -16,8 +16,8 @@ from airflow_hydrogen.hooks.databases import MARIADB_DRIVER, MYSQL_DRIVER, POSTG
 
 _SPARK_JAR = re.compile(r"spark-core_(\d+\.\d+)-(\d+\.\d+)(\S*)\.jar")
 _EXTENSIONS = "spark.sql.extensions"
-# Spark has these itself, and newer ones than the connectors ask for.
-_SPARKS_OWN = ("org.apache.hadoop:*", "org.apache.parquet:*", "org.apache.spark:*", "org.scala-lang:*")
+# Spark has these itself, and newer ones than Delta asks for.
+_SPARKS_OWN = ("org.apache.hadoop:*", "org.apache.parquet:*", "org.apache.logging.log4j:*", "org.slf4j:*")
 
 
 @dataclass(frozen=True)
@@ -141,17 +141,13 @@ def additions(
 
 
 def _is_there(connector: Connector, given: Submission, home: Path | None) -> bool:
-    name = connector.jar.rstrip("-_")
-    theirs = (
-        *given.packages,
-        *given.jars,
-        given.conf.get("spark.jars.packages", ""),
-        given.conf.get("spark.jars", ""),
-    )
-    pattern = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z])")
-    if any(pattern.search(text) for text in theirs):
-        return True
-    return home is not None and any(Path(home, "jars").glob(f"{connector.jar}*.jar"))
+    packages = [*given.packages, *given.conf.get("spark.jars.packages", "").split(",")]
+    artifacts = [package.strip().partition(":")[2] for package in packages]
+    jars = [*given.jars, *given.conf.get("spark.jars", "").split(",")]
+    names = [jar.strip().rpartition("/")[2] for jar in jars]
+    names += [jar.name for jar in Path(home, "jars").glob("*.jar")] if home is not None else []
+    # A jar goes on with a version behind "-" or "_", and so does an artifact, or with one behind ":".
+    return any(f"{name.replace(':', '-')}-".startswith(connector.jar) for name in (*artifacts, *names))
 
 
 def _coordinate(connector: Connector, home: Path | None) -> str:

@@ -28,13 +28,22 @@ def describe_report(report: Report) -> str:
     took = (f" in {seconds:.1f} s" if seconds is not None else "") + speed
     rows = "" if report.rows is None else f" {report.rows:,} rows"
     if isinstance(report, InferenceReport):
-        return f"Scored{rows}{_bad_rows(report)}{took}: {report.output_uri}"
+        return f"Scored{rows}{_bad_rows(report)}{took}{_made_of(report)}: {report.output_uri}"
     if report.reused:
         return f"The model is there already, from an earlier try: {report.model_uri}"
     metrics = ", ".join(f"{name}={value:.6g}" for name, value in sorted(report.metrics.items()))
     resumed = "" if report.resumed_from_epoch is None else f", resumed from epoch {report.resumed_from_epoch}"
     what = f"np={report.np}, {report.epochs} epochs{resumed}" + (f", {metrics}" if metrics else "")
     return f"Trained on{rows or ' no dataset'}{took} ({what}): {report.model_uri or report.result}"
+
+
+def _made_of(report: InferenceReport) -> str:
+    """From which rows, by which model."""
+    if not report.source or report.model_version is None:
+        return ""
+    version = report.source.get("version")
+    at = "" if version is None or " at version " in report.source["source"] else f" at version {version}"
+    return f", from {report.source['source']}{at} by model {report.model_version[:12]}"
 
 
 def _bad_rows(report: InferenceReport) -> str:

@@ -175,6 +175,8 @@ class ArrowInferenceOperator(HydrogenOperator):
         told = (
             "output_uri",
             "model_uri",
+            "model_version",
+            "source",
             "rows",
             "rows_in",
             "rows_dropped",

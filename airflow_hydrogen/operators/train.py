@@ -256,4 +256,9 @@ class HorovodTrainOperator(HydrogenOperator):
         return of_training(self._sources(), self.output_location, report, around, prepared=prepared)
 
     def _asset_extra(self, report: TrainReport) -> dict[str, Any]:
-        return {"model_uri": report.model_uri, "metrics": dict(report.metrics)}
+        return {
+            "model_uri": report.model_uri,
+            "model_version": report.model_version,
+            "metrics": dict(report.metrics),
+            "sources": dict(report.sources),
+        }

@@ -50,7 +50,7 @@ from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.rank import rehearsal
-from airflow_hydrogen.runtime.scoring import application, direct, sinks
+from airflow_hydrogen.runtime.scoring import application, sinks
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from airflow_hydrogen.runtime.scoring.quarantine import Quarantine
 from airflow_hydrogen.runtime.scoring.watching import RowCounter
@@ -120,35 +120,26 @@ def test_predictions_stand_beside_untouched_columns(score, linear, lake, tmp_pat
     assert found["prediction"].dtype == np.float32
 
 
+# Spark reads what it alone can decide.
+BY_SPARK = "id % 1000 "
+
+
 def test_rows_that_workers_read_themselves_are_those_that_spark_reads(score, linear, lake, monkeypatch):
     calls = []
     read_directly = application._score_directly
     monkeypatch.setattr(
         application, "_score_directly", lambda *given: calls.append(1) or read_directly(*given)
     )
-    _, directly = score(linear)
-    _, through_spark = score(linear, source=Source.parquet(lake, where="id >= 0"))
+    _, directly = score(linear, source=Source.parquet(lake, where="id < :most", where_args={"most": 90}))
+    assert calls == [1]
+    _, through_spark = score(linear, source=Source.parquet(lake, where=f"{BY_SPARK} < 90"))
     assert calls == [1]
     directly, through_spark = (
         frame.sort_values("id", ignore_index=True) for frame in (directly, through_spark)
     )
+    assert len(directly) == 90
     assert directly.equals(through_spark)
     assert directly.dtypes.equals(through_spark.dtypes)
-
-
-def test_types_that_spark_reads_otherwise_and_partition_folders_go_through_spark(spark, tmp_path):
-    (tmp_path / "plain").mkdir()
-    write(tmp_path / "plain" / "x.parquet", a=[1.0], at=pa.array([0], pa.uint32()))
-    (tmp_path / "parts" / "ds=1").mkdir(parents=True)
-    write(tmp_path / "parts" / "ds=1" / "x.parquet", a=[1.0])
-
-    def readable(folder, *columns):
-        source = Source.parquet(str(tmp_path / folder))
-        return direct.readable_files(source, sources.read(spark, source).schema, columns)
-
-    assert readable("plain", "a").total_rows == 1
-    assert readable("plain", "a", "at") is None
-    assert readable("parts", "a") is None
 
 
 def test_workers_read_the_files_that_spark_lists_and_no_others(score, linear, lake):
@@ -212,7 +203,7 @@ def test_columns_of_all_files_are_found_where_spark_is_to_merge_them(spark, tmp_
         spark.conf.unset("spark.sql.parquet.mergeSchema")
 
 
-@pytest.mark.parametrize("where", [None, "id < 30"], ids=["read by workers", "read by Spark"])
+@pytest.mark.parametrize("where", [None, f"{BY_SPARK} < 30"], ids=["read by workers", "read by Spark"])
 def test_spark_says_how_many_rows_have_come_back(spark, score, linear, lake, where, eventually):
     count = RowCounter(spark)
     assert count() == 0, "what the session has scored before does not count"
@@ -264,9 +255,10 @@ def test_spark_and_we_agree_on_the_name_of_a_partition(score, linear, spark, tmp
     assert [name for name in os.listdir(tmp_path / "by-spark") if "=" in name] == os.listdir(table)
 
 
-def test_no_rows_leave_an_empty_partition(score, linear, lake):
+@pytest.mark.parametrize("where", ["id < 0", "id > 5 and word = 'w5'"], ids=["no row group", "no row"])
+def test_no_rows_leave_an_empty_partition(score, linear, lake, where):
     score(linear)
-    report, found = score(linear, source=Source.parquet(lake, where="id < 0"))
+    report, found = score(linear, source=Source.parquet(lake, where=where))
     assert report.rows == len(found) == 0
     assert "prediction" in found.columns
 

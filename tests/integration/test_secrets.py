@@ -15,12 +15,15 @@ from typing import Any
 import psutil
 import pytest
 
+from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.operators.train import HorovodTrainOperator
 from airflow_hydrogen.testing import TaskRun, run_task
+from scripts.jars import jars
 from tests.integration.cluster import StandaloneCluster, standalone_cluster
 from tests.integration.daemons import free_port
+from tests.integration.databases import DatabaseServer
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.large, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct-horse-battery-staple"
@@ -36,6 +39,7 @@ def cluster() -> Iterator[StandaloneCluster]:
 
 def test_no_secret_is_seen_by_others(
     cluster: StandaloneCluster,
+    postgres: DatabaseServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -43,6 +47,10 @@ def test_no_secret_is_seen_by_others(
 ) -> None:
     connection = {**json.loads(cluster.connection()), "login": "somebody", "password": PASSWORD}
     monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", json.dumps(connection))
+    database = postgres.database()
+    database.execute("CREATE TABLE orders AS SELECT n AS id, n * 2.0 AS a FROM generate_series(1, 100) n")
+    monkeypatch.setenv("AIRFLOW_CONN_SHOP", database.dsn.replace("postgresql:", "postgres:"))
+    monkeypatch.setenv("AIRFLOW__AIRFLOW_HYDROGEN__JARS_FOLDER", str(jars("postgresql")[0].parent))
     monkeypatch.syspath_prepend(ROOT)
     port = free_port("127.0.0.1")
     operator = HorovodTrainOperator(
@@ -50,6 +58,7 @@ def test_no_secret_is_seen_by_others(
         entrypoint="tests.integration.gang_apps:count",
         entrypoint_kwargs={"folder": str(tmp_path)},
         np=2,
+        train_data=Source.jdbc("shop", table="orders", partition_column="id", partitions=2),
         model_uri=str(tmp_path / "model"),
         conf={
             **cluster.driver_settings(),
@@ -79,6 +88,7 @@ def test_no_secret_is_seen_by_others(
         (tmp_path / "finish").touch()
         task.join(180)
     assert isinstance(ran[0], TaskRun), ran
+    assert ran[0].xcoms["report"]["sources"]["train"]["rows"] == 100
     seen["XComs"] = json.dumps([ran[0].xcoms, ran[0].return_value], default=str)
     seen["report and model"] = json.dumps(ran[0].xcoms["report"])
     seen["log"] = "".join(capfd.readouterr())
@@ -95,8 +105,11 @@ def test_no_secret_is_seen_by_others(
     assert " INFO SparkContext: Running Spark" in seen["Spark's log"]
     assert " INFO DAGScheduler: " in seen["Spark's log"]
     assert " INFO " not in seen["log"], "the task's log has Spark's warnings alone"
+    assert "Adding for the sources: " in seen["log"] and "/postgresql-" in seen["log"]
+    assert "Scan JDBC" in seen["/SQL/execution/?id=0"]
     for place, text in seen.items():
         assert PASSWORD not in text, place
+        assert database.password not in text, place
         if place != "log":  # the model's fingerprints are hashes of that length
             assert not TOKEN.search(text), (place, TOKEN.findall(text))
 
@@ -117,7 +130,8 @@ def _pages(cluster: StandaloneCluster, port: int) -> dict[str, str]:
     driver = f"http://127.0.0.1:{port}"
     (application,) = json.loads(_get(f"{driver}/api/v1/applications"))
     api = f"/api/v1/applications/{application['id']}"
-    paths = ["/jobs/", "/stages/", "/environment/", "/executors/"]
+    paths = ["/jobs/", "/stages/", "/environment/", "/executors/", "/SQL/"]
+    paths += [f"/SQL/execution/?id={number}" for number in range(3)]
     paths += [f"{api}/{name}" for name in ("environment", "jobs", "stages", "executors")]
     found = {path: _get(driver + path) for path in paths}
     found["master"] = _get(cluster.web_url + "/") + _get(cluster.web_url + "/json/")

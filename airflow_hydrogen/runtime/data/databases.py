@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +41,14 @@ def read(spark: SparkSession, source: Source, access: Access) -> DataFrame:
     reader = spark.read.format("jdbc").options(**_options(source, access))
     if source.partition_column is None:
         return reader.option("dbtable", _rows(source)).load()
-    found = extent(spark, source, access)
-    if found.lowest is None:
+    [lowest, highest] = _ask(spark, source, access, _ends(spark, source, access))
+    if lowest is None:
         return reader.option("dbtable", _rows(source)).load()
     return (
         reader.option("dbtable", _rows(source))
         .option("partitionColumn", source.partition_column)
-        .option("lowerBound", _bound(found.lowest, math.floor))
-        .option("upperBound", _bound(found.highest, math.ceil))
+        .option("lowerBound", _bound(lowest, math.floor))
+        .option("upperBound", _bound(highest, math.ceil))
         .option("numPartitions", str(source.partitions))
         .load()
     )
@@ -56,15 +56,24 @@ def read(spark: SparkSession, source: Source, access: Access) -> DataFrame:
 
 def extent(spark: SparkSession, source: Source, access: Access) -> Extent:
     """Ask the database how many rows there are, and for the ends of the partition column."""
-    options = _options(source, access)
-    ends = ""
-    if source.partition_column is not None:
-        dialects = spark._jvm.org.apache.spark.sql.jdbc.JdbcDialects  # type: ignore[union-attr]
-        column = dialects.get(options["url"]).quoteIdentifier(source.partition_column)
-        ends = f", min({column}) as lowest, max({column}) as highest"
-    query = f"select count(*) as all_rows{ends} from {_rows(source)}"
-    [row] = spark.read.format("jdbc").options(**options).option("query", query).load().collect()
-    return Extent(int(row[0]), *row[1:])
+    ends = [] if source.partition_column is None else _ends(spark, source, access)
+    rows, *found = _ask(spark, source, access, ["count(*)", *ends])
+    return Extent(int(rows), *found)
+
+
+def _ends(spark: SparkSession, source: Source, access: Access) -> list[str]:
+    dialects = spark._jvm.org.apache.spark.sql.jdbc.JdbcDialects  # type: ignore[union-attr]
+    column = dialects.get(_options(source, access)["url"]).quoteIdentifier(source.partition_column)
+    return [f"min({column})", f"max({column})"]
+
+
+def _ask(spark: SparkSession, source: Source, access: Access, values: Sequence[str]) -> list[Any]:
+    """One row of aggregates over all rows of a source, from the database itself."""
+    named = ", ".join(f"{value} as value_{number}" for number, value in enumerate(values))
+    query = f"select {named} from {_rows(source)}"
+    reader = spark.read.format("jdbc").options(**_options(source, access))
+    [row] = reader.option("query", query).load().collect()
+    return list(row)
 
 
 def _options(source: Source, access: Access) -> dict[str, str]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
@@ -23,6 +22,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.runtime.data.columns import ColumnSpec, dtype_of, to_numpy
 from airflow_hydrogen.runtime.data.encoding import Encoder, FeatureLayout, Layout
 from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles, list_dataset, read_footers
+from airflow_hydrogen.runtime.data.opened import OpenedFile
 from airflow_hydrogen.runtime.data.shards import (
     RowSlice,
     assign_shards,
@@ -108,8 +108,8 @@ class DatasetShard:
 
     @property
     def schema(self) -> pa.Schema:
-        """Arrow schema of the files; where the order of their columns differs, the first file's."""
-        return self.files.schemas[0]
+        """Arrow schema of the rows; where the order of columns differs between files, the first file's."""
+        return self.files.schema
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration belongs to, so that a resumed run goes on in the same order.
@@ -299,7 +299,7 @@ class DatasetShard:
             place.append(worker)
         random = np.random.default_rng(place)
 
-        def open_group(number: int) -> tuple[pq.ParquetFile, int]:
+        def open_group(number: int) -> tuple[OpenedFile, int]:
             group = self._groups[number]
             return self.files.open(group.file, plan.buffer_bytes), group.index
 
@@ -349,7 +349,7 @@ class DatasetShard:
         try:
             first = next(file.iter_batches(1, row_groups=[group.index], columns=[name]))
         finally:
-            file.close(force=True)
+            file.close()
         return int(to_numpy(name, first.column(0)).shape[1])
 
 

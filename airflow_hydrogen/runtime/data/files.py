@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_hydrogen.contract.errors import (
@@ -20,18 +20,21 @@ from airflow_hydrogen.contract.errors import (
     SchemaMismatchError,
     SourceError,
 )
+from airflow_hydrogen.runtime.data.conditions import Condition
+from airflow_hydrogen.runtime.data.footers import ColumnBytes, Footer
+from airflow_hydrogen.runtime.data.opened import OpenedFile
 from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.runtime.storage.partition_files import is_hidden, newest_lists, visible_files
 
 # pyarrow is imported late: the list passes through Spark's Python workers on its way to the ranks.
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 _FOOTER_THREADS = 16
 _LOOKS = 5
-_TYPE_BYTES = {"BOOLEAN": 0.125, "INT32": 4.0, "INT64": 8.0, "INT96": 8.0, "FLOAT": 4.0, "DOUBLE": 8.0}
-_OFFSET_BYTES = 4.0
+
+PartitionValue = str | int | bool | None
+"""Of a partition column; a date is the number of its day since 1970."""
 
 
 class ListedFile(NamedTuple):
@@ -51,6 +54,8 @@ class DataFile(NamedTuple):
         schema: which of the dataset's schemas it has.
         rows: rows of each row group.
         sizes: uncompressed bytes of each row group, of the columns that were asked for.
+        partition: which of the dataset's partitions it belongs to.
+        skipped: row groups that hold no row of the condition that was asked for.
     """
 
     name: str
@@ -58,13 +63,8 @@ class DataFile(NamedTuple):
     schema: int
     rows: tuple[int, ...]
     sizes: tuple[int, ...]
-
-
-class ColumnBytes(NamedTuple):
-    """Average bytes of a column in a row: as it is stored (not compressed), and as Arrow holds it."""
-
-    stored: float
-    decoded: float
+    partition: int = 0
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,17 @@ class DatasetFiles:
         uri: the folder, or the one file.
         files: in name order, those without rows left out.
         columns: bytes of each column.
+        partition_columns: columns that have one value in a file, and stand in none.
+        partitions: values of these columns, by the number that a file names.
     """
 
     uri: str
     files: tuple[DataFile, ...]
     columns: Mapping[str, ColumnBytes]
     _schemas: tuple[bytes, ...] = field(repr=False)
+    partition_columns: tuple[str, ...] = ()
+    partitions: tuple[tuple[PartitionValue, ...], ...] = ()
+    _schema: bytes | None = field(default=None, repr=False)
 
     @property
     def total_rows(self) -> int:
@@ -130,6 +135,23 @@ class DatasetFiles:
         return tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in self._schemas)
 
     @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """Columns of the rows: the first file's, unless others were asked for."""
+        import pyarrow as pa
+
+        return self.schemas[0] if self._schema is None else pa.ipc.read_schema(pa.py_buffer(self._schema))
+
+    def with_schema(self, schema: pa.Schema) -> DatasetFiles:
+        """The same files, of which only these columns are read. A file that lacks one holds nulls there."""
+        return replace(self, _schema=schema.serialize().to_pybytes())
+
+    def select(self, columns: Sequence[str]) -> DatasetFiles:
+        """The same files, of which only these columns, which the first one has, are read."""
+        import pyarrow as pa
+
+        return self.with_schema(pa.schema([self.schema.field(name) for name in columns]))
+
+    @functools.cached_property
     def _place(self) -> tuple[Any, str]:
         """Made once: the filesystem of an object store looks for credentials and opens connections."""
         return filesystems.resolve(self.uri)
@@ -141,11 +163,13 @@ class DatasetFiles:
     def difference(self) -> SchemaDifference | None:
         """Where the files' schemas differ: a column too few or too many, or another type.
 
-        The order of the columns does not count, nor whether nulls are allowed.
+        The order of the columns does not count, nor whether nulls are allowed, nor columns that are not read.
         """
-        if len(self._schemas) < 2:
-            return None
-        expected, *others = [{item.name: item.type for item in schema} for schema in self.schemas]
+        schemas = self.schemas
+        if self._schema is not None:
+            read = set(self.schema.names) - set(self.partition_columns)
+            schemas = tuple([item for item in schema if item.name in read] for schema in schemas)
+        expected, *others = [{item.name: item.type for item in schema} for schema in schemas] or [{}]
         for number, found in enumerate(others, 1):
             for column in (*expected, *found):
                 if expected.get(column) != found.get(column):
@@ -164,7 +188,7 @@ class DatasetFiles:
         if difference is not None:
             raise SchemaMismatchError(self.uri, str(difference))
 
-    def open(self, file: DataFile, buffer_bytes: int) -> pq.ParquetFile:
+    def open(self, file: DataFile, buffer_bytes: int) -> OpenedFile:
         """Open a file of the list, if it is still the one that was listed.
 
         Args:
@@ -190,7 +214,25 @@ class DatasetFiles:
         if (opened.metadata.num_row_groups, rows) != (len(file.rows), sum(file.rows)):
             opened.close(force=True)
             raise DatasetChangedError(self.uri, file.name, f"it had {sum(file.rows):,} rows and has {rows:,}")
-        return opened
+        return OpenedFile(opened, self._absent(file))
+
+    def _absent(self, file: DataFile) -> dict[str, pa.Scalar]:
+        """The columns that are not in a file, with the one value that they have in its rows."""
+        import pyarrow as pa
+
+        if self._schema is None:
+            return {}
+        values = (
+            dict(zip(self.partition_columns, self.partitions[file.partition], strict=True))
+            if self.partition_columns
+            else {}
+        )
+        there = set(self.schemas[file.schema].names)
+        return {
+            item.name: pa.scalar(values.get(item.name), item.type)
+            for item in self.schema
+            if item.name in values or item.name not in there
+        }
 
 
 def list_dataset(uri: str) -> Listing:
@@ -243,12 +285,15 @@ def as_spark_lists(found: Iterable[ListedFile]) -> tuple[list[ListedFile], bool]
     return [file for file in shown if file.size and (partitioned or "/" not in file.name)], partitioned
 
 
-def read_footers(listing: Listing, columns: Sequence[str] | None = None) -> DatasetFiles:
+def read_footers(
+    listing: Listing, columns: Sequence[str] | None = None, condition: Condition | None = None
+) -> DatasetFiles:
     """Complete a list by what the files' footers say: each is read once, several at a time.
 
     Args:
         listing: the files.
         columns: those whose bytes count; all by default.
+        condition: row groups whose statistics say that they hold no row of it are marked.
 
     Raises:
         SourceError: a file that is not Parquet.
@@ -258,11 +303,11 @@ def read_footers(listing: Listing, columns: Sequence[str] | None = None) -> Data
 
     filesystem, root = filesystems.resolve(listing.uri)
 
-    def footer_of(file: ListedFile) -> _Footer:
+    def footer_of(file: ListedFile) -> Footer:
         name = "" if listing.single else file.name
         try:
             with filesystem.open_input_file(_path(root, name)) as stream:
-                return _Footer.of(pq.read_metadata(stream), columns)
+                return Footer.of(pq.read_metadata(stream), columns, condition)
         except FileNotFoundError:
             raise DatasetChangedError(listing.uri, file.name, "it is gone") from None
         except pa.ArrowInvalid as error:
@@ -279,7 +324,14 @@ def read_footers(listing: Listing, columns: Sequence[str] | None = None) -> Data
                 stored[name] = stored.get(name, 0.0) + size.stored
                 decoded[name] = decoded.get(name, 0.0) + size.decoded
             files.append(
-                DataFile("" if listing.single else file.name, file.size, number, footer.rows, footer.sizes)
+                DataFile(
+                    "" if listing.single else file.name,
+                    file.size,
+                    number,
+                    footer.rows,
+                    footer.sizes,
+                    skipped=footer.skipped,
+                )
             )
     rows = max(1, sum(sum(file.rows) for file in files))
     sizes = {name: ColumnBytes(stored[name] / rows, decoded[name] / rows) for name in stored}
@@ -289,58 +341,6 @@ def read_footers(listing: Listing, columns: Sequence[str] | None = None) -> Data
 def count_rows(uri: str) -> int:
     """Rows of the Parquet files below a URI, from their footers."""
     return read_footers(list_dataset(uri)).total_rows
-
-
-class _Footer(NamedTuple):
-    schema: bytes
-    rows: tuple[int, ...]
-    sizes: tuple[int, ...]
-    columns: dict[str, ColumnBytes]
-
-    @classmethod
-    def of(cls, metadata: Any, columns: Sequence[str] | None) -> _Footer:
-        wanted = None if columns is None else set(columns)
-        arrow = metadata.schema.to_arrow_schema()
-        names = set(arrow.names)
-        tops = [_top_of(metadata.schema.column(place).path, names) for place in range(metadata.num_columns)]
-        rows, sizes = [], []
-        totals: dict[str, ColumnBytes] = {}
-        for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            size = 0
-            for place, top in enumerate(tops):
-                chunk = group.column(place)
-                stored, decoded = totals.get(top, (0.0, 0.0))
-                totals[top] = ColumnBytes(
-                    stored + chunk.total_uncompressed_size,
-                    decoded + _decoded_bytes(chunk, metadata.schema.column(place).length),
-                )
-                if wanted is None or top in wanted:
-                    size += chunk.total_uncompressed_size
-            rows.append(group.num_rows)
-            sizes.append(size)
-        # Without metadata: writers leave their own notes there, which are no difference.
-        return cls(arrow.remove_metadata().serialize().to_pybytes(), tuple(rows), tuple(sizes), totals)
-
-
-def _top_of(path: str, names: Set[str]) -> str:
-    """The column that a leaf belongs to: names may hold dots, as the paths of nested columns do."""
-    while path not in names and "." in path:
-        path = path.rpartition(".")[0]
-    return path
-
-
-def _decoded_bytes(chunk: Any, length: int) -> float:
-    """What a column chunk takes in Arrow: encodings (dictionaries, runs, nulls) make it smaller in the file.
-
-    Exact for numbers. Strings are known by their encoded size alone.
-    """
-    width = _TYPE_BYTES.get(chunk.physical_type)
-    if width is not None:
-        return float(chunk.num_values * width)
-    if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
-        return float(chunk.num_values * length)
-    return float(chunk.total_uncompressed_size + chunk.num_values * _OFFSET_BYTES)
 
 
 def _read(filesystem: Any, root: str, name: str) -> bytes:

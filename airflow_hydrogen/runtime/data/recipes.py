@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_hydrogen.contract.jobs import Source
@@ -101,9 +101,9 @@ def fingerprint(recipe: Mapping[str, str]) -> str:
     return _hash({name: part for name, part in recipe.items() if name not in _LAYOUT})
 
 
-def of_files(listing: Listing) -> str:
-    """The fingerprint of files that are read as they lie."""
-    return _hash(listing.files)
+def of_files(listing: Listing, columns: Sequence[str] | None = None) -> str:
+    """The fingerprint of files, or of some of their columns, that are read as they lie."""
+    return _hash(listing.files if columns is None else [listing.files, columns])
 
 
 def _hash(part: object) -> str:

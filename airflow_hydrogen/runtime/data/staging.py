@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,10 @@ from airflow_hydrogen.contract.errors import (
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.runtime.data import recipes, snapshots
+from airflow_hydrogen.runtime.data import recipes, scans, snapshots
 from airflow_hydrogen.runtime.data.counting import write_parquet
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
+from airflow_hydrogen.runtime.data.files import DatasetFiles, Listing, list_dataset, read_footers
 from airflow_hydrogen.runtime.data.snapshots import Snapshot
 from airflow_hydrogen.runtime.data.sources import Prepare, is_plain_parquet, prepared
 from airflow_hydrogen.runtime.storage import filesystems
@@ -75,7 +75,8 @@ def stage(
 ) -> StagedDataset:
     """Make a dataset ready for a gang.
 
-    A plain Parquet source whose row groups are small enough is read in place. Everything else goes
+    Parquet of one schema whose row groups are small enough is read in place: plain files, partition folders
+    and Delta tables, `columns` of them, and the partitions that a condition leaves. Everything else goes
     through Spark once and is written with several files a rank and row groups of 16 MB, its rows shuffled.
     What an earlier try wrote is used again, if everything that decides the rows is as it was.
 
@@ -93,21 +94,25 @@ def stage(
         SourceError: the source cannot be read.
         EmptyDatasetError: no rows.
     """
-    difference = None
-    if prepare is None and source.columns is None and is_plain_parquet(source):
+    plain, difference = None, None
+    if prepare is None and is_plain_parquet(source):
         assert source.uri is not None
         listing = list_dataset(source.uri)
-        files = None if listing.partitioned else read_footers(listing)
-        difference = files.difference() if files else None
-        if files and files.total_rows and difference is None and _fit(files):
-            return StagedDataset(
-                files, recipes.of_files(listing), True, snapshots.of_listing(source, listing)
-            )
+        plain = _plain_files(listing, source.columns)
+        difference = plain.difference() if plain else None
+        if plain and _fit(plain):
+            fingerprint = recipes.of_files(listing, source.columns)
+            return StagedDataset(plain, fingerprint, True, snapshots.of_listing(source, listing))
     if difference is not None:
         print(f"dataset {name!r}: {difference}; Spark reads the files by the schema of one", flush=True)
     opened = snapshots.open_pinned(spark, source, access, earlier)
     frame = prepared(opened.frame, prepare, prepare_kwargs or {})
     recipe = recipes.recipe(frame, opened.source, prepare, prepare_kwargs or {}, ranks)
+    if prepare is None and plain is None:
+        scan = scans.scan_of(frame, opened.source, frame.columns)
+        # Equal steps need to know how many rows there are: nobody counts those that a condition leaves.
+        if scan and scan.condition is None and _fit(scan.files):
+            return StagedDataset(scan.files, recipes.fingerprint(recipe), True, opened.snapshot)
     before = _prepared_before(name, uri, recipe, opened.snapshot)
     if before is not None:
         return before
@@ -174,6 +179,20 @@ def _write(frame: DataFrame, uri: str, files: int) -> int:
     return write_parquet(shuffled, uri, **{"parquet.block.size": _ROW_GROUP_BYTES})
 
 
+def _plain_files(listing: Listing, columns: Sequence[str] | None) -> DatasetFiles | None:
+    """The files of a folder without partition folders; None where Spark has to say what its columns are."""
+    if listing.partitioned or not listing.files:
+        return None
+    files = read_footers(listing, columns)
+    if columns is None:
+        return files
+    return None if set(columns) - set(files.schema.names) else files.select(columns)
+
+
 def _fit(files: DatasetFiles) -> bool:
-    """Whether a gang can read files as they lie: whether their row groups are of moderate size."""
-    return all(size <= _MAX_ROW_GROUP_BYTES for file in files.files for size in file.sizes)
+    """Whether a gang can read files as they lie: rows of one schema, in row groups of moderate size."""
+    return (
+        files.total_rows > 0
+        and files.difference() is None
+        and all(size <= _MAX_ROW_GROUP_BYTES for file in files.files for size in file.sizes)
+    )

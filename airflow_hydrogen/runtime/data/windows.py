@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from airflow_hydrogen.runtime import progress
-from airflow_hydrogen.runtime.data.files import ColumnBytes
+from airflow_hydrogen.runtime.data.footers import ColumnBytes
+from airflow_hydrogen.runtime.data.opened import OpenedFile
 from airflow_hydrogen.runtime.data.shards import RowSlice
 
 WINDOW_ROWS = 65_536
@@ -87,7 +87,7 @@ def read_windows(
     plan: WindowPlan,
     schema: pa.Schema,
     batch_size: int,
-    open_group: Callable[[int], tuple[pq.ParquetFile, int]],
+    open_group: Callable[[int], tuple[OpenedFile, int]],
 ) -> Iterator[pa.Table]:
     """The rows of some slices in windows, in the order of the files within each slice.
 
@@ -118,7 +118,7 @@ def _batches(
     slices: Sequence[RowSlice],
     plan: WindowPlan,
     schema: pa.Schema,
-    open_group: Callable[[int], tuple[pq.ParquetFile, int]],
+    open_group: Callable[[int], tuple[OpenedFile, int]],
 ) -> Iterator[pa.RecordBatch]:
     """Rounds over the slices of a block: in each, every slice gives the same share of its rows."""
     for block in blocks(slices, plan.groups):
@@ -129,7 +129,7 @@ def _batches(
             readers = []
             for part in block:
                 file, index = open_group(part.row_group)
-                stack.callback(file.close, force=True)
+                stack.callback(file.close)
                 rows = -(-part.rows // rounds)
                 batches = file.iter_batches(
                     rows, row_groups=[index], columns=schema.names, use_threads=plan.threads(rows)
@@ -142,8 +142,7 @@ def _batches(
                         readers.remove(reader)
                         continue
                     for batch in given:
-                        columns = [batch.column(name) for name in schema.names]
-                        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+                        yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
 def _rows_of(batches: Iterable[pa.RecordBatch], part: RowSlice, rows: int) -> Iterator[list[pa.RecordBatch]]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
@@ -20,9 +20,9 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.runtime import versions
-from airflow_hydrogen.runtime.data import snapshots, sources
+from airflow_hydrogen.runtime.data import scans, snapshots, sources
 from airflow_hydrogen.runtime.data.columns import dtype_of
-from airflow_hydrogen.runtime.data.files import DatasetFiles
+from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.snapshots import Opened, Snapshot
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
@@ -32,6 +32,7 @@ from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signa
 from airflow_hydrogen.runtime.models.predictors import require_modules
 from airflow_hydrogen.runtime.scoring import direct, sinks, warming
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
+from airflow_hydrogen.runtime.scoring.direct import RowGroup
 from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting
 from airflow_hydrogen.runtime.scoring.quarantine import REASON, Quarantine
 from airflow_hydrogen.runtime.scoring.sinks import Written
@@ -81,7 +82,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         with log_group("Preparation", folded=job.run is not None):
             opened = _open(spark, job)
             frame = sources.prepared(opened.frame, prepare, job.prepare_kwargs)
-            scoring = score(spark, frame, manifest, job)
+            scoring = score(spark, frame, manifest, replace(job, source=opened.source))
         print(
             f"scoring {opened.source} with {manifest.framework} model {job.model_uri}, "
             f"version {manifest.version[:12]}",
@@ -223,8 +224,6 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
     needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
     schema = written = output_schema(frame.schema, keep, outputs, manifest.signature)
-    files = None if job.prepare else direct.readable_files(job.source, frame.schema, needed)
-    rows = files.total_rows if files else None
     sifting = None
     if job.on_bad_row != "fail":
         schema = with_accounts(schema)
@@ -245,8 +244,11 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
         sifting=sifting,
     )
     quarantine = sifting.quarantine if sifting else None
-    if files and rows:
-        scored = _score_directly(spark, files, slots, needed, scorer, schema)
+    scan = None if job.prepare else scans.scan_of(frame, job.source, needed)
+    if scan and (groups := direct.row_groups(scan.files)):
+        rows = scan.files.total_rows if scan.condition is None else None
+        hands = direct.deal(groups, slots)
+        scored = _score_directly(spark, scan, hands, needed, scorer, schema)
         return Scoring(scored, written, rows, quarantine)
     if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
@@ -261,19 +263,18 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
 
 def _score_directly(
     spark: SparkSession,
-    files: DatasetFiles,
-    slots: int,
+    scan: Scan,
+    hands: Sequence[Sequence[RowGroup]],
     columns: Sequence[str],
     scorer: Scorer,
     schema: StructType,
 ) -> DataFrame:
     """Tasks that read their row groups themselves; each gets its number as its only row."""
-    hands = direct.deal(direct.row_groups(files), slots)
 
     def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in numbers:
             for number in batch.column(0).to_pylist():
-                yield from scorer(direct.read(files, hands[number], columns, scorer.batch_rows))
+                yield from scorer(direct.read(scan, hands[number], columns, scorer.batch_rows))
 
     return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema)
 

@@ -1,9 +1,10 @@
 """Parquet that Python workers read themselves: pages -> Arrow, without the detour over the JVM's rows.
 
 Spark turns Parquet into rows and rows into Arrow before a Python worker sees them, which costs more than a
-small model does. Plain files on a filesystem that every host sees are read by the workers with pyarrow
-instead, so that Spark schedules tasks and writes the result. Everything else (filters, `prepare`, partition
-folders, other formats, object stores, whose credentials may be Spark's alone) goes through Spark.
+small model does. Files on a filesystem that every host sees are read by the workers with pyarrow instead, so
+that Spark schedules tasks and writes the result. Which files, and which of their rows, `data.scans` takes
+from Spark's plan; where it cannot (`prepare`, other formats, object stores, whose credentials may be Spark's
+alone), the rows go through Spark.
 """
 
 from __future__ import annotations
@@ -13,14 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.jobs import Source
-from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
-from airflow_hydrogen.runtime.data.sources import is_plain_parquet
+from airflow_hydrogen.runtime.data.files import DatasetFiles
+from airflow_hydrogen.runtime.data.scans import Scan
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql.types import StructType
 
 # What a task reads, uncompressed: enough to be worth its start, little enough to be worth another try.
 _TASK_BYTES = 128 * 1024 * 1024
@@ -45,41 +43,13 @@ class RowGroup:
     size: int
 
 
-def readable_files(source: Source, schema: StructType, columns: Sequence[str]) -> DatasetFiles | None:
-    """The list of files that hold a source's rows, where workers can read them as Spark would.
-
-    Args:
-        source: the rows.
-        schema: what Spark makes of it.
-        columns: those that are needed.
-
-    Returns:
-        The list, made once, or None where Spark has to read: not plain local Parquet, partition folders, or
-        a file whose column types are not those that Spark hands over.
-    """
-    from pyspark.sql.pandas.types import to_arrow_type
-
-    if not is_plain_parquet(source) or source.uri is None or uris.local_path(source.uri) is None:
-        return None
-    listing = list_dataset(source.uri)
-    if listing.partitioned:
-        return None
-    files = read_footers(listing, columns)
-    wanted = {name: to_arrow_type(schema[name].dataType) for name in columns}
-    for found in files.schemas:
-        types = {field.name: field.type for field in found}
-        if any(types.get(name) != type_ for name, type_ in wanted.items()):
-            return None
-    return files
-
-
 def row_groups(files: DatasetFiles) -> list[RowGroup]:
-    """The row groups of a list that hold rows. Pure."""
+    """The row groups of a list that may hold rows that are wanted. Pure."""
     return [
         RowGroup(number, index, size)
         for number, file in enumerate(files.files)
         for index, (rows, size) in enumerate(zip(file.rows, file.sizes, strict=True))
-        if rows
+        if rows and index not in file.skipped
     ]
 
 
@@ -110,17 +80,24 @@ def deal(groups: Sequence[RowGroup], slots: int) -> list[list[RowGroup]]:
 
 
 def read(
-    files: DatasetFiles, groups: Sequence[RowGroup], columns: Sequence[str], batch_rows: int
+    scan: Scan, groups: Sequence[RowGroup], columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """The rows of some row groups, in batches of one schema: files may differ in whether they allow nulls.
+
+    Args:
+        scan: the files, and what their rows are asked.
+        groups: what to read.
+        columns: what to give, of those that the list has.
+        batch_rows: rows of a batch before rows are left out.
 
     Raises:
         DatasetChangedError: a file is not the one that was listed.
     """
     import pyarrow as pa
 
-    first = files.schemas[0]
-    schema = pa.schema([pa.field(name, first.field(name).type) for name in columns])
+    files, condition = scan.files, scan.condition
+    schema = pa.schema([pa.field(name, files.schema.field(name).type) for name in columns])
+    needed = list(dict.fromkeys([*columns, *sorted(condition.columns if condition else ())]))
     by_file: dict[int, list[int]] = {}
     for group in groups:
         by_file.setdefault(group.file, []).append(group.index)
@@ -128,9 +105,9 @@ def read(
         file = files.open(files.files[number], _BUFFER_BYTES)
         try:
             # One thread: Spark runs a task on every core already.
-            for batch in file.iter_batches(
-                batch_rows, row_groups=indices, columns=list(columns), use_threads=False
-            ):
-                yield pa.RecordBatch.from_arrays([batch.column(name) for name in columns], schema=schema)
+            for batch in file.iter_batches(batch_rows, row_groups=indices, columns=needed, use_threads=False):
+                kept = batch if condition is None else batch.filter(condition.mask(batch))
+                if kept.num_rows:
+                    yield pa.RecordBatch.from_arrays([kept.column(name) for name in columns], schema=schema)
         finally:
-            file.close(force=True)
+            file.close()

@@ -84,6 +84,14 @@ def test_what_lies_among_sparks_jars_is_not_added(home):
     assert additions(connectors, Submission(), home, None).packages == []
 
 
+def test_a_jar_whose_name_only_holds_the_drivers_is_another_one(home):
+    connectors = of(Source.jdbc("shop", table="t"), shop="org.postgresql.Driver")
+    given = Submission(packages=["org.x:my-postgresql:1"], jars=["/opt/our-postgresql-udf-1.jar"])
+    assert additions(connectors, given, home, None).packages == ["org.postgresql:postgresql:42.7.14"]
+    given = Submission(packages=["a:b:1", " org.postgresql:postgresql:42.6.0"])
+    assert additions(connectors, given, home, None).packages == []
+
+
 def test_settings_of_the_user_stay(home):
     conf = {"spark.sql.extensions": "a.B", "spark.sql.catalog.spark_catalog": "c.D"}
     added = additions(of(Source.delta("/a")), Submission(conf=conf), home, None)

@@ -173,7 +173,13 @@ def test_alias_stands_for_the_partition_that_was_written(output_uri: str, asset:
 def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str]) -> None:
     scores = Asset("scores")
     report = InferenceReport(
-        output_uri="/scored/ds=1", model_uri="/m", rows=900, seconds={"total": 3.0}, rows_per_second=300.0
+        output_uri="/scored/ds=1",
+        model_uri="/m",
+        model_version="3f2a" * 16,
+        rows=900,
+        seconds={"total": 3.0},
+        rows_per_second=300.0,
+        source={"source": "delta '/orders'", "version": 812},
     )
     with fake_spark_submit(report):
         ran = run_task(operator(outlets=[scores]), ds="1")
@@ -182,9 +188,10 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
     assert ran.xcoms["_link_scores"] == "file:///scored/ds=1"
     extra = ran.outlet_extra[scores]
     assert (extra["output_uri"], extra["model_uri"], extra["rows"]) == ("/scored/ds=1", "/m", 900)
+    assert (extra["source"], extra["model_version"]) == (report.source, report.model_version)
     log = capsys.readouterr().out
     assert "Scoring on local[*]: model /models/test_run, source parquet '/lake/ds=1', output" in log
-    assert "Scored 900 rows in 3.0 s, 300 rows/s: /scored/ds=1" in log
+    assert "Scored 900 rows in 3.0 s, 300 rows/s, from delta '/orders' at version 812 by model 3f2a" in log
 
 
 def test_shared_report_lies_beside_the_table_and_not_in_it(tmp_path: Path) -> None:

@@ -322,6 +322,7 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
         rows_per_second=250.0,
         versions={"keras": "3"},
         resumed_from_epoch=1,
+        sources={"train": {"source": "delta '/orders'", "version": 812}},
     )
     with fake_spark_submit(report):
         ran = run_task(operator(outlets=[model, AssetAlias("models")]), run_id="r")
@@ -333,6 +334,7 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
     assert ran.outlet_extra == {
         model: {
             "model_uri": "s3://models/m",
+            "sources": report.sources,
             "metrics": {"loss": 0.25, "nan": None},
             "run": {
                 "dag_id": "test_dag",

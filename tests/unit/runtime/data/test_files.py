@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_hydrogen.contract.errors import DatasetChangedError, SchemaMismatchError, SourceError
+from airflow_hydrogen.contract.errors import (
+    DatasetChangedError,
+    MissingColumnError,
+    SchemaMismatchError,
+    SourceError,
+)
 from airflow_hydrogen.runtime.data import files as module
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.files import (
@@ -24,6 +31,7 @@ from airflow_hydrogen.runtime.data.files import (
     list_dataset,
     read_footers,
 )
+from airflow_hydrogen.runtime.data.footers import ColumnBytes
 from airflow_hydrogen.runtime.storage.partition_files import FileList, list_name
 
 
@@ -161,6 +169,51 @@ def test_columns_that_may_be_null_in_one_file_alone_are_one_table(tmp_path):
         pq.write_table(pa.table({"a": [number]}, schema), tmp_path / f"{number}.parquet")
     [batch] = DatasetShard(str(tmp_path), shuffle=False).to_batches(4)
     assert batch.column("a").to_pylist() == [0, 1]
+
+
+def test_only_the_columns_that_are_asked_for_are_the_datasets(tmp_path):
+    write(tmp_path / "0.parquet", a=[1], b=[2], c=[3])
+    write(tmp_path / "1.parquet", a=[4], c=["of another type"], b=[5])
+    files = read_footers(list_dataset(str(tmp_path))).select(["b", "a"])
+    shard = DatasetShard(pickle.loads(pickle.dumps(files)), shuffle=False)
+    assert shard.schema.names == ["b", "a"]
+    [batch] = shard.to_batches(4)
+    assert batch.to_pydict() == {"b": [2, 5], "a": [1, 4]}
+    with pytest.raises(MissingColumnError, match="'c'"):
+        next(shard.to_batches(4, ["c"]))
+
+
+def test_columns_that_are_in_no_file_have_one_value_a_file(tmp_path):
+    for number in range(2):
+        write(tmp_path / f"{number}.parquet", a=[number] * 3)
+    files = read_footers(list_dataset(str(tmp_path)))
+    schema = pa.schema([("ds", pa.date32()), ("a", pa.int64()), ("word", pa.string())])
+    files = replace(
+        files,
+        files=tuple(file._replace(partition=number) for number, file in enumerate(files.files)),
+        columns={**files.columns, "ds": ColumnBytes(0, 4), "word": ColumnBytes(0, 8)},
+        partition_columns=("ds", "word"),
+        partitions=((0, "x"), (None, "ü")),
+    ).with_schema(schema)
+    shards = [DatasetShard(files, rank=rank, size=2, shuffle=False) for rank in range(2)]
+    first, second = (pa.Table.from_batches(shard.to_batches(2)) for shard in shards)
+    assert first.schema == second.schema == schema
+    assert first.to_pydict() == {"ds": [datetime.date(1970, 1, 1)] * 3, "a": [0] * 3, "word": ["x"] * 3}
+    assert second.to_pydict() == {"ds": [None] * 3, "a": [1] * 3, "word": ["ü"] * 3}
+    [named] = DatasetShard(files, rank=1, size=2, shuffle=False).to_batches(9, ["word"])
+    assert named.to_pydict() == {"word": ["ü"] * 3}
+
+
+def test_a_column_that_a_file_lacks_is_a_difference_and_holds_nulls(tmp_path):
+    write(tmp_path / "0.parquet", a=[1], later=["x"])
+    write(tmp_path / "1.parquet", a=[2])
+    files = read_footers(list_dataset(str(tmp_path))).select(["a", "later"])
+    assert "'later' is not in '1.parquet'" in str(files.difference())
+    old = files.open(files.files[1], 1024)
+    [batch] = old.iter_batches(5, row_groups=[0], columns=["later", "a"])
+    old.close()
+    assert batch.to_pydict() == {"later": [None], "a": [2]}
+    assert files.select(["a"]).difference() is None
 
 
 def test_a_list_of_a_hundred_thousand_row_groups_travels_in_little_more_than_a_megabyte():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from airflow_hydrogen.runtime.data import windows
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
-from airflow_hydrogen.runtime.data.files import ColumnBytes, list_dataset, read_footers
+from airflow_hydrogen.runtime.data.files import list_dataset, read_footers
+from airflow_hydrogen.runtime.data.footers import ColumnBytes
 from airflow_hydrogen.runtime.data.shards import RowSlice
 from airflow_hydrogen.runtime.data.windows import WINDOW_BYTES, WINDOW_ROWS, blocks, plan_windows
 
