@@ -19,7 +19,7 @@ from airflow_hydrogen.contract.errors import OwnershipLostError, RankFailedError
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
 from airflow_hydrogen.hooks import report_files
-from airflow_hydrogen.runtime.data.sources import count_rows
+from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.models.directory import open_model
 from airflow_hydrogen.runtime.scoring.quarantine import BadRowsFile, Quarantine
 from airflow_hydrogen.runtime.storage import filesystems, swap

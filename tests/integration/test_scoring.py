@@ -43,7 +43,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.hooks.launchers import find_spark_submit
-from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data import files, sources
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import directory
@@ -729,8 +729,8 @@ def test_both_partitions_are_replaced_where_folders_cannot_be_exchanged(score, p
     score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
     repaired = bad_rows(tmp_path / "rows.parquet", n22=2)
     report, _ = score(picky, source=repaired, on_bad_row="quarantine")
-    assert sources.count_rows(report.output_uri) == report.rows == 48
-    assert sources.count_rows(report.quarantine_uri) == report.rows_quarantined == 2
+    assert files.count_rows(report.output_uri) == report.rows == 48
+    assert files.count_rows(report.quarantine_uri) == report.rows_quarantined == 2
     assert os.listdir(tmp_path / "scores") == os.listdir(tmp_path / "scores_quarantine") == ["ds=2013-01-01"]
 
 
