@@ -50,6 +50,7 @@ class TrainReport:
 
     Attributes:
         model_uri: the published model; None when `main` returned something else, or failed.
+        model_version: its version: the SHA-256 of its manifest, with that of every file in it.
         result: what `main` returned on rank 0, where that was not a model.
         metrics: the last line of history.
         epochs: lines of history.
@@ -68,6 +69,7 @@ class TrainReport:
     KIND: ClassVar[str] = "train"
 
     model_uri: str | None = None
+    model_version: str | None = None
     result: Any = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     epochs: int = 0
@@ -97,6 +99,7 @@ class InferenceReport:
         rows_quarantined: bad rows at `quarantine_uri`.
         quarantine_uri: the partition of quarantined rows that was replaced; None where bad rows go elsewhere.
         bad_rows: what is wrong with bad rows, without their values -> how many.
+        columns: the columns of what was written -> Spark's names of their types.
         seconds: seconds by stage: score, commit, total.
         rows_per_second: rows per second of the score stage, start of the Python workers included.
         source: what was scored: the source, and the version, rows or files that it had.
@@ -115,6 +118,7 @@ class InferenceReport:
     rows_quarantined: int = 0
     quarantine_uri: str | None = None
     bad_rows: Mapping[str, int] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows_per_second: float | None = None
     source: Mapping[str, Any] = field(default_factory=dict)

@@ -36,7 +36,10 @@ from airflow_hydrogen.operators.templates import render_as_text, renders_nativel
 
 if TYPE_CHECKING:
     import jinja2
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk.definitions.context import Context
+
+    from airflow_hydrogen.operators.lineage import Surroundings
 
 _APPLICATION = "from airflow_hydrogen.runtime.__main__ import main\n\nmain()\n"
 _OURS = ("application", "application_args", "java_class")
@@ -78,6 +81,7 @@ class HydrogenOperator(ClusterModeOperator):
         self._on_spark_ui: Callable[[str], None] | None = None
         self._report_place: tuple[str, str] | None = None
         self._spark_log: str | None = None
+        self._report: Report | None = None
 
     # --- what an operator is made of ---------------------------------------------------------------------
 
@@ -110,6 +114,10 @@ class HydrogenOperator(ClusterModeOperator):
     @abstractmethod
     def _location(self, report: Any) -> str | None:
         """Where the model or the scores are; None where there are none."""
+
+    @abstractmethod
+    def _lineage(self, report: Any, around: Surroundings) -> OperatorLineage:
+        """What was read and written; without a report, what was to be."""
 
     @abstractmethod
     def _asset_extra(self, report: Any) -> dict[str, Any]:
@@ -181,8 +189,27 @@ class HydrogenOperator(ClusterModeOperator):
 
         return _with_airflows_errors(answer)
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
+        """Tell Airflow's OpenLineage provider what was read and written.
+
+        Args:
+            task_instance: Airflow's; the provider asks in the process in which the task has ended, and the
+                report is there.
+        """
+        # It needs the provider, which is there if somebody asks.
+        from airflow_hydrogen.operators.lineage import Surroundings
+
+        return self._lineage(
+            self._report, Surroundings(self.conf or {}, HydrogenSparkSubmitHook.get_connection)
+        )
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage:
+        """The same of a task that failed; the provider itself adds the error."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
     def _run_job(self, context: Context) -> Any:
         run = _run_of(context)
+        self._report = None
         # The state store outlives a clear, after which the provider's operator is to submit again.
         self.external_id_key = f"{ClusterModeOperator.external_id_key}.{run.clear_number}"
         self._K8S_DRIVER_STATUS_KEY = f"{ClusterModeOperator._K8S_DRIVER_STATUS_KEY}.{run.clear_number}"
@@ -363,6 +390,7 @@ class HydrogenOperator(ClusterModeOperator):
         )
 
     def _answer(self, context: Context, run: Run, report: Report) -> Any:
+        self._report = report
         self.log.info("%s", describe_report(report))
         result = self._result(report)
         if self.do_xcom_push:

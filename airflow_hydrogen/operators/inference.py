@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import InferenceJob, OnBadRow, Run, Sink, Source
@@ -22,6 +22,11 @@ from airflow_hydrogen.operators.arguments import (
     to_uri,
 )
 from airflow_hydrogen.operators.base import HydrogenOperator
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_hydrogen.operators.lineage import Surroundings
 
 
 class ArrowInferenceOperator(HydrogenOperator):
@@ -120,7 +125,7 @@ class ArrowInferenceOperator(HydrogenOperator):
     def _shared_report_base(self) -> str:
         return to_sink("sink", self.sink).uri  # beside the table, not in it
 
-    def _build_job(self, run: Run, report_uri: str, cluster_mode: bool) -> InferenceJob:
+    def _build_job(self, run: Run | None, report_uri: str, cluster_mode: bool) -> InferenceJob:
         return InferenceJob(
             model_uri=to_uri("model_uri", self.model_uri),
             source=to_source("source", self.source),
@@ -160,6 +165,11 @@ class ArrowInferenceOperator(HydrogenOperator):
 
     def _location(self, report: InferenceReport) -> str | None:
         return report.output_uri
+
+    def _lineage(self, report: InferenceReport | None, around: Surroundings) -> OperatorLineage:
+        from airflow_hydrogen.operators.lineage import of_scoring
+
+        return of_scoring(self._build_job(None, "", False), report, around)
 
     def _asset_extra(self, report: InferenceReport) -> dict[str, Any]:
         told = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
@@ -24,6 +24,11 @@ from airflow_hydrogen.operators.arguments import (
 )
 from airflow_hydrogen.operators.base import HydrogenOperator
 from airflow_hydrogen.operators.gang_conf import gang_conf
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_hydrogen.operators.lineage import Surroundings
 
 SourceLike = Source | Mapping[str, Any]
 
@@ -244,9 +249,16 @@ class HorovodTrainOperator(HydrogenOperator):
     def _location(self, report: TrainReport) -> str | None:
         return report.model_uri
 
+    def _lineage(self, report: TrainReport | None, around: Surroundings) -> OperatorLineage:
+        from airflow_hydrogen.operators.lineage import of_training
+
+        prepared = bool(self.prepare)
+        return of_training(self._sources(), self.output_location, report, around, prepared=prepared)
+
     def _asset_extra(self, report: TrainReport) -> dict[str, Any]:
         return {
             "model_uri": report.model_uri,
+            "model_version": report.model_version,
             "metrics": dict(report.metrics),
             "sources": dict(report.sources),
         }

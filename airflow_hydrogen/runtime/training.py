@@ -89,7 +89,13 @@ def _train_at(
         _remove_working_files(job, uri)  # that try may not have come to it
         print(f"model {uri} was trained by an earlier try of this run: nothing to do", flush=True)
         return TrainReport(
-            model_uri=uri, metrics=existing.metrics, np=existing.np, reused=True, versions=existing.versions
+            model_uri=uri,
+            model_version=existing.version,
+            metrics=existing.metrics,
+            np=existing.np,
+            reused=True,
+            sources={name: _snapshot_in(data) for name, data in existing.data.items()},
+            versions=existing.versions,
         )
     place = place_of(job.run, there)
     _sweep(uris.join(uri, DATA), place)
@@ -107,12 +113,13 @@ def _train_at(
         checkpoints_uri = uris.join(uri, CHECKPOINTS, place)
         gang, outcome, staged_uri = _train(job, runner, uri, size, staged, script, checkpoints_uri)
         trained = time.monotonic()
+        version = None
         try:
             ownership.require()
             if outcome.published is not None:
                 with log_group("Publishing", folded=job.run is not None):
                     _sweep(uris.join(uri, CHECKPOINTS), place)
-                    _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
+                    version = _publish(job, uri, gang.np, staged, outcome, outcome.published, staged_uri)
                 print(f"published {outcome.published.framework} model {uri}", flush=True)
         except BaseException:
             filesystems.remove(staged_uri)
@@ -127,6 +134,7 @@ def _train_at(
     train = staged.get("train")
     return TrainReport(
         model_uri=uri if outcome.published is not None else None,
+        model_version=version,
         result=outcome.value,
         metrics=_finite(history[-1]) if history else {},
         epochs=len(history),
@@ -309,7 +317,8 @@ def _publish(
     outcome: Outcome,
     published: Published,
     staged_uri: str,
-) -> None:
+) -> str:
+    """Publish the model: its version."""
     manifest = Manifest(
         framework=published.framework,
         entry=published.entry,
@@ -329,7 +338,12 @@ def _publish(
         run=dataclasses.asdict(job.run) if job.run else None,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    directory.publish(staged_uri, uri, manifest, keep_checkpoints=job.keep_checkpoints)
+    return directory.publish(staged_uri, uri, manifest, keep_checkpoints=job.keep_checkpoints).version
+
+
+def _snapshot_in(data: Mapping[str, Any]) -> Snapshot:
+    """What a manifest says of the source of a dataset, without what it says of the dataset."""
+    return {name: value for name, value in data.items() if name != "fingerprint"}
 
 
 def _finite(line: Mapping[str, float]) -> dict[str, float]:

@@ -16,11 +16,13 @@ HEAVY = {
     "horovod",
     "keras",
     "numpy",
+    "openlineage",
     "pandas",
     "pyarrow",
     "pyspark",
     "tensorflow",
     "torch",
+    "airflow_hydrogen.operators.lineage",
     "airflow_hydrogen.runtime",
 }
 OURS = [

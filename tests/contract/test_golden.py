@@ -81,6 +81,7 @@ JOBS = {
 REPORTS = {
     "train_report": TrainReport(
         model_uri="/models/flight_delay",
+        model_version="ef" * 32,
         metrics={"epoch": 2, "loss": 0.5},
         epochs=3,
         np=2,
@@ -103,6 +104,7 @@ REPORTS = {
         rows_quarantined=6,
         quarantine_uri="/scores_quarantine/ds=2013-07-01",
         bad_rows={"column 'temp': null": 6},
+        columns={"flight": "int", "delay": "float"},
         seconds={"total": 9.0},
         rows_per_second=110.4,
         versions=VERSIONS,

@@ -84,8 +84,9 @@ def test_a_model_is_published_to_the_store_and_replaced(
 ) -> None:
     uri = f"s3://{BUCKET}/models/line"
     job = make_job(fit, np=-2, model_uri=uri)
-    assert run_training(job).model_uri == uri
+    report = run_training(job)
     first, folder = open_model(uri)
+    assert (report.model_uri, report.model_version) == (uri, first.version)
     assert (folder / first.entry).exists()
     assert run_training(job).reused, "the same try again"
     assert open_model(uri)[0] == first

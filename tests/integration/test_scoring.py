@@ -978,6 +978,8 @@ def test_a_layer_of_the_projects_is_imported_before_the_model_is_loaded(
     spark.sparkContext.addPyFile(str(tmp_path / "project_layers.py"))
     report, found = score(uri, keep_columns=["a"])
     assert report.model_version == directory.read_manifest(uri).version
+    assert list(report.columns) == ["a", "prediction"]
+    assert report.columns["prediction"] == "float"
     assert np.allclose(found["prediction"], 3 * found["a"])
 
 

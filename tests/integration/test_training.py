@@ -122,6 +122,8 @@ def test_a_keras_model_is_published_with_all_that_its_manifest_says(make_job, la
     again = run_training(make_job(fit))
     assert again.reused
     assert again.metrics == report.metrics
+    assert again.model_version == report.model_version == manifest.version
+    assert again.sources["train"]["source"] == report.sources["train"]["source"]
     assert time.monotonic() - started < 2
 
 

@@ -167,7 +167,7 @@ def sweep_staging(model_uri: str) -> None:
         filesystems.remove(left)
 
 
-def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpoints: bool) -> None:
+def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpoints: bool) -> Manifest:
     """Make a staged model the model at a URI, completely or not at all.
 
     On a local filesystem the folders are exchanged at once. Where that cannot be done, on object stores
@@ -179,6 +179,9 @@ def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpo
         model_uri: where readers look; its events stay, its checkpoints if asked for.
         manifest: written last. Its paths are those of the staged folder.
         keep_checkpoints: keep what training left in `checkpoints/`.
+
+    Returns:
+        The manifest as it lies at the URI.
 
     Raises:
         FilesLostError: what was brought in is not what was staged; the old model is untouched.
@@ -192,7 +195,7 @@ def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpo
                 shutil.copytree(target / name, staged / name, copy_function=_link)
         filesystems.write_bytes(str(staged / MANIFEST), manifest.dumps().encode())
         if swap.exchange(staged, target):
-            return
+            return manifest
     inner = f"files-{secrets.token_hex(6)}"
     for name, _size in filesystems.list_files(staged_uri):
         if name != MANIFEST and name.partition("/")[0] not in kept:
@@ -210,6 +213,7 @@ def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpo
         if name != MANIFEST and name.partition("/")[0] not in (inner, *kept):
             filesystems.remove(uris.join(model_uri, name))
     filesystems.remove(staged_uri)
+    return placed
 
 
 def _link(source: str, target: str) -> None:

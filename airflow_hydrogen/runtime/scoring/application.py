@@ -113,6 +113,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         rows_quarantined=written.quarantined,
         quarantine_uri=quarantine_uri,
         bad_rows=dict(written.bad),
+        columns={field.name: field.dataType.simpleString() for field in scoring.schema},
         seconds={"total": round(seconds, 3)},
         rows_per_second=written.rows / seconds,
         source=opened.snapshot,
@@ -199,11 +200,13 @@ class Scoring:
 
     Attributes:
         frame: kept columns and predictions.
+        schema: theirs.
         rows: how many there are; None where that takes reading them.
         quarantine: where tasks leave rows that cannot be scored; None: they fail, or are dropped.
     """
 
     frame: DataFrame
+    schema: StructType
     rows: int | None
     quarantine: Quarantine | None = None
 
@@ -220,7 +223,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     slots = task_slots(spark).total
     constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
     needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
-    schema = output_schema(frame.schema, keep, outputs, manifest.signature)
+    schema = written = output_schema(frame.schema, keep, outputs, manifest.signature)
     sifting = None
     if job.on_bad_row != "fail":
         schema = with_accounts(schema)
@@ -245,7 +248,8 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     if scan and (groups := direct.row_groups(scan.files)):
         rows = scan.files.total_rows if scan.condition is None else None
         hands = direct.deal(groups, slots)
-        return Scoring(_score_directly(spark, scan, hands, needed, scorer, schema), rows, quarantine)
+        scored = _score_directly(spark, scan, hands, needed, scorer, schema)
+        return Scoring(scored, written, rows, quarantine)
     if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
         frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
@@ -254,7 +258,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
         return scorer(batches)
 
     scored = frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema)
-    return Scoring(scored, None, quarantine)
+    return Scoring(scored, written, None, quarantine)
 
 
 def _score_directly(

@@ -314,6 +314,7 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
     model = Asset("flight_delay_model")
     report = TrainReport(
         model_uri="s3://models/m",
+        model_version="3f2a" * 16,
         metrics={"loss": 0.25, "nan": math.nan},
         np=2,
         epochs=3,
@@ -334,6 +335,7 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
     assert ran.outlet_extra == {
         model: {
             "model_uri": "s3://models/m",
+            "model_version": report.model_version,
             "sources": report.sources,
             "metrics": {"loss": 0.25, "nan": None},
             "run": {
