@@ -209,7 +209,7 @@ def _reads(
         return
     version = snapshot.get("version", snapshot.get("digest"))
     if source.kind == "jdbc":  # counted before `prepare` sees them; a query's tables have more
-        rows = None if source.query else snapshot.get("rows")
+        rows = None if source.query else snapshot.get("rows", rows)
     for dataset in _names(source, around):
         yield _Read(
             name=replace(dataset, partition={}),
