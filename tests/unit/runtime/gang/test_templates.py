@@ -137,7 +137,8 @@ def test_of_templates_that_differ_the_last_two_are_kept(monkeypatch, eventually)
             "started threads",
         ),
         (
-            "import __main__; __main__._DEVICES = ('/dev/full',); device = open('/dev/full', 'rb')",
+            "from airflow_hydrogen.runtime.rank import preloading\n"
+            "preloading._DEVICES = ('/dev/full',); device = open('/dev/full', 'rb')",
             "has opened /dev/full",
         ),
         ("raise ValueError('not here')", r"ValueError: not here"),
