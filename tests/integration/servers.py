@@ -87,8 +87,9 @@ class Server:
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
         self._end = end
-        # The kernel sends it when pytest dies.
-        self._command = [*user, "--pdeathsig", end.name.removeprefix("SIG"), *command]
+        # The kernel sends it when pytest dies; where that was before the kernel knew, nothing starts.
+        alive = ["sh", "-c", 'test "$PPID" = "$0" && exec "$@"', str(os.getpid())]
+        self._command = [*user, "--pdeathsig", end.name.removeprefix("SIG"), *alive, *command]
         self._answers = answers
         self._environment = {**os.environ, **(environment or {})}
 
