@@ -104,6 +104,12 @@ class Source:
                 f"options of a jdbc source name {', '.join(named)}, which come from the connection and from "
                 "table or query; a DAG holds no password"
             )
+        if self.partition_column is not None and set(self.partition_column) & set("\"`'"):
+            raise InvalidJobError(
+                f"partition_column is the name of a column, without quotes, found {self.partition_column!r}"
+            )
+        if self.format == "delta":
+            raise InvalidJobError("read Delta tables by Source.delta, which keeps their version for retries")
         if (self.partition_column is None) != (self.partitions is None):
             raise InvalidJobError(
                 "partition_column and partitions belong together: the column by whose values a table is read "
@@ -360,7 +366,7 @@ class Source:
         Args:
             conn_id: an Airflow connection of type `postgres`, `mysql`, `mariadb` or `jdbc`. Address, user and
                 password come from it; the operators add the driver's package to the submission.
-            table: the table's name.
+            table: the table's name; code, like a query.
             query: a query in the database's own SQL, instead of a table. Nothing can be bound to names in it.
             partition_column: a column of numbers, dates or timestamps, by whose values the rows are read in
                 parts, side by side. Its lowest and highest value are asked for first.

@@ -16,8 +16,12 @@ from airflow_hydrogen.hooks.databases import MARIADB_DRIVER, MYSQL_DRIVER, POSTG
 
 _SPARK_JAR = re.compile(r"spark-core_(\d+\.\d+)-(\d+\.\d+)(\S*)\.jar")
 _EXTENSIONS = "spark.sql.extensions"
-# Spark has these itself, and newer ones than Delta asks for.
-_SPARKS_OWN = ("org.apache.hadoop:*", "org.apache.parquet:*", "org.apache.logging.log4j:*", "org.slf4j:*")
+# Spark has these itself, and newer ones than Delta asks for. What is excluded is so for the user's packages
+# too: whole groups are those for which nobody asks.
+_SPARKS_OWN = (
+    *("org.apache.hadoop:hadoop-client-api", "org.apache.hadoop:hadoop-client-runtime"),
+    *("org.apache.parquet:*", "org.apache.logging.log4j:*", "org.slf4j:*"),
+)
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,8 @@ def additions(
 
 
 def _is_there(connector: Connector, given: Submission, home: Path | None) -> bool:
-    packages = [*given.packages, *given.conf.get("spark.jars.packages", "").split(",")]
-    artifacts = [package.strip().partition(":")[2] for package in packages]
-    jars = [*given.jars, *given.conf.get("spark.jars", "").split(",")]
-    names = [jar.strip().rpartition("/")[2] for jar in jars]
+    artifacts = [package.partition(":")[2] for package in given.packages]
+    names = [jar.rpartition("/")[2] for jar in given.jars]
     names += [jar.name for jar in Path(home, "jars").glob("*.jar")] if home is not None else []
     # A jar goes on with a version behind "-" or "_", and so does an artifact, or with one behind ":".
     return any(f"{name.replace(':', '-')}-".startswith(connector.jar) for name in (*artifacts, *names))
@@ -161,11 +163,16 @@ def _coordinate(connector: Connector, home: Path | None) -> str:
 
 
 def _jars(connector: Connector, folder: Path, home: Path | None) -> list[str]:
-    found = sorted(folder.glob(f"{connector.jar}*.jar"))
+    version = spark_version(home)
+    scala = f"_{version.scala}-" if version is not None and "{scala}" in connector.coordinate else ""
+    found = sorted(
+        (jar for jar in folder.glob(f"{connector.jar}*.jar") if scala in jar.name),
+        key=lambda jar: [int(number) for number in re.findall(r"\d+", jar.name)],
+    )
     if not found:
         raise InvalidJobError(
-            f"jars_folder {str(folder)!r} has no {connector.jar}*.jar, which reading the source needs; put "
-            f"the jar of {_coordinate(connector, home)} there, or name it as packages or jars"
+            f"jars_folder {str(folder)!r} has no {connector.jar}*{scala}*.jar, which reading the source "
+            f"needs; put the jar of {_coordinate(connector, home)} there, or name it as packages or jars"
         )
     beside = [jar for name in connector.companions for jar in sorted(folder.glob(f"{name}*.jar"))]
     return [str(jar) for jar in (found[-1], *beside)]

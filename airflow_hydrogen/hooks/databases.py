@@ -71,7 +71,10 @@ def reader_options(connection: Any) -> dict[str, str]:
     elif kind == "jdbc":
         driver, url = driver or extra.get("driver_class"), connection.host or ""
         if not url.startswith("jdbc:"):
-            raise _problem(connection, f"its host must be the driver's URL, 'jdbc:...', found {url!r}")
+            begins = url.partition(":")[0]  # the rest may hold a password
+            raise _problem(
+                connection, f"its host must be the driver's URL, 'jdbc:...', found one that begins {begins!r}"
+            )
         if not driver:
             raise _problem(connection, "its extra names no driver_class, the Java class of the driver")
     else:

@@ -258,17 +258,19 @@ class HydrogenOperator(ClusterModeOperator):
     def _with_connectors(self, job: Job, hook: HydrogenSparkSubmitHook) -> Job:
         """Give the job access to its databases, and the submission what Spark needs to read the sources."""
         access = databases.access_of(job.sources, hook.get_connection)
+        # An option of spark-submit takes the place of the setting of that name.
+        conf = self.conf or {}
         given = Submission(
-            packages=_split(self.packages),
-            jars=[*_split(self.jars), *_driver_jars(access, hook)],
-            excludes=_split(self.exclude_packages),
-            conf=self.conf or {},
+            packages=_split(self.packages or conf.get("spark.jars.packages")),
+            jars=[*_split(self.jars or conf.get("spark.jars")), *_driver_jars(access, hook)],
+            excludes=_split(self.exclude_packages or conf.get("spark.jars.excludes")),
+            conf=conf,
         )
         needed = connectors.needed(job.sources, access)
         added = connectors.additions(needed, given, hook.spark_home, hook.jars_folder if needed else None)
         if added.packages or added.jars:
             self.log.info("Adding for the sources: %s", ", ".join([*added.packages, *added.jars]))
-        self.conf = {**(self.conf or {}), **added.conf}
+        self.conf = {**conf, **added.conf}
         self._connectors = {
             "packages": ",".join([*given.packages, *added.packages]) or None,
             "jars": ",".join([*given.jars, *added.jars]) or None,

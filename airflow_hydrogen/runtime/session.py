@@ -99,8 +99,10 @@ def root_cause(error: Exception) -> str:
     while java is not None and (cause := java.getCause()) is not None:
         java = cause
     last = said if java is None else _first_line(java.getMessage())
+    if java is not None and java.getClass().getSimpleName() == "ClassNotFoundException":
+        last = f"no jar has the class {last}: name the one that does as packages or jars"
     return said if last in said else f"{said}: {last}"
 
 
 def _first_line(text: object) -> str:
-    return str(text).strip().partition("\n")[0]
+    return str(text or "").strip().partition("\n")[0]

@@ -65,6 +65,7 @@ LEFT_TO_SPARK = [
     "length(w) > 2",
     "k = 1.5",
     "rand() < 0.5",
+    "ID > 5",
     "id <= (select max(id) from range(10))",
 ]
 
@@ -163,6 +164,21 @@ def test_columns_that_spark_finds_by_other_names_or_types_are_left_to_it(spark, 
     unsigned = Source.parquet(str(tmp_path / "unsigned.parquet"))
     assert scan(spark, unsigned)[1] is None
     require_same(spark, Source.parquet(str(tmp_path / "unsigned.parquet"), columns=["id"]))
+
+
+def test_dates_by_the_old_calendar_are_left_to_spark(spark, tmp_path, stage):
+    setting = "spark.sql.parquet.datetimeRebaseModeInWrite"
+    spark.conf.set(setting, "LEGACY")
+    try:
+        rows = spark.sql("SELECT id, date'0001-01-01' AS d FROM range(3)")
+        rows.coalesce(1).write.parquet(f"{tmp_path}/old")
+    finally:
+        spark.conf.unset(setting)
+    source = Source.parquet(f"{tmp_path}/old", where="d = date'0001-01-01'")
+    frame, found = scan(spark, source)
+    assert (frame.count(), found) == (3, None)
+    assert not stage(Source.parquet(f"{tmp_path}/old")).in_place
+    assert stage(Source.parquet(f"{tmp_path}/old", columns=["id"])).in_place
 
 
 def test_a_column_that_stands_in_folder_and_file_has_the_folders_value(spark, tmp_path):

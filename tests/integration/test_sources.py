@@ -167,12 +167,29 @@ def test_sources_are_joined_across_systems(warehouse, orders, delta):
     assert rows_of(sources.read(warehouse, source, access(orders))) == [(1, "s1"), (2, "s2")]
 
 
+def test_sources_of_a_query_may_have_conditions_and_be_queries(warehouse, delta):
+    some = Source.delta(delta, where="id < :n", where_args={"n": 3})
+    source = Source.sql(
+        "select a.id from a join b on a.id = b.id",
+        a=some,
+        b=Source.sql("select id from a where id > :n", query_args={"n": 0}, a=some),
+    )
+    assert rows_of(sources.read(warehouse, source)) == [(1,), (2,)]
+
+
+def test_a_view_is_read_as_it_is(warehouse, delta):
+    warehouse.read.format("delta").load(delta).createOrReplaceTempView("view_of_a_table")
+    opened = snapshots.open_pinned(warehouse, Source.table("view_of_a_table"))
+    assert (opened.frame.count(), opened.source.version) == (30, None)
+
+
 # --- What fails ------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_read_says_why(warehouse, orders, delta):
     given = access(orders)
     wrong = {"wrong": {**given["postgres"], "password": "geheim"}}
+    wrong["nowhere"] = {**given["postgres"], "driver": "org.nowhere.Driver"}
     down = {"down": {**given["postgres"], "url": "jdbc:postgresql://localhost:1/x"}}
     cases = [
         (Source.delta(f"{delta}-nix"), "Path does not exist"),
@@ -188,6 +205,11 @@ def test_what_cannot_be_read_says_why(warehouse, orders, delta):
         (Source.jdbc("postgres", table="nix"), 'relation "nix" does not exist'),
         (Source.jdbc("mariadb", table="nix"), "Table 'test_.*nix' doesn't exist"),
         (Source.jdbc("wrong", table="orders"), "password authentication failed for user"),
+        (Source.jdbc("nowhere", table="orders"), "no jar has the class org.nowhere.Driver"),
+        (
+            Source.jdbc("postgres", table="orders", partition_column="s", partitions=2),
+            "partition_column 's' holds 's1'; expected numbers, dates or times",
+        ),
         (Source.jdbc("down", table="orders"), "Connection refused|Connection to localhost:1 refused"),
     ]
     for source, message in cases:
@@ -218,9 +240,17 @@ def test_a_retry_reads_the_version_that_the_first_try_found(warehouse, delta):
     assert snapshots.open_pinned(warehouse, both, earlier=opened.snapshot).frame.count() == 60
 
 
+def test_what_another_source_was_pinned_to_counts_nothing(warehouse, delta, capsys):
+    earlier = {"source": "delta '/another'", "version": 7}
+    assert snapshots.open_pinned(warehouse, Source.delta(delta), earlier=earlier).snapshot["version"] == 0
+    assert "the run's first try read delta '/another', this one reads delta '" in capsys.readouterr().out
+
+
 def test_a_version_that_is_gone_says_what_to_do(warehouse, delta):
     with pytest.raises(SourceError, match="The run's first try read that; clear the task to read what is"):
-        snapshots.open_pinned(warehouse, Source.delta(delta), earlier={"version": 7})
+        snapshots.open_pinned(
+            warehouse, Source.delta(delta), earlier={"source": f"delta '{delta}'", "version": 7}
+        )
 
 
 def test_what_has_changed_in_a_database_is_said(warehouse, orders):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.errors import InvalidJobError, SourceError
 from airflow_hydrogen.contract.sources import Source
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def read(spark: SparkSession, source: Source, access: Access) -> DataFrame:
     return (
         reader.option("dbtable", _rows(source))
         .option("partitionColumn", source.partition_column)
-        .option("lowerBound", _bound(lowest, math.floor))
-        .option("upperBound", _bound(highest, math.ceil))
+        .option("lowerBound", _bound(source, lowest, math.floor))
+        .option("upperBound", _bound(source, highest, math.ceil))
         .option("numPartitions", str(source.partitions))
         .load()
     )
@@ -94,7 +94,18 @@ def _rows(source: Source) -> str:
     return f"(\n{source.query.rstrip().rstrip(';')}\n) hydrogen_rows"
 
 
-def _bound(value: Any, rounded: Callable[[Any], int]) -> str:
+def _bound(source: Source, value: Any, rounded: Callable[[Any], int]) -> str:
+    """An end of the partition column as Spark's reader takes it.
+
+    Raises:
+        SourceError: it is no number, date or time.
+    """
     if isinstance(value, (datetime.date, datetime.datetime)):
         return str(value)
-    return str(rounded(value))
+    try:
+        return str(rounded(value))
+    except (TypeError, ValueError, OverflowError):
+        raise SourceError(
+            str(source),
+            f"partition_column {source.partition_column!r} holds {value!r}; expected numbers, dates or times",
+        ) from None

@@ -112,6 +112,7 @@ class DatasetFiles:
         columns: bytes of each column.
         partition_columns: columns that have one value in a file, which is not read from it.
         partitions: values of these columns, by the number that a file names.
+        legacy: a file has dates and times by the calendar of before 1582.
     """
 
     uri: str
@@ -121,6 +122,14 @@ class DatasetFiles:
     partition_columns: tuple[str, ...] = ()
     partitions: tuple[tuple[PartitionValue, ...], ...] = ()
     _schema: bytes | None = field(default=None, repr=False)
+    legacy: bool = False
+
+    @property
+    def has_legacy_dates(self) -> bool:
+        """Whether Spark alone can read these columns: old writers counted days in another calendar."""
+        import pyarrow as pa
+
+        return self.legacy and any(pa.types.is_temporal(item.type) for item in self.schema)
 
     @property
     def total_rows(self) -> int:
@@ -317,9 +326,11 @@ def read_footers(
     files: list[DataFile] = []
     stored: dict[str, float] = {}
     decoded: dict[str, float] = {}
+    legacy = False
     with ThreadPoolExecutor(_FOOTER_THREADS, "footers") as pool:
         for file, footer in zip(listing.files, pool.map(footer_of, listing.files), strict=True):
             number = schemas.setdefault(footer.schema, len(schemas))
+            legacy = legacy or footer.legacy
             for name, size in footer.columns.items():
                 stored[name] = stored.get(name, 0.0) + size.stored
                 decoded[name] = decoded.get(name, 0.0) + size.decoded
@@ -335,7 +346,7 @@ def read_footers(
             )
     rows = max(1, sum(sum(file.rows) for file in files))
     sizes = {name: ColumnBytes(stored[name] / rows, decoded[name] / rows) for name in stored}
-    return DatasetFiles(listing.uri, tuple(files), sizes, tuple(schemas))
+    return DatasetFiles(listing.uri, tuple(files), sizes, tuple(schemas), legacy=legacy)
 
 
 def count_rows(uri: str) -> int:

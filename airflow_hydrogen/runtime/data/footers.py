@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from airflow_hydrogen.runtime.data.conditions import Condition, Range
 
 _TYPE_BYTES = {"BOOLEAN": 0.125, "INT32": 4.0, "INT64": 8.0, "INT96": 8.0, "FLOAT": 4.0, "DOUBLE": 8.0}
 _OFFSET_BYTES = 4.0
+_LEGACY = b"org.apache.spark.legacyDateTime"
 
 
 class ColumnBytes(NamedTuple):
@@ -27,6 +28,7 @@ class Footer(NamedTuple):
         sizes: uncompressed bytes of each row group, of the columns that were asked for.
         columns: bytes of each column, of all rows together.
         skipped: row groups that hold no row of the condition.
+        legacy: Spark wrote dates and times by the calendar of before 1582, and alone knows how to read them.
     """
 
     schema: bytes
@@ -34,6 +36,7 @@ class Footer(NamedTuple):
     sizes: tuple[int, ...]
     columns: dict[str, ColumnBytes]
     skipped: tuple[int, ...]
+    legacy: bool
 
     @classmethod
     def of(cls, metadata: Any, columns: Sequence[str] | None, condition: Condition | None) -> Footer:
@@ -67,7 +70,15 @@ class Footer(NamedTuple):
             rows.append(group.num_rows)
             sizes.append(size)
         schema = arrow.remove_metadata().serialize().to_pybytes()
-        return cls(schema, tuple(rows), tuple(sizes), totals, tuple(skipped))
+        return cls(
+            schema, tuple(rows), tuple(sizes), totals, tuple(skipped), _is_legacy(metadata.metadata or {})
+        )
+
+
+def _is_legacy(notes: Mapping[bytes, bytes]) -> bool:
+    """Whether a writer before Spark 3, or one that was told to, has written a file."""
+    version = notes.get(b"org.apache.spark.version", b"")
+    return _LEGACY in notes or version.partition(b".")[0] in (b"1", b"2")
 
 
 def _ranges(group: Any, tops: Sequence[str], columns: Set[str]) -> dict[str, Range]:

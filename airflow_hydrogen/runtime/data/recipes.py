@@ -148,10 +148,12 @@ class DeltaTable(NamedTuple):
 
 def table_version(frame: DataFrame) -> int | None:
     """The version of the one Delta table that a frame reads; None where it reads something else."""
-    leaves = _sequence(frame._jdf.queryExecution().analyzed().collectLeaves())
-    if len(leaves) != 1 or leaves[0].getClass().getSimpleName() != "LogicalRelation":
+    plan = frame._jdf.queryExecution().analyzed()
+    while plan.getClass().getSimpleName() == "SubqueryAlias":
+        plan = plan.child()
+    if plan.getClass().getSimpleName() != "LogicalRelation":  # a view, for example
         return None
-    location = _location(leaves[0])
+    location = _location(plan)
     table = None if location is None else _delta_table(location)
     return None if table is None else table.version
 

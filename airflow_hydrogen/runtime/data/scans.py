@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _DELTA = "org.apache.spark.sql.delta."
 # Reader features that change nothing in how a file without deletion vector and mapped columns is read.
 _HARMLESS = {"deletionVectors", "columnMapping", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
-_WHOLE = re.compile(r"-?\d+")
+_WHOLE = re.compile(r"-?[0-9]+")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _ELSEWHERE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*:")
 _EPOCH = datetime.date(1970, 1, 1)
@@ -260,7 +260,8 @@ def _scan(found: _Found, plan: _Plan, columns: Sequence[str], condition: Conditi
 
     partition_columns = tuple(plan.partition_schema.names)
     table = plan.schema
-    if len({name.lower() for name in table.names}) < len(table.names):
+    # Spark takes a condition's names in its spelling, whatever their capital letters.
+    if len({name.lower() for name in table.names}) < len(table.names) or not set(columns) <= set(table.names):
         return None
     schema = pa.schema([pa.field(name, to_arrow_type(table[name].dataType)) for name in columns])
     stored = [item for item in schema if item.name not in partition_columns]
@@ -280,7 +281,8 @@ def _scan(found: _Found, plan: _Plan, columns: Sequence[str], condition: Conditi
         partition_columns=partition_columns,
         partitions=found.partitions,
     )
-    return Scan(files.with_schema(schema), condition)
+    files = files.with_schema(schema)
+    return None if files.has_legacy_dates else Scan(files, condition)
 
 
 def _fits(

@@ -138,6 +138,9 @@ def _pin(
 ) -> tuple[Source, Snapshot]:
     """The source with the versions that are read, and what is known before it is read."""
     snapshot: Snapshot = {"source": str(source)}
+    if earlier and earlier.get("source") != snapshot["source"]:
+        print(f"the run's first try read {earlier.get('source')}, this one reads {source}", flush=True)
+        earlier = {}
     if source.kind == "sql":
         tables = {}
         snapshot["tables"] = {}

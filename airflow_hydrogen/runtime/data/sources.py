@@ -180,8 +180,19 @@ def _read_sql(spark: SparkSession, source: Source, access: Access) -> DataFrame:
     assert source.query is not None
     session = _session_that_binds(spark)
     for name, table in source.tables.items():
-        read(session, table, access).createOrReplaceTempView(name)
+        _of_session(session, read(session, table, access)).createOrReplaceTempView(name)
     return session.sql(source.query, args=dict(source.query_args))
+
+
+def _of_session(session: SparkSession, frame: DataFrame) -> DataFrame:
+    """The same rows in another session, where their view is to be found."""
+    from pyspark.sql import DataFrame
+
+    if frame.sparkSession is session:
+        return frame
+    datasets: Any = session._jvm.org.apache.spark.sql.classic.Dataset  # type: ignore[union-attr]
+    plan = frame._jdf.queryExecution().analyzed()
+    return DataFrame(datasets.ofRows(session._jsparkSession, plan), session)
 
 
 def _session_that_binds(spark: SparkSession) -> SparkSession:

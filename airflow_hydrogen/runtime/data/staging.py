@@ -194,5 +194,6 @@ def _fit(files: DatasetFiles) -> bool:
     return (
         files.total_rows > 0
         and files.difference() is None
+        and not files.has_legacy_dates
         and all(size <= _MAX_ROW_GROUP_BYTES for file in files.files for size in file.sizes)
     )

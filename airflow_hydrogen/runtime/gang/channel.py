@@ -206,6 +206,7 @@ class TaskChannel:
         self._socket.settimeout(None)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._ordered = threading.Event()
         self._closing = threading.Event()
         self._answers = queue.SimpleQueue[list[Any] | None]()
         self._lines = LineQueue()
@@ -217,6 +218,10 @@ class TaskChannel:
     def stopped(self) -> bool:
         """Whether the rank has to end."""
         return self._stopped.is_set()
+
+    def is_ordered(self) -> bool:
+        """Whether it is the driver that wants the rank to end, and not a line that broke."""
+        return self._ordered.is_set()
 
     def meet(self, offer: Any) -> Sequence[Any] | None:
         """Wait for the other tasks.
@@ -246,9 +251,9 @@ class TaskChannel:
         """Say that `main` has returned."""
         self._send({"kind": "returned"})
 
-    def failed(self, failure: RankFailure) -> None:
-        """Say why the rank failed."""
-        self._send({"kind": "failed", "failure": dataclasses.asdict(failure)})
+    def failed(self, failure: RankFailure) -> bool:
+        """Say why the rank failed. Returns False where that cannot be said any more."""
+        return self._send({"kind": "failed", "failure": dataclasses.asdict(failure)})
 
     def close(self) -> None:
         """Hang up, after what was sent."""
@@ -265,19 +270,22 @@ class TaskChannel:
             if lines := self._lines.take(last=last):
                 self._send({"kind": "lines", "lines": lines})
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any]) -> bool:
         data = json.dumps(message).encode() + b"\n"
         try:
             with self._lock:
                 self._socket.sendall(data)
         except OSError:
             self._stopped.set()
+            return False
+        return True
 
     def _listen(self) -> None:
         # The driver says two things: what all offer, once, and stop, as does the end of the line.
         with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as stream:
             for line in stream:
                 if line == _STOP:
+                    self._ordered.set()
                     break
                 self._answers.put(json.loads(line))
         self._stopped.set()

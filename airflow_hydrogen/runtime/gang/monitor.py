@@ -68,6 +68,7 @@ class GangMonitor:
         now = self._clock()
         with self._changed:
             self._ranks[rank] = RankState(host, Beat(), now, now)
+            self._returned.discard(rank)  # where Spark runs a stage again
 
     def line(self, rank: int, text: str) -> None:
         """A line of a rank's output."""

@@ -58,13 +58,18 @@ class RankStage:
         try:
             yield self._run(barrier, placements, placement, channel)
         except RankCancelled:
+            # The others wait for this one: where the driver does not know of its end, Spark has to.
+            if not channel.is_ordered():
+                raise RuntimeError(f"rank {placement.rank} has lost its line to the driver") from None
             yield None
         except RankFailed as failed:
-            channel.failed(failed.failure)
+            if not channel.failed(failed.failure):
+                raise
             yield None
         except Exception as error:
             # Before the rank's process: an interface that is not there, a package that the executors lack.
-            channel.failed(_task_failure(placement, error))
+            if not channel.failed(_task_failure(placement, error)):
+                raise
             yield None
         finally:
             channel.close()

