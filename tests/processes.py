@@ -25,10 +25,12 @@ def living(is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
 def reader_of_output() -> int:
     """The process that reads what this one prints: the parent of a rank, be the rank forked or not."""
     pipe = os.readlink("/proc/self/fd/1")
-    for file in Path("/proc").glob("[0-9]*/fd/*"):
-        pid = int(file.parts[2])
-        if pid != os.getpid():
-            with contextlib.suppress(OSError):  # another user's, or gone
-                if os.readlink(file) == pipe:
-                    return pid
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # another user's, or gone
+            for number in os.listdir(process / "fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(process / "fd" / number) == pipe:
+                        return int(process.name)
     raise AssertionError("nobody reads the output of this process")
