@@ -12,15 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import HydrogenError, ModelError, SharedModelUriError
 from airflow_hydrogen.contract.jobs import Run, TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.runtime import versions
-from airflow_hydrogen.runtime.data import snapshots, staging
-from airflow_hydrogen.runtime.data.snapshots import Snapshot
+from airflow_hydrogen.runtime.data import staging
+from airflow_hydrogen.runtime.data.snapshots import Kept
 from airflow_hydrogen.runtime.entrypoints import require_same_python, resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import require_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult
@@ -33,9 +33,6 @@ from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
 from airflow_hydrogen.runtime.session import spark_session
 from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.runtime.storage.owners import Ownership
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 DATA = "data"
 
@@ -94,7 +91,7 @@ def _train_at(
             metrics=existing.metrics,
             np=existing.np,
             reused=True,
-            sources={name: _snapshot_in(data) for name, data in existing.data.items()},
+            sources={name: data.get("snapshot", {}) for name, data in existing.data.items()},
             versions=existing.versions,
         )
     place = place_of(job.run, there)
@@ -105,7 +102,21 @@ def _train_at(
     runner.warm(spark, job.entrypoint, script)
     try:
         with log_group("Preparation", folded=job.run is not None):
-            staged = _stage(spark, job, uris.join(uri, DATA, place), size, prepare)
+            kept = Kept(uris.join(uri, DATA, place, _SNAPSHOTS), job.run)
+            staged = {
+                name: staging.stage(
+                    spark,
+                    name,
+                    source,
+                    uris.join(uri, DATA, place, name),
+                    ranks=size,
+                    prepare=prepare,
+                    prepare_kwargs=job.prepare_kwargs,
+                    access=job.access,
+                    kept=kept,
+                )
+                for name, source in job.datasets.items()
+            }
         prepared = time.monotonic()
         for name, dataset in staged.items():
             how = "read in place" if dataset.in_place else "prepared"
@@ -152,41 +163,6 @@ def _train_at(
         sources={name: dataset.snapshot for name, dataset in staged.items()},
         versions=versions.installed(),
     )
-
-
-def _stage(
-    spark: SparkSession, job: TrainJob, uri: str, size: int, prepare: Callable[..., Any] | None
-) -> dict[str, staging.StagedDataset]:
-    """Make the datasets ready for the gang, from what the run's first try has found.
-
-    Args:
-        spark: the session.
-        job: it names them.
-        uri: the folder of this run's data.
-        size: of the gang.
-        prepare: the user's function.
-    """
-    place, run = uris.join(uri, _SNAPSHOTS), dataclasses.asdict(job.run) if job.run else None
-    earlier = snapshots.load(place, run)
-    found: dict[str, Snapshot] = {}
-    staged = {}
-    for name, source in job.datasets.items():
-        staged[name] = dataset = staging.stage(
-            spark,
-            name,
-            source,
-            uris.join(uri, name),
-            ranks=size,
-            prepare=prepare,
-            prepare_kwargs=job.prepare_kwargs,
-            access=job.access,
-            earlier=earlier.get(name),
-        )
-        snapshots.say_differences(f"dataset {name!r}", earlier.get(name), dataset.snapshot)
-        found[name] = earlier.get(name, dataset.snapshot)
-        if found != earlier:
-            snapshots.keep(place, run, {**earlier, **found})
-    return staged
 
 
 def _check_entrypoint(job: TrainJob) -> str | None:
@@ -331,7 +307,7 @@ def _publish(
         np=size,
         job=job.fingerprint(),
         data={
-            name: {"rows": data.rows, "fingerprint": data.fingerprint, **data.snapshot}
+            name: {"rows": data.rows, "fingerprint": data.fingerprint, "snapshot": data.snapshot}
             for name, data in staged.items()
         },
         versions=versions.installed(),
@@ -339,11 +315,6 @@ def _publish(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     return directory.publish(staged_uri, uri, manifest, keep_checkpoints=job.keep_checkpoints).version
-
-
-def _snapshot_in(data: Mapping[str, Any]) -> Snapshot:
-    """What a manifest says of the source of a dataset, without what it says of the dataset."""
-    return {name: value for name, value in data.items() if name != "fingerprint"}
 
 
 def _finite(line: Mapping[str, float]) -> dict[str, float]:

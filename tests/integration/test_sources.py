@@ -9,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import MissingColumnError, SourceError
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.runtime.data import databases, snapshots, sources, staging
+from airflow_hydrogen.runtime.data.dataset import DatasetShard
+from airflow_hydrogen.runtime.data.snapshots import Kept
 from airflow_hydrogen.runtime.scoring import application
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from tests.integration.models import dense, matrix_layout, publish
@@ -269,18 +272,53 @@ def test_what_has_changed_in_a_database_is_said(warehouse, orders):
 def test_prepared_rows_of_a_pinned_table_are_used_again(warehouse, delta, tmp_path, capsys):
     source = Source.delta(delta, where="id % 100 >= 0")  # which ranks cannot decide for themselves
 
-    def stage(earlier=None):
-        return staging.stage(warehouse, "train", source, str(tmp_path / "data"), ranks=1, earlier=earlier)
+    def stage(kept=None):
+        return staging.stage(warehouse, "train", source, str(tmp_path / "data"), ranks=1, kept=kept)
 
-    first = stage()
+    first = stage(Kept(str(tmp_path / "kept.json"), RUN))
     assert (first.rows, first.snapshot["version"]) == (30, 0)
     numbers(warehouse, 30, 40).write.format("delta").mode("append").save(delta)
     capsys.readouterr()
-    assert stage(first.snapshot).rows == 30
+    assert stage(Kept(str(tmp_path / "kept.json"), RUN)).rows == 30
     assert "using the 30 rows that an earlier try prepared" in capsys.readouterr().out
     newest = stage()
     assert (newest.rows, newest.snapshot["version"]) == (40, 1)
     assert newest.fingerprint != first.fingerprint
+
+
+def test_a_try_that_dies_while_it_prepares_has_pinned_what_the_next_one_reads(
+    warehouse, delta, tmp_path, monkeypatch
+):
+    source = Source.delta(delta, where="id % 100 >= 0")
+
+    def stage():
+        kept = Kept(str(tmp_path / "kept.json"), RUN)
+        return staging.stage(warehouse, "train", source, str(tmp_path / "data"), ranks=1, kept=kept)
+
+    def dies(*given):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_write", dies)
+        with pytest.raises(OSError, match="the disk is full"):
+            stage()
+    numbers(warehouse, 30, 40).write.format("delta").mode("append").save(delta)
+    assert (stage().rows, stage().snapshot["version"]) == (30, 0)
+
+
+@pytest.mark.parametrize("name", ["lake", "a b%20ü+;&'#?=x"])
+def test_a_tables_folder_may_have_any_name(warehouse, tmp_path, name):
+    folder = tmp_path / name / "t"
+    uri = uris.spark_uri(str(folder))
+    numbers(warehouse, 0, 30).write.format("delta").partitionBy("ds").save(uri)
+    assert folder.is_dir(), list(tmp_path.rglob("*"))
+    source = Source.delta(str(folder), where="ds = 1")
+    assert rows_of(sources.read(warehouse, source).select("id")) == [(n,) for n in range(1, 30, 3)]
+    staged = staging.stage(warehouse, "train", source, str(tmp_path / "data"), ranks=1)
+    assert (staged.rows, staged.in_place, staged.snapshot["version"]) == (10, True, 0)
+    shard = DatasetShard(staged.files)
+    found = [row for batch in shard.to_batches(4, ["id"]) for row in batch.column("id").to_pylist()]
+    assert sorted(found) == list(range(1, 30, 3))
 
 
 # --- The whole way ---------------------------------------------------------------------------------------

@@ -6,12 +6,15 @@ folder of files, a database), what it looked like is kept, and a retry says what
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.errors import SourceError
+from airflow_hydrogen.contract.jobs import Run
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.data import databases, sources
 from airflow_hydrogen.runtime.data.databases import Access
@@ -95,12 +98,6 @@ def of_listing(source: Source, listing: Listing) -> Snapshot:
     }
 
 
-def say_differences(name: str, earlier: Snapshot | None, now: Snapshot) -> None:
-    """Tell the log what a retry finds changed, where the source cannot be read as it was."""
-    if earlier and (found := differences(earlier, now)):
-        print(f"{name} has changed since the run's first try: {'; '.join(found)}", flush=True)
-
-
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What has changed in a source since a run's first try, in words. Pure."""
     found = [
@@ -116,21 +113,48 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return found
 
 
-def load(uri: str, run: Mapping[str, Any] | None) -> dict[str, Snapshot]:
-    """What an earlier try of the same run has kept, by the dataset's name; nothing where there was none."""
-    if run is None:
-        return {}
-    try:
-        document = json.loads(filesystems.read_bytes(uri))
-        return dict(document["snapshots"]) if document["run"] == run else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
+class Kept:
+    """What the first try of a run has found, in a file beside what the run makes: its retries read the same.
 
+    Args:
+        uri: of the file.
+        run: the Airflow run; None: there are no retries.
+    """
 
-def keep(uri: str, run: Mapping[str, Any] | None, snapshots: Mapping[str, Snapshot]) -> None:
-    """Keep for the retries of a run what its first try has found."""
-    if run is not None:
-        filesystems.write_bytes(uri, json.dumps({"run": run, "snapshots": snapshots}, indent=1).encode())
+    def __init__(self, uri: str, run: Run | None) -> None:
+        self._uri, self._run = uri, dataclasses.asdict(run) if run is not None else None
+        self._found: dict[str, Snapshot] = {}
+        if self._run is None:
+            return
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            document = json.loads(filesystems.read_bytes(uri))
+            if document["run"] == self._run:
+                self._found = dict(document["snapshots"])
+
+    def earlier(self, name: str) -> Snapshot | None:
+        """What was found of a source; None where nobody has looked."""
+        return self._found.get(name)
+
+    def note(self, name: str, now: Snapshot) -> None:
+        """Keep what is read, before anything is made of it, and say what has changed since the first try.
+
+        Args:
+            name: of the source, as `earlier` and messages call it.
+            now: what this try has found.
+        """
+        earlier = self._found.get(name)
+        if earlier is not None and earlier.get("source") == now["source"]:
+            if found := differences(earlier, now):
+                print(f"{name} has changed since the run's first try: {'; '.join(found)}", flush=True)
+            return
+        self._found[name] = now
+        if self._run is not None:
+            document = {"run": self._run, "snapshots": self._found}
+            filesystems.write_bytes(self._uri, json.dumps(document, indent=1).encode())
+
+    def forget(self) -> None:
+        """Remove the file: there will be no retry."""
+        filesystems.remove(self._uri)
 
 
 def _pin(

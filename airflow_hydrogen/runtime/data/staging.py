@@ -20,7 +20,7 @@ from airflow_hydrogen.runtime.data import recipes, scans, snapshots
 from airflow_hydrogen.runtime.data.counting import write_parquet
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import DatasetFiles, Listing, list_dataset, read_footers
-from airflow_hydrogen.runtime.data.snapshots import Snapshot
+from airflow_hydrogen.runtime.data.snapshots import Kept, Snapshot
 from airflow_hydrogen.runtime.data.sources import Prepare, is_plain_parquet, prepared
 from airflow_hydrogen.runtime.storage import filesystems
 
@@ -71,7 +71,7 @@ def stage(
     prepare: Prepare | None = None,
     prepare_kwargs: Mapping[str, Any] | None = None,
     access: Access | None = None,
-    earlier: Snapshot | None = None,
+    kept: Kept | None = None,
 ) -> StagedDataset:
     """Make a dataset ready for a gang.
 
@@ -88,12 +88,14 @@ def stage(
         ranks: size of the gang.
         prepare, prepare_kwargs: the user's function.
         access: what opens the connections that the source names.
-        earlier: what the run's first try has found; a retry reads the same where it can.
+        kept: what the run's first try has found, which a retry reads where it can.
 
     Raises:
         SourceError: the source cannot be read.
         EmptyDatasetError: no rows.
     """
+    label = f"dataset {name!r}"
+    kept = kept or Kept(uri, None)
     plain, difference = None, None
     if prepare is None and is_plain_parquet(source):
         assert source.uri is not None
@@ -102,10 +104,13 @@ def stage(
         difference = plain.difference() if plain else None
         if plain and _fit(plain):
             fingerprint = recipes.of_files(listing, source.columns)
-            return StagedDataset(plain, fingerprint, True, snapshots.of_listing(source, listing))
+            snapshot = snapshots.of_listing(source, listing)
+            kept.note(label, snapshot)
+            return StagedDataset(plain, fingerprint, True, snapshot)
     if difference is not None:
-        print(f"dataset {name!r}: {difference}; Spark reads the files by the schema of one", flush=True)
-    opened = snapshots.open_pinned(spark, source, access, earlier)
+        print(f"{label}: {difference}; Spark reads the files by the schema of one", flush=True)
+    opened = snapshots.open_pinned(spark, source, access, kept.earlier(label))
+    kept.note(label, opened.snapshot)
     frame = prepared(opened.frame, prepare, prepare_kwargs or {})
     recipe = recipes.recipe(frame, opened.source, prepare, prepare_kwargs or {}, ranks)
     if prepare is None and plain is None:

@@ -24,7 +24,7 @@ from airflow_hydrogen.runtime import versions
 from airflow_hydrogen.runtime.data import scans, snapshots, sources
 from airflow_hydrogen.runtime.data.columns import dtype_of
 from airflow_hydrogen.runtime.data.scans import Scan
-from airflow_hydrogen.runtime.data.snapshots import Opened, Snapshot
+from airflow_hydrogen.runtime.data.snapshots import Kept, Opened, Snapshot
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.log_groups import log_group
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 LABEL = "airflow_hydrogen"
 """The key of what made a prediction, in the metadata of its column."""
 
-_SOURCE = "source"
+_SOURCE = "the source"
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -79,9 +79,9 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         require_modules(job.model_uri, manifest)
     spark = scoring_session(job, manifest)
     warming.warm_workers(spark, _say)
-    with _forgotten_at_the_end(_snapshot_uri(job)):
+    with _kept(job) as kept:
         with log_group("Preparation", folded=job.run is not None):
-            opened = _open(spark, job)
+            opened = _open(spark, job, kept)
             frame = sources.prepared(opened.frame, prepare, job.prepare_kwargs)
             scoring = score(spark, frame, manifest, replace(job, source=opened.source))
         print(
@@ -122,14 +122,10 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     )
 
 
-def _open(spark: SparkSession, job: InferenceJob) -> Opened:
+def _open(spark: SparkSession, job: InferenceJob, kept: Kept) -> Opened:
     """The source as the run's first try has found it, or as it is now."""
-    place, run = _snapshot_uri(job), _run_of(job)
-    earlier = snapshots.load(place, run).get(_SOURCE)
-    opened = snapshots.open_pinned(spark, job.source, job.access, earlier)
-    snapshots.say_differences("the source", earlier, opened.snapshot)
-    if earlier is None:
-        snapshots.keep(place, run, {_SOURCE: opened.snapshot})
+    opened = snapshots.open_pinned(spark, job.source, job.access, kept.earlier(_SOURCE))
+    kept.note(_SOURCE, opened.snapshot)
     return opened
 
 
@@ -138,20 +134,17 @@ def _snapshot_uri(job: InferenceJob) -> str:
     return uris.sibling(sinks.partition_uri(job.sink), f"snapshot-{run}.json")
 
 
-def _run_of(job: InferenceJob) -> dict[str, Any] | None:
-    return None if job.run is None else dataclasses.asdict(job.run)
-
-
 @contextlib.contextmanager
-def _forgotten_at_the_end(uri: str) -> Iterator[None]:
-    """Remove what is kept for the run's next try, unless there may be one."""
+def _kept(job: InferenceJob) -> Iterator[Kept]:
+    """What is kept for the run's next try, as long as there may be one."""
+    kept = Kept(_snapshot_uri(job), job.run)
     try:
-        yield
+        yield kept
     except HydrogenError as error:
         if not error.retryable:
-            filesystems.remove(uri)
+            kept.forget()
         raise
-    filesystems.remove(uri)
+    kept.forget()
 
 
 def _labelled(scoring: Scoring, manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> Scoring:

@@ -14,6 +14,8 @@ from airflow_hydrogen.contract.errors import NonFiniteLossError, OwnershipLostEr
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, TrainJob
 from airflow_hydrogen.runtime import training
+from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles
+from airflow_hydrogen.runtime.data.staging import StagedDataset
 from airflow_hydrogen.runtime.gang.supervision import GangResult
 from airflow_hydrogen.runtime.models.manifest import Manifest, Signature
 from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
@@ -155,3 +157,21 @@ def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monke
     finally:
         late.cancel()
         late.join()
+
+
+def test_the_manifest_keeps_what_was_trained_on_apart_from_what_its_source_held(monkeypatch):
+    """A database counts its rows before a condition leaves some out."""
+    published: list[Manifest] = []
+
+    def publish(staged_uri, uri, manifest, **options):
+        published.append(manifest)
+        return manifest
+
+    monkeypatch.setattr(training.directory, "publish", publish)
+    files = DatasetFiles("/data", (DataFile("0.parquet", 10, 0, (60,), (9,)),), {}, ())
+    snapshot = {"source": "jdbc shop: orders where late", "rows": 100}
+    staged = {"train": StagedDataset(files, "ef", False, snapshot)}
+    job = TrainJob(entrypoint=Entrypoint.parse("a:b"), np=1, model_uri="/m", report_uri="/r")
+    made = Published("keras", "model.keras", Signature((), ()), ())
+    training._publish(job, "/m", 1, staged, Outcome(None, None, [], None), made, "/staged")
+    assert published[0].data == {"train": {"rows": 60, "fingerprint": "ef", "snapshot": snapshot}}
