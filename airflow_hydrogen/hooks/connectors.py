@@ -62,8 +62,11 @@ _DELTA = Connector(
     extension="io.delta.sql.DeltaSparkSessionExtension",
     excludes=True,
 )
-_AVRO = Connector(coordinate="org.apache.spark:spark-avro_{scala}:{whole}", jar="spark-avro_")
-_HIVE = Connector(conf={"spark.sql.catalogImplementation": "hive"})
+_OF_KIND = {
+    "delta": _DELTA,
+    "avro": Connector(coordinate="org.apache.spark:spark-avro_{scala}:{whole}", jar="spark-avro_"),
+    "hive": Connector(conf={"spark.sql.catalogImplementation": "hive"}),
+}
 _DRIVERS = {
     POSTGRESQL_DRIVER: Connector(coordinate="org.postgresql:postgresql:42.7.14", jar="postgresql-"),
     MYSQL_DRIVER: Connector(coordinate="com.mysql:mysql-connector-j:9.7.0", jar="mysql-connector-j-"),
@@ -101,15 +104,13 @@ def needed(sources: Iterable[Source], access: Mapping[str, Mapping[str, str]]) -
     """The connectors of a job's sources, each once."""
     found: list[Connector] = []
     for source in sources:
-        if source.kind == "delta" or source.format == "delta":
-            found.append(_DELTA)
-        elif source.kind == "avro" or source.format == "avro":
-            found.append(_AVRO)
-        elif source.kind == "hive":
-            found.append(_HIVE)
-        elif source.conn_id is not None:
-            found += [_DRIVERS[driver] for driver in [access[source.conn_id]["driver"]] if driver in _DRIVERS]
-    return [connector for place, connector in enumerate(found) if connector not in found[:place]]
+        if source.conn_id is not None:
+            connector = _DRIVERS.get(access[source.conn_id]["driver"])
+        else:
+            connector = _OF_KIND.get(source.format or source.kind)
+        if connector is not None and connector not in found:
+            found.append(connector)
+    return found
 
 
 def additions(

@@ -19,28 +19,36 @@ _TYPES = "postgres, mysql, mariadb, jdbc"
 _POSTGRESQL_TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
-def access_of(sources: Iterable[Source], get_connection: Callable[[str], Any]) -> dict[str, dict[str, str]]:
-    """What opens the connections that sources name: connection -> options of Spark's reader.
+def connections_of(sources: Iterable[Source], get_connection: Callable[[str], Any]) -> dict[str, Any]:
+    """The connections that sources name, each asked for once.
 
     Args:
         sources: all of a job's.
         get_connection: Airflow's.
 
     Raises:
-        InvalidJobError: a connection that is not there, or that names no database.
+        InvalidJobError: a connection that is not there.
     """
-    access = {}
+    connections: dict[str, Any] = {}
     for source in sources:
-        if source.conn_id is None or source.conn_id in access:
+        if source.conn_id is None or source.conn_id in connections:
             continue
         try:
-            connection = get_connection(source.conn_id)
+            connections[source.conn_id] = get_connection(source.conn_id)
         except AirflowNotFoundException:
             raise InvalidJobError(
                 f"source {source} names the connection {source.conn_id!r}, which is not there"
             ) from None
-        access[source.conn_id] = reader_options(connection)
-    return access
+    return connections
+
+
+def access_of(connections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What opens connections: connection -> options of Spark's reader.
+
+    Raises:
+        InvalidJobError: one names no database.
+    """
+    return {conn_id: reader_options(connection) for conn_id, connection in connections.items()}
 
 
 def reader_options(connection: Any) -> dict[str, str]:
@@ -88,10 +96,14 @@ def reader_options(connection: Any) -> dict[str, str]:
     }
 
 
-def driver_jars(connection: Any) -> list[str]:
-    """The jars that a connection of type jdbc names itself, as Airflow's own hook reads them."""
-    paths = dict(connection.extra_dejson or {}).get("driver_path") or ""
-    return [path.strip() for path in str(paths).split(",") if path.strip()]
+def driver_jars(connections: Mapping[str, Any]) -> list[str]:
+    """The jars that connections of type jdbc name themselves, as Airflow's own hook reads them."""
+    paths = [
+        path.strip()
+        for connection in connections.values()
+        for path in str(dict(connection.extra_dejson or {}).get("driver_path") or "").split(",")
+    ]
+    return [path for path in paths if path]
 
 
 def _url(connection: Any, scheme: str, port: int) -> str:

@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -257,16 +257,19 @@ class HydrogenOperator(ClusterModeOperator):
 
     def _with_connectors(self, job: Job, hook: HydrogenSparkSubmitHook) -> Job:
         """Give the job access to its databases, and the submission what Spark needs to read the sources."""
-        access = databases.access_of(job.sources, hook.get_connection)
+        connections = databases.connections_of(job.sources, hook.get_connection)
+        access = databases.access_of(connections)
+        needed = connectors.needed(job.sources, access)
+        if not needed and not connections:
+            return job
         # An option of spark-submit takes the place of the setting of that name.
         conf = self.conf or {}
         given = Submission(
             packages=_split(self.packages or conf.get("spark.jars.packages")),
-            jars=[*_split(self.jars or conf.get("spark.jars")), *_driver_jars(access, hook)],
+            jars=[*_split(self.jars or conf.get("spark.jars")), *databases.driver_jars(connections)],
             excludes=_split(self.exclude_packages or conf.get("spark.jars.excludes")),
             conf=conf,
         )
-        needed = connectors.needed(job.sources, access)
         added = connectors.additions(needed, given, hook.spark_home, hook.jars_folder if needed else None)
         if added.packages or added.jars:
             self.log.info("Adding for the sources: %s", ", ".join([*added.packages, *added.jars]))
@@ -433,11 +436,6 @@ def _run_of(context: Context) -> Run:
         map_index=-1 if ti.map_index is None else ti.map_index,
         clear_number=ti.max_tries,
     )
-
-
-def _driver_jars(access: Iterable[str], hook: HydrogenSparkSubmitHook) -> list[str]:
-    """The jars that connections name for their own drivers."""
-    return [jar for conn_id in access for jar in databases.driver_jars(hook.get_connection(conn_id))]
 
 
 def _split(names: str | None) -> list[str]:

@@ -225,11 +225,11 @@ def _reads(
 def _names(source: Source, around: Surroundings) -> list[DatasetName]:
     if source.kind == "jdbc":
         try:
-            access = databases.access_of([source], around.get_connection)
+            [connection] = databases.connections_of([source], around.get_connection).values()
+            url = databases.reader_options(connection)["url"]
         except InvalidJobError as error:
             log.warning("%s has no place in the lineage: %s", source, error)
             return []
-        url = access[source.conn_id or ""]["url"]
         if source.table_name is not None:
             return [dataset_names.of_jdbc(url, source.table_name)]
         tables = _tables_in(source.query or "", dataset_names.dialect_of(url))

@@ -8,7 +8,7 @@ from airflow.sdk import Connection
 
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.hooks.databases import access_of, driver_jars, reader_options
+from airflow_hydrogen.hooks.databases import access_of, connections_of, driver_jars, reader_options
 
 
 def connection(conn_type: str = "postgres", extra: object = None, **fields: object) -> Connection:
@@ -94,7 +94,7 @@ def test_each_connection_is_asked_for_once():
         return connection()
 
     source = Source.jdbc("shop", table="a")
-    access = access_of([source, Source.jdbc("shop", table="b"), Source.parquet("/a")], get)
+    access = access_of(connections_of([source, Source.jdbc("shop", table="b"), Source.parquet("/a")], get))
     assert asked == ["shop"]
     assert access["shop"]["password"] == "geheim"
 
@@ -104,9 +104,10 @@ def test_a_connection_that_is_not_there_is_named():
         raise AirflowNotFoundException(conn_id)
 
     with pytest.raises(InvalidJobError, match="source jdbc nix: t names the connection 'nix', which is not"):
-        access_of([Source.jdbc("nix", table="t")], get)
+        connections_of([Source.jdbc("nix", table="t")], get)
 
 
 def test_jars_that_a_connection_names():
-    assert driver_jars(connection("jdbc", extra={"driver_path": "/a.jar, /b.jar"})) == ["/a.jar", "/b.jar"]
-    assert driver_jars(connection()) == []
+    named = connection("jdbc", extra={"driver_path": "/a.jar, /b.jar"})
+    assert driver_jars({"x": named, "y": connection()}) == ["/a.jar", "/b.jar"]
+    assert driver_jars({"y": connection()}) == []
