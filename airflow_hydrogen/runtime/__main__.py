@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = jobs.loads(Path(arguments[0]).read_text())
     require_shared_report(job, exit_code=1)
-    with spark_log.kept(job.spark_log_uri, Path(arguments[0]).resolve().parent):
-        report = run(job)
-        filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
+    report = carry_out(job, Path(arguments[0]).resolve().parent)
     if report.failure is not None:
         raise SystemExit(1)
 
@@ -66,6 +64,25 @@ def require_shared_report(job: jobs.Job, exit_code: int) -> None:
     )
     print(f"airflow-hydrogen: {type(reason).__name__}: {reason}", flush=True)
     raise SystemExit(exit_code)
+
+
+def carry_out(job: jobs.Job, folder: Path, prepare: Callable[[], None] | None = None) -> reports.Report:
+    """Run a job, write its report, and keep Spark's log of both.
+
+    Args:
+        job: what to do.
+        folder: of this process's own.
+        prepare: see `run`.
+    """
+    with spark_log.kept(job.spark_log_uri, folder):
+        report = run(job, prepare)
+        write_report(job, report)
+    return report
+
+
+def write_report(job: jobs.Job, report: reports.Report) -> None:
+    """Write a report where the job wants it."""
+    filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
 
 
 def run(job: jobs.Job, prepare: Callable[[], None] | None = None) -> reports.Report:

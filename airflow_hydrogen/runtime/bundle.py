@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.errors import ApplicationError
-from airflow_hydrogen.runtime import spark_log
-from airflow_hydrogen.runtime.__main__ import failed, require_shared_report, run
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.__main__ import carry_out, failed, require_shared_report, write_report
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -42,13 +40,11 @@ def run_bundle(folder: Path, job_file: Path, settings: Mapping[str, Any]) -> Non
             "(supervise=True); its log is on the worker that ran it"
         )
         report = failed(job, error)
-        filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
+        write_report(job, report)
     else:
         if starts > 1:
             print(f"airflow-hydrogen: start {starts} of this driver", flush=True)
-        with spark_log.kept(job.spark_log_uri, folder):
-            report = run(job, prepare=lambda: ship(job, folder, settings))
-            filesystems.write_bytes(job.report_uri, reports.dumps(report).encode())
+        report = carry_out(job, folder, prepare=lambda: ship(job, folder, settings))
     if report.failure is not None and not settings["supervise"]:
         raise SystemExit(1)
 

@@ -37,7 +37,7 @@ def carry_out(
     def run(job: Job, prepare: Callable[[], None]) -> Report:
         return report
 
-    monkeypatch.setattr(bundle, "run", run)
+    monkeypatch.setattr(__main__, "run", run)
     settings: dict[str, Any] = {"supervise": supervise}
     try:
         bundle.run_bundle(tmp_path, tmp_path / "job.json", settings)
@@ -94,8 +94,7 @@ def test_a_driver_that_does_not_see_airflows_nonce_does_nothing(
     (tmp_path / "job.json").write_text(jobs.dumps(proven))
     if found is not None:
         Path(jobs.nonce_uri(deployed.report_uri)).write_text(found)
-    monkeypatch.setattr(bundle, "run", None)  # nothing trains
-    monkeypatch.setattr(__main__, "run", None)
+    monkeypatch.setattr(__main__, "run", None)  # nothing trains
     with pytest.raises(SystemExit) as ended:
         bundle.run_bundle(tmp_path, tmp_path / "job.json", {"supervise": supervise})
     assert ended.value.code == (0 if supervise else 1)  # Spark would start it again for ever
