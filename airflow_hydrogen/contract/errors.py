@@ -718,9 +718,15 @@ class NonFiniteLossError(HydrogenError):
 
 
 class GangError(HydrogenError):
-    """Training failed on the cluster."""
+    """Training failed on the cluster.
+
+    Attributes:
+        tasks_ended: all tasks of the gang have said so. Those that Spark has cancelled or lost may still be
+            there.
+    """
 
     retryable = True
+    tasks_ended = True
 
 
 class RankFailedError(GangError):

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_hydrogen.contract.errors import GangLostError, HydrogenError
+from airflow_hydrogen.contract.errors import GangError, GangLostError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.runtime.gang import accelerators, network, rendezvous
 from airflow_hydrogen.runtime.gang.channel import DriverChannel
@@ -86,14 +86,16 @@ def run_on_spark(
             # A data-free RDD: Spark refuses barrier stages over unions, coalesced RDDs and the like.
             answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
         except Exception as error:
-            raise _why(monitor, error) from error
+            failure = _why(monitor, error)
+            failure.tasks_ended = False
+            raise failure from error
         found = [answer for answer in answers if answer is not None]
         if len(found) < size:
             raise _why(monitor, RuntimeError("a task has ended without an answer"))
         return _answer_of_first(found)
 
 
-def _why(monitor: GangMonitor, error: Exception) -> HydrogenError:
+def _why(monitor: GangMonitor, error: Exception) -> GangError:
     silent = monitor.silent()
     if monitor.missing is not None:
         return GangLostError(monitor.missing)

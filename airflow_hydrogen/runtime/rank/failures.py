@@ -112,8 +112,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_death_of_a_rank(error: GangError) -> bool:
-    """Tell whether the process of a rank ended, as its task said, which itself lived on."""
-    return type(error) is RankFailedError and error.error_type is None
+    """Tell whether the process of a rank ended, as its task said, which itself lived on as all others did."""
+    return type(error) is RankFailedError and error.error_type is None and error.tasks_ended
 
 
 def is_program_error(error: GangError) -> bool:

@@ -119,6 +119,12 @@ def test_the_death_of_a_rank_is_told_from_errors_and_from_other_faults(kind, err
     assert is_death_of_a_rank(failure(1, kind, error_type).to_error()) is expected
 
 
+def test_a_death_after_which_tasks_may_still_be_there_is_not_one_of_a_rank_alone():
+    error = failure(1, "process", None).to_error()
+    error.tasks_ended = False
+    assert not is_death_of_a_rank(error)
+
+
 def test_where_all_have_only_lost_their_peers_a_restart_may_help():
     error = first_cause([failure(0, "peer"), failure(1, "peer")]).to_error("rank 2 on host-2 (12 s)")
     assert isinstance(error, GangLostError)
