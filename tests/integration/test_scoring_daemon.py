@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,9 @@ from airflow_hydrogen.runtime.scoring import daemon, warming
 pytestmark = pytest.mark.integration
 
 SECRET = "of-this-test"
+
+_STATUS = re.compile(r"^SigIgn:\s*(\w+)$", re.MULTILINE)
+_IGNORES_SIGHUP = 1 << (signal.SIGHUP - 1)
 
 
 class Daemon:
@@ -46,6 +51,9 @@ class Daemon:
         """A worker, and the line that keeps it."""
         line = socket.create_connection(("127.0.0.1", self._port))
         (pid,) = struct.unpack("!i", line.recv(4))
+        # As the daemon does, it ignores SIGHUP for as long as it is not yet a worker.
+        while int(_STATUS.search(Path(f"/proc/{pid}/status").read_text())[1], 16) & _IGNORES_SIGHUP:
+            time.sleep(0.01)
         return psutil.Process(pid), line
 
     @property
