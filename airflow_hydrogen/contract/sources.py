@@ -156,7 +156,7 @@ class Source:
             where: a SQL condition on the rows. Conditions on partition columns read only those partitions.
             where_args: values of the names in the condition: `where="ds < :day"`, `where_args={"day": ...}`.
         """
-        return cls(kind="parquet", uri=uri, columns=columns, where=where, where_args=where_args or {})
+        return cls._of("parquet", columns, where, where_args, uri=uri)
 
     @classmethod
     def orc(
@@ -175,7 +175,7 @@ class Source:
             columns, where, where_args: as for `parquet`.
             options: options of Spark's ORC reader.
         """
-        return cls._of_files("orc", uri, columns, where, where_args, options)
+        return cls._of("orc", columns, where, where_args, uri=uri, options=options)
 
     @classmethod
     def avro(
@@ -194,7 +194,7 @@ class Source:
             columns, where, where_args: as for `parquet`.
             options: options of Spark's Avro reader, such as `avroSchema`.
         """
-        return cls._of_files("avro", uri, columns, where, where_args, options)
+        return cls._of("avro", columns, where, where_args, uri=uri, options=options)
 
     @classmethod
     def csv(
@@ -213,7 +213,7 @@ class Source:
             columns, where, where_args: as for `parquet`.
             options: options of Spark's CSV reader; `header` and `inferSchema` default to "true".
         """
-        return cls._of_files("csv", uri, columns, where, where_args, options)
+        return cls._of("csv", columns, where, where_args, uri=uri, options=options)
 
     @classmethod
     def json(
@@ -232,7 +232,7 @@ class Source:
             columns, where, where_args: as for `parquet`.
             options: options of Spark's JSON reader.
         """
-        return cls._of_files("json", uri, columns, where, where_args, options)
+        return cls._of("json", columns, where, where_args, uri=uri, options=options)
 
     @classmethod
     def tfrecord(
@@ -253,21 +253,7 @@ class Source:
                 STRING"; without it they are found in the first 1,000 records. Besides, `pathGlobFilter` and
                 what else Spark lists files by.
         """
-        return cls._of_files("tfrecord", uri, columns, where, where_args, options)
-
-    @classmethod
-    def _of_files(
-        cls,
-        kind: SourceKind,
-        uri: str,
-        columns: Sequence[str] | None,
-        where: str | None,
-        where_args: Mapping[str, SqlValue] | None,
-        options: Mapping[str, str],
-    ) -> Source:
-        return cls(
-            kind=kind, uri=uri, columns=columns, where=where, where_args=where_args or {}, options=options
-        )
+        return cls._of("tfrecord", columns, where, where_args, uri=uri, options=options)
 
     @classmethod
     def delta(
@@ -289,15 +275,7 @@ class Source:
             timestamp: read the table as it was then: "2013-07-01" or "2013-07-01 12:00:00".
             columns, where, where_args: as for `parquet`.
         """
-        return cls(
-            kind="delta",
-            uri=uri,
-            version=version,
-            timestamp=timestamp,
-            columns=columns,
-            where=where,
-            where_args=where_args or {},
-        )
+        return cls._of("delta", columns, where, where_args, uri=uri, version=version, timestamp=timestamp)
 
     @classmethod
     def table(
@@ -319,14 +297,8 @@ class Source:
             timestamp: read the table as it was then.
             columns, where, where_args: as for `parquet`.
         """
-        return cls(
-            kind="table",
-            table_name=table,
-            version=version,
-            timestamp=timestamp,
-            columns=columns,
-            where=where,
-            where_args=where_args or {},
+        return cls._of(
+            "table", columns, where, where_args, table_name=table, version=version, timestamp=timestamp
         )
 
     @classmethod
@@ -345,7 +317,7 @@ class Source:
             columns, where, where_args: as for `parquet`; conditions on partition columns read only those
                 partitions.
         """
-        return cls(kind="hive", table_name=table, columns=columns, where=where, where_args=where_args or {})
+        return cls._of("hive", columns, where, where_args, table_name=table)
 
     @classmethod
     def jdbc(
@@ -375,16 +347,16 @@ class Source:
             where, where_args: a SQL condition; what the database understands is evaluated there.
             options: options of Spark's JDBC reader, such as `fetchsize`.
         """
-        return cls(
-            kind="jdbc",
+        return cls._of(
+            "jdbc",
+            columns,
+            where,
+            where_args,
             conn_id=conn_id,
             table_name=table,
             query=query,
             partition_column=partition_column,
             partitions=partitions,
-            columns=columns,
-            where=where,
-            where_args=where_args or {},
             options=options,
         )
 
@@ -407,15 +379,7 @@ class Source:
             columns, where, where_args: as for `parquet`.
             options: options of the reader. They stand in the job as they are: no place for a password.
         """
-        return cls(
-            kind="read",
-            format=format,
-            uri=uri,
-            columns=columns,
-            where=where,
-            where_args=where_args or {},
-            options=options,
-        )
+        return cls._of("read", columns, where, where_args, format=format, uri=uri, options=options)
 
     @classmethod
     def sql(cls, query: str, *, query_args: Mapping[str, SqlValue] | None = None, **tables: Source) -> Source:
@@ -427,6 +391,18 @@ class Source:
             tables: sources, under the names that the query uses.
         """
         return cls(kind="sql", query=query, query_args=query_args or {}, tables=tables)
+
+    @classmethod
+    def _of(
+        cls,
+        kind: SourceKind,
+        columns: Sequence[str] | None,
+        where: str | None,
+        where_args: Mapping[str, SqlValue] | None,
+        **fields: Any,
+    ) -> Source:
+        """A source of a kind, by what all kinds have and by its own fields."""
+        return cls(kind=kind, columns=columns, where=where, where_args=where_args or {}, **fields)
 
     def walk(self) -> Iterator[Source]:
         """This source and all that it is made of."""

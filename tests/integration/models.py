@@ -7,7 +7,6 @@ import numpy as np
 from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import directory
-from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.rank import publishing
 from airflow_hydrogen.runtime.rank.context import TrainContext
 
@@ -28,15 +27,7 @@ def publish(value, uri, layout=None):
         context.shards["train", 0, True] = _Shard(layout)
     staged = directory.staging_uri(uri)
     made = publishing.save(value, staged, context)
-    manifest = Manifest(
-        framework=made.framework,
-        entry=made.entry,
-        signature=made.signature,
-        files=made.files,
-        predictor=made.predictor,
-        modules=made.modules,
-    )
-    directory.publish(staged, uri, manifest, keep_checkpoints=False)
+    directory.publish(staged, uri, made.manifest(), keep_checkpoints=False)
     return uri
 
 

@@ -56,17 +56,23 @@ class Condition(Protocol):
         """Whether it can be true of a row whose columns lie in these ranges."""
 
 
+class _OfColumn:
+    """A condition on one column."""
+
+    column: str
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset([self.column])
+
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(_OfColumn):
     """A column against a value; `operator` is one of `= <=> < <= > >=`."""
 
     operator: str
     column: str
     value: Value
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return frozenset([self.column])
 
     def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
         import pyarrow as pa
@@ -111,15 +117,11 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(_OfColumn):
     """Whether a column has one of some values, none of which is null or a float."""
 
     column: str
     values: tuple[Value, ...]
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return frozenset([self.column])
 
     def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
         import pyarrow as pa
@@ -134,14 +136,10 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class IsNull:
+class IsNull(_OfColumn):
     """Whether a column is null."""
 
     column: str
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return frozenset([self.column])
 
     def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
         return batch.column(self.column).is_null()
@@ -170,8 +168,8 @@ class Not:
 
 
 @dataclass(frozen=True)
-class Both:
-    """`and`."""
+class _Pair:
+    """Two conditions in one."""
 
     left: Condition
     right: Condition
@@ -179,6 +177,10 @@ class Both:
     @property
     def columns(self) -> frozenset[str]:
         return self.left.columns | self.right.columns
+
+
+class Both(_Pair):
+    """`and`."""
 
     def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
         import pyarrow.compute as pc
@@ -189,16 +191,8 @@ class Both:
         return self.left.may_hold(ranges) and self.right.may_hold(ranges)
 
 
-@dataclass(frozen=True)
-class Either:
+class Either(_Pair):
     """`or`."""
-
-    left: Condition
-    right: Condition
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return self.left.columns | self.right.columns
 
     def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
         import pyarrow.compute as pc

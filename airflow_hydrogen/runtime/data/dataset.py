@@ -233,15 +233,18 @@ class DatasetShard:
 
         encode = self._encoder(batch_size, label, features, layout)
         if self._told is None:
-            epoch = self._next_epoch if self._epoch is None else self._epoch
-            self._told = multiprocessing.RawArray("q", [epoch, -1])
+            self._told = multiprocessing.RawArray("q", [self._coming_epoch, -1])
         return ShardDataset(self, batch_size, encode)
+
+    @property
+    def _coming_epoch(self) -> int:
+        return self._next_epoch if self._epoch is None else self._epoch
 
     # --- reading -------------------------------------------------------------------------------------
 
     def begin_epoch(self) -> int:
         """The epoch of an iteration that begins in this process."""
-        epoch = self._next_epoch if self._epoch is None else self._epoch
+        epoch = self._coming_epoch
         self._next_epoch = epoch + 1
         self._epoch = None
         return epoch

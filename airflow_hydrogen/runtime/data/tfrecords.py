@@ -89,6 +89,8 @@ def read_tfrecords(
     if unknown := sorted(set(given) - set(_LISTING_OPTIONS)):
         known = ", ".join(["schema", *_LISTING_OPTIONS.values()])
         raise SourceError(where, f"unknown option {', '.join(map(repr, unknown))}; expected {known}")
+    # What is in no column is left out only where somebody has chosen the columns.
+    is_chosen = bool(columns) or schema is not None
     listed = {_LISTING_OPTIONS[name]: value for name, value in given.items()}
     files = spark.read.format("binaryFile").options(**listed).load(uris.spark_uri(uri))
     if schema is None:
@@ -99,8 +101,6 @@ def read_tfrecords(
             raise MissingColumnError("column", missing, fields.names)
         fields = _struct([fields[name] for name in columns])
     features = [_feature(where, field.name, field.dataType) for field in fields]
-    # What is in no column is left out only where somebody has chosen the columns.
-    is_chosen = bool(columns) or "schema" in {name.lower() for name in options}
     folders = [field for field in files.schema if field.name not in _FILE_COLUMNS]
     if twice := {field.name for field in folders} & set(fields.names):
         raise SourceError(where, f"{sorted(twice)} are both features and folders: {_HINT}")
