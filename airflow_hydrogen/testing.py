@@ -88,9 +88,8 @@ def success(job: Job) -> Report:
     """The report of an application that did what the job asked."""
     if isinstance(job, TrainJob):
         return TrainReport(model_uri=job.model_uri, np=abs(job.np) or 1, epochs=1, seconds={"total": 1.0})
-    partition = "".join(f"/{key}={value}" for key, value in job.sink.partition.items())
     return InferenceReport(
-        output_uri=job.sink.uri + partition, model_uri=job.model_uri, rows=0, seconds={"total": 1.0}
+        output_uri=job.sink.output, model_uri=job.model_uri, rows=0, seconds={"total": 1.0}
     )
 
 

@@ -157,7 +157,7 @@ def _ours(
     started = time.perf_counter()
     manifest, _ = directory.open_model(model)
     frame = sources.read(spark, job.source)
-    written = sinks.replace_partition(score(spark, frame, manifest, job).frame, job.sink, None)
+    written = sinks.replace(score(spark, frame, manifest, job).frame, job).rows
     seconds = time.perf_counter() - started
     assert written == rows
     return rows / seconds

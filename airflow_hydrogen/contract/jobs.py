@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal
 from airflow_hydrogen.contract import CONTRACT_VERSION, uris
 from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
-from airflow_hydrogen.contract.sources import Source as Source  # where DAGs import it from
+from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
+from airflow_hydrogen.contract.sources import Source as Source  # likewise
 from airflow_hydrogen.contract.values import (
     refuse_unknown_fields,
     require_int,
@@ -37,48 +38,6 @@ ON_BAD_ROW: tuple[OnBadRow, ...] = ("fail", "drop", "quarantine")
 def is_import_path(text: str) -> bool:
     """Tell whether `text` has the form `package.module:function`."""
     return _IMPORT_PATH.fullmatch(text) is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sink:
-    """Where scores go: Parquet, one partition of it replaced at once."""
-
-    uri: str
-    partition: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.uri:
-            raise InvalidJobError(f"a sink needs the URI of a folder, found {self.uri!r}")
-        for key, value in self.partition.items():
-            if not isinstance(value, str) or not value:
-                raise InvalidJobError(
-                    f"sink partition {key!r} must be a string that is not empty, found {value!r}"
-                )
-
-    @classmethod
-    def parquet(cls, uri: str, *, partition: Mapping[str, str] | None = None) -> Sink:
-        """Parquet files.
-
-        Args:
-            uri: the table's folder.
-            partition: column and value of the partition that this run replaces, for example
-                `{"ds": "2013-01-01"}`. Without it the run replaces the whole folder.
-        """
-        return cls(uri=uri, partition=dict(partition or {}))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {"uri": self.uri, "partition": dict(self.partition)}
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Sink:
-        """Read the JSON form.
-
-        Raises:
-            InvalidJobError: an unknown field, or a field that is missing.
-        """
-        refuse_unknown_fields(cls, document)
-        return cls(**document)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +168,11 @@ class TrainJob:
         """All sources, those that others are made of included."""
         return [part for source in self.datasets.values() for part in source.walk()]
 
+    @property
+    def places(self) -> list[Source | Sink]:
+        """All that Spark needs connectors and connections for."""
+        return list(self.sources)
+
     def fingerprint(self) -> str:
         """Hash of what decides the model: a retry has the same one, a changed job another.
 
@@ -295,7 +259,8 @@ class InferenceJob:
     Attributes:
         model_uri: a published model.
         source: the rows to score.
-        sink: where they go, with the predictions beside the kept columns.
+        sink: where they go, with the predictions beside the kept columns; what is appended becomes the run's
+            own partition.
         report_uri: where the application writes its report.
         report_nonce: what Airflow has written beside `report_uri`, and the driver must find there before it
             does anything; None where both are on one machine.
@@ -337,7 +302,9 @@ class InferenceJob:
         if self.keep_columns is not None:
             object.__setattr__(self, "keep_columns", tuple(self.keep_columns))
         _require_uri("model_uri", self.model_uri)
-        uris.require_folder("sink", uris.partition_uri(self.sink.uri, self.sink.partition))
+        object.__setattr__(self, "sink", self.sink.for_run(self.run))
+        if self.sink.uri is not None:
+            uris.require_folder("sink", self.sink.folder or self.sink.uri)
         _require_import_path("prepare", self.prepare)
         _require_import_path("predictor", self.predictor)
         require_json("prepare_kwargs", self.prepare_kwargs)
@@ -365,19 +332,30 @@ class InferenceJob:
                     f"on_bad_row={self.on_bad_row!r}"
                 )
             return
-        if self.quarantine is None and uris.is_root(self.sink.uri):
+        if self.quarantine is None and self.sink.uri is None:
+            raise InvalidJobError(
+                f"sink {self.sink} has no folder beside which bad rows could go: let "
+                "quarantine=Sink.parquet(uri) name one"
+            )
+        if self.quarantine is None and uris.is_root(str(self.sink.uri)):
             raise InvalidJobError(
                 f"sink {self.sink.uri!r} is a whole bucket or filesystem, which has nothing beside it: let "
                 "quarantine=Sink.parquet(uri) name a folder of another one"
             )
         place = self.quarantine_sink
+        if place.kind != "parquet" or place.mode != "replace":
+            raise InvalidJobError(
+                f"quarantine must be Parquet files, Sink.parquet(uri), which are replaced; found {place}"
+            )
         if place.partition != self.sink.partition:
             raise InvalidJobError(
                 f"quarantine has partition {dict(place.partition)!r}, and is written in the sink's partition "
                 f"{dict(self.sink.partition)!r}: leave its own out"
             )
-        uris.require_folder("quarantine", uris.partition_uri(place.uri, place.partition))
-        if uris.holds(place.uri, self.sink.uri) or uris.holds(self.sink.uri, place.uri):
+        uris.require_folder("quarantine", str(place.folder))
+        if self.sink.uri is None:
+            return
+        if uris.holds(str(place.uri), self.sink.uri) or uris.holds(self.sink.uri, str(place.uri)):
             raise InvalidJobError(
                 f"quarantine {place.uri!r} and sink {self.sink.uri!r} lie in each other: readers of the one "
                 "would find the rows of the other; give the quarantine a folder of its own"
@@ -387,8 +365,8 @@ class InferenceJob:
     def quarantine_sink(self) -> Sink:
         """Where quarantined rows go: what the job says, else a sibling of the sink's table."""
         if self.quarantine is None:
-            uri = uris.beside_table(self.sink.uri, "_quarantine")
-            return dataclasses.replace(self.sink, uri=uri)
+            uri = uris.beside_table(str(self.sink.uri), "_quarantine")
+            return Sink.parquet(uri, partition=self.sink.partition)
         return dataclasses.replace(
             self.quarantine, partition=self.quarantine.partition or self.sink.partition
         )
@@ -397,6 +375,11 @@ class InferenceJob:
     def sources(self) -> list[Source]:
         """All sources, those that others are made of included."""
         return list(self.source.walk())
+
+    @property
+    def places(self) -> list[Source | Sink]:
+        """All that Spark needs connectors and connections for."""
+        return [*self.sources, self.sink]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""

@@ -1,4 +1,5 @@
-"""What a submission needs beside Spark, so that Spark can read a job's sources: packages, jars, settings.
+"""What a submission needs beside Spark, so that Spark can read and write what a job names: packages,
+jars, settings.
 
 Versions are matched to the Spark that is submitted with. What the user gives is left alone.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.hooks.databases import MARIADB_DRIVER, MYSQL_DRIVER, POSTGRESQL_DRIVER
 
@@ -35,7 +37,7 @@ class SparkVersion:
 
 @dataclass(frozen=True)
 class Connector:
-    """What makes Spark read one kind of source.
+    """What makes Spark read and write one kind of source or sink.
 
     Attributes:
         coordinate: Maven's, with the versions of Spark put in.
@@ -100,14 +102,15 @@ def spark_version(home: Path | None) -> SparkVersion | None:
     return None if found is None else SparkVersion(found[1], found[2], found[2] + found[3])
 
 
-def needed(sources: Iterable[Source], access: Mapping[str, Mapping[str, str]]) -> list[Connector]:
-    """The connectors of a job's sources, each once."""
+def needed(places: Iterable[Source | Sink], access: Mapping[str, Mapping[str, str]]) -> list[Connector]:
+    """The connectors of a job's sources and sinks, each once."""
     found: list[Connector] = []
-    for source in sources:
-        if source.conn_id is not None:
-            connector = _DRIVERS.get(access[source.conn_id]["driver"])
+    for place in places:
+        if place.conn_id is not None:
+            connector = _DRIVERS.get(access[place.conn_id]["driver"])
         else:
-            connector = _OF_KIND.get(source.format or source.kind)
+            form = place.format if isinstance(place, Source) else None
+            connector = _OF_KIND.get(form or place.kind)
         if connector is not None and connector not in found:
             found.append(connector)
     return found

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
 
 POSTGRESQL_DRIVER = "org.postgresql.Driver"
@@ -19,25 +20,26 @@ _TYPES = "postgres, mysql, mariadb, jdbc"
 _POSTGRESQL_TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
-def connections_of(sources: Iterable[Source], get_connection: Callable[[str], Any]) -> dict[str, Any]:
-    """The connections that sources name, each asked for once.
+def connections_of(places: Iterable[Source | Sink], get_connection: Callable[[str], Any]) -> dict[str, Any]:
+    """The connections that sources and sinks name, each asked for once.
 
     Args:
-        sources: all of a job's.
+        places: all of a job's.
         get_connection: Airflow's.
 
     Raises:
         InvalidJobError: a connection that is not there.
     """
     connections: dict[str, Any] = {}
-    for source in sources:
-        if source.conn_id is None or source.conn_id in connections:
+    for place in places:
+        if place.conn_id is None or place.conn_id in connections:
             continue
         try:
-            connections[source.conn_id] = get_connection(source.conn_id)
+            connections[place.conn_id] = get_connection(place.conn_id)
         except AirflowNotFoundException:
+            kind = "source" if isinstance(place, Source) else "sink"
             raise InvalidJobError(
-                f"source {source} names the connection {source.conn_id!r}, which is not there"
+                f"{kind} {place} names the connection {place.conn_id!r}, which is not there"
             ) from None
     return connections
 

@@ -125,5 +125,6 @@ class OutputLocationLink(BaseOperatorLink):
         return "_link_scores"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """The location of the partition that the run replaces."""
-        return browsable(operator.output_location)
+        """The location of the partition that the run replaces; nothing for a table that has none."""
+        location = operator.output_location
+        return browsable(location) if location else ""

@@ -122,7 +122,9 @@ def to_sink(argument: str, value: Any) -> Sink:
         sink = Sink.from_dict(document)
     except InvalidJobError as error:
         raise InvalidJobError(f"{argument}: {error}") from None
-    uris.parse(sink.uri, f"{argument} uri")
+    for name in ("uri", "work_uri"):
+        if (uri := getattr(sink, name)) is not None:
+            uris.parse(uri, f"{argument} {name}")
     return sink
 
 
@@ -155,7 +157,9 @@ def _source_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sink_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    document = _with_texts(argument, value, ("uri",))
+    document = _with_texts(argument, value, ("uri", "table_name", "conn_id", "mode", "work_uri"))
+    if "keys" in document:
+        document["keys"] = to_texts(f"{argument} keys", document["keys"])
     if "partition" in document:
         partition = to_mapping(f"{argument} partition", document["partition"])
         document["partition"] = {

@@ -256,10 +256,10 @@ class HydrogenOperator(ClusterModeOperator):
         return dataclasses.replace(job, spark_log_uri=self._spark_log)
 
     def _with_connectors(self, job: Job, hook: HydrogenSparkSubmitHook) -> Job:
-        """Give the job access to its databases, and the submission what Spark needs to read the sources."""
-        connections = databases.connections_of(job.sources, hook.get_connection)
+        """Give the job access to its databases, and the submission what Spark needs for sources and sink."""
+        connections = databases.connections_of(job.places, hook.get_connection)
         access = databases.access_of(connections)
-        needed = connectors.needed(job.sources, access)
+        needed = connectors.needed(job.places, access)
         if not needed and not connections:
             return job
         # An option of spark-submit takes the place of the setting of that name.
@@ -272,7 +272,7 @@ class HydrogenOperator(ClusterModeOperator):
         )
         added = connectors.additions(needed, given, hook.spark_home, hook.jars_folder if needed else None)
         if added.packages or added.jars:
-            self.log.info("Adding for the sources: %s", ", ".join([*added.packages, *added.jars]))
+            self.log.info("Adding for sources and sink: %s", ", ".join([*added.packages, *added.jars]))
         self.conf = {**conf, **added.conf}
         self._connectors = {
             "packages": ",".join([*given.packages, *added.packages]) or None,

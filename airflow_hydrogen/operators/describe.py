@@ -14,11 +14,7 @@ def describe_job(job: Job, master: str) -> str:
             f"Training on {master}: entry point {job.entrypoint.name}, np={job.np}, datasets {datasets}, "
             f"model {job.model_uri}"
         )
-    partition = "".join(f"/{key}={value}" for key, value in job.sink.partition.items())
-    return (
-        f"Scoring on {master}: model {job.model_uri}, source {job.source}, "
-        f"output {job.sink.uri.rstrip('/')}{partition}"
-    )
+    return f"Scoring on {master}: model {job.model_uri}, source {job.source}, output {job.sink}"
 
 
 def describe_report(report: Report) -> str:

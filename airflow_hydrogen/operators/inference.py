@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import InferenceJob, OnBadRow, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.links.locations import OutputLocationLink, SparkLogLink, SparkUILink
@@ -118,12 +117,13 @@ class ArrowInferenceOperator(HydrogenOperator):
 
     @property
     def output_location(self) -> str:
-        """The partition that the run replaces, or the whole output."""
+        """The folder of the partition that the run replaces, or of the table; "" where there is none."""
         sink = to_sink("sink", self.sink)
-        return uris.partition_uri(sink.uri, sink.partition)
+        return sink.output if sink.uri else ""
 
     def _shared_report_base(self) -> str:
-        return to_sink("sink", self.sink).uri  # beside the table, not in it
+        # Beside the table, not in it.
+        return to_sink("sink", self.sink).home or to_uri("model_uri", self.model_uri)
 
     def _build_job(self, run: Run | None, report_uri: str, cluster_mode: bool) -> InferenceJob:
         return InferenceJob(
@@ -164,7 +164,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         ]
 
     def _location(self, report: InferenceReport) -> str | None:
-        return report.output_uri
+        return report.output_uri if to_sink("sink", self.sink).uri else None
 
     def _lineage(self, report: InferenceReport | None, around: Surroundings) -> OperatorLineage:
         from airflow_hydrogen.operators.lineage import of_scoring

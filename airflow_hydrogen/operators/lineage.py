@@ -29,6 +29,7 @@ from airflow_hydrogen import __version__
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
+from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.hooks import databases
 from airflow_hydrogen.operators import dataset_names
@@ -145,12 +146,12 @@ def of_scoring(job: InferenceJob, report: InferenceReport | None, around: Surrou
     facets = _model_facets(report.model_version if report else None)
     columns = {**report.columns, **dict.fromkeys(job.sink.partition)} if report and report.columns else {}
     outputs = [
-        _output(_of_sink(job.sink.uri, job.sink.partition), _schema(columns), report.rows if report else None)
+        _output(name, _schema(columns), report.rows if report else None)
+        for name in _of_sink(job.sink, around)
     ]
     if job.on_bad_row == "quarantine":
-        sink = job.quarantine_sink
         bad = report.rows_quarantined if report else None
-        outputs.append(_output(_of_sink(sink.uri, sink.partition), {}, bad))
+        outputs += [_output(name, {}, bad) for name in _of_sink(job.quarantine_sink, around)]
     return OperatorLineage(
         inputs=[
             *(read.dataset() for read in _joined(reads)),
@@ -224,11 +225,8 @@ def _reads(
 
 def _names(source: Source, around: Surroundings) -> list[DatasetName]:
     if source.kind == "jdbc":
-        try:
-            [connection] = databases.connections_of([source], around.get_connection).values()
-            url = databases.reader_options(connection)["url"]
-        except InvalidJobError as error:
-            log.warning("%s has no place in the lineage: %s", source, error)
+        url = _url(source, around)
+        if url is None:
             return []
         if source.table_name is not None:
             return [dataset_names.of_jdbc(url, source.table_name)]
@@ -285,9 +283,26 @@ def _sum(one: int | None, other: int | None) -> int | None:
 # --- facets ------------------------------------------------------------------------------------------------
 
 
-def _of_sink(uri: str, partition: Mapping[str, str]) -> DatasetName:
-    name = dataset_names.of_rows(uri)
-    return replace(name, partition={**name.partition, **partition})
+def _of_sink(sink: Sink, around: Surroundings) -> list[DatasetName]:
+    """The dataset that is written, where its name can be told."""
+    if sink.conn_id is not None:
+        url = _url(sink, around)
+        names = [] if url is None else [dataset_names.of_jdbc(url, str(sink.table_name))]
+    elif sink.table_name is not None:
+        names = [dataset_names.of_table(sink.table_name, around.conf)]
+    else:
+        names = [dataset_names.of_rows(str(sink.uri))]
+    return [replace(name, partition={**name.partition, **sink.partition}) for name in names]
+
+
+def _url(place: Source | Sink, around: Surroundings) -> str | None:
+    """Of the database that a connection names."""
+    try:
+        [connection] = databases.connections_of([place], around.get_connection).values()
+        return databases.reader_options(connection)["url"]
+    except InvalidJobError as error:
+        log.warning("%s has no place in the lineage: %s", place, error)
+        return None
 
 
 def _output(name: DatasetName, facets: dict[str, Any], rows: int | None = None) -> OutputDataset:

@@ -465,6 +465,14 @@ def test_workers_have_the_framework_when_they_start_and_a_killed_daemon_costs_no
 # --- the swap -------------------------------------------------------------------------------------------
 
 
+def replaced(frame, sink, run=None):
+    """The rows of a frame, put in place as if a model had made them; how many they were."""
+    job = InferenceJob(
+        model_uri="/models/none", source=Source.parquet("/none"), sink=sink, report_uri="/none.json", run=run
+    )
+    return sinks.replace(frame, job).rows
+
+
 def test_rows_that_the_driver_does_not_find_are_no_reason_to_replace_a_partition(
     spark, score, linear, tmp_path, monkeypatch
 ):
@@ -474,9 +482,7 @@ def test_rows_that_the_driver_does_not_find_are_no_reason_to_replace_a_partition
     with pytest.raises(
         RowsLostError, match=r"the executors wrote 100 rows for '.*/ds=2013-01-01', .* finds 0"
     ):
-        sinks.replace_partition(
-            spark.range(100), Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"}), None
-        )
+        replaced(spark.range(100), Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"}))
     assert pq.read_table(report.output_uri, partitioning=None).to_pandas().equals(before)
     assert os.listdir(tmp_path / "scores") == ["ds=2013-01-01"]
 
@@ -492,12 +498,12 @@ def test_rows_are_counted_where_they_are_written_even_if_there_are_none(spark, t
         yield from batches
 
     numbers = spark.range(0, 1000, 1, 4)
-    assert sinks.replace_partition(numbers.mapInArrow(all_of, "id long"), sink, None) == 1000
+    assert replaced(numbers.mapInArrow(all_of, "id long"), sink) == 1000
     adaptive = numbers.repartition(3, "id").groupBy("id").count().mapInArrow(all_of, "id long, count long")
-    assert sinks.replace_partition(adaptive, sink, None) == 1000
-    assert sinks.replace_partition(numbers.mapInArrow(none, "id long"), sink, None) == 0
+    assert replaced(adaptive, sink) == 1000
+    assert replaced(numbers.mapInArrow(none, "id long"), sink) == 0
     assert pq.read_table(tmp_path / "s" / "ds=1", partitioning=None).num_rows == 0
-    assert sinks.replace_partition(numbers.where("false"), sink, None) == 0
+    assert replaced(numbers.where("false"), sink) == 0
 
 
 def test_two_tries_at_the_same_time_end_with_the_rows_of_one(spark, tmp_path):
@@ -519,9 +525,7 @@ def test_two_tries_at_the_same_time_end_with_the_rows_of_one(spark, tmp_path):
 
     def older():
         try:
-            outcome.append(
-                sinks.replace_partition(spark.range(0, 750, 1, 1).mapInArrow(wait, "id long"), sink, run)
-            )
+            outcome.append(replaced(spark.range(0, 750, 1, 1).mapInArrow(wait, "id long"), sink, run))
         except Exception as error:
             outcome.append(error)
 
@@ -532,7 +536,7 @@ def test_two_tries_at_the_same_time_end_with_the_rows_of_one(spark, tmp_path):
         while not began.exists():
             assert time.monotonic() < deadline, "the older try does not begin"
             time.sleep(0.02)
-        assert sinks.replace_partition(spark.range(0, 1000, 1, 1), sink, run) == 1000
+        assert replaced(spark.range(0, 1000, 1, 1), sink, run) == 1000
     finally:
         go.touch()
         thread.join()

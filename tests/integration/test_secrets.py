@@ -105,7 +105,7 @@ def test_no_secret_is_seen_by_others(
     assert " INFO SparkContext: Running Spark" in seen["Spark's log"]
     assert " INFO DAGScheduler: " in seen["Spark's log"]
     assert " INFO " not in seen["log"], "the task's log has Spark's warnings alone"
-    assert "Adding for the sources: " in seen["log"] and "/postgresql-" in seen["log"]
+    assert "Adding for sources and sink: " in seen["log"] and "/postgresql-" in seen["log"]
     assert "Scan JDBC" in seen["/SQL/execution/?id=0"]
     for place, text in seen.items():
         assert PASSWORD not in text, place

@@ -345,7 +345,7 @@ def test_a_scored_partition_says_what_made_it_and_a_retry_reads_the_same(
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(application.sinks, "replace_partition", fails)
+        patch.setattr(application.sinks, "replace", fails)
         with pytest.raises(OSError, match="the disk is full"):
             run_inference(job)
     numbers(warehouse, 30, 60).write.format("delta").mode("append").save(delta)

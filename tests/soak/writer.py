@@ -19,7 +19,7 @@ FILES, ROWS = 3, 100
 
 
 def replace_partition(uri: str, value: int) -> None:
-    """Put rows of one value in the place of those that are there, as `sinks.replace_partition` does."""
+    """Put rows of one value in the place of those that are there, as a sink of Parquet files does."""
     with swap.replacing(uri, {"run_id": str(value)}) as replacement:
         for number in range(FILES):
             part = uris.join(replacement.staged, f"part-{number:05d}.parquet")

@@ -39,6 +39,7 @@ from airflow_hydrogen.runtime.scoring.quarantine import REASON, Quarantine
 from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
 from airflow_hydrogen.runtime.session import original_error, spark_session
+from airflow_hydrogen.runtime.sinks import placements
 from airflow_hydrogen.runtime.storage import filesystems, swap
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         HydrogenError: see the tree in `contract.errors`.
     """
     started = time.monotonic()
-    filesystems.require_writable("sink", sinks.partition_uri(job.sink))
-    quarantine_uri = sinks.partition_uri(job.quarantine_sink) if job.on_bad_row == "quarantine" else None
+    placements.require_writable(job.sink, job.access)
+    quarantine_uri = job.quarantine_sink.folder if job.on_bad_row == "quarantine" else None
     if quarantine_uri is not None:
         filesystems.require_writable("quarantine", quarantine_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
@@ -97,15 +98,14 @@ def run_inference(job: InferenceJob) -> InferenceReport:
                 raise
             raise original from None
     seconds = time.monotonic() - started
-    output_uri = sinks.partition_uri(job.sink)
-    print(f"wrote {written.rows:,} rows to {output_uri}", flush=True)
+    print(f"wrote {written.rows:,} rows to {job.sink}", flush=True)
     if written.bad:
         where = "dropped" if quarantine_uri is None else f"quarantined in {quarantine_uri}"
         print(f"{written.bad.total():,} of {written.rows_in:,} rows {where}:", flush=True)
         for fault, rows in written.bad.most_common():
             print(f"  {rows:,}: {fault}", flush=True)
     return InferenceReport(
-        output_uri=output_uri,
+        output_uri=job.sink.output,
         model_uri=uris.canonical(job.model_uri),
         model_version=manifest.version,
         rows=written.rows,
@@ -131,7 +131,7 @@ def _open(spark: SparkSession, job: InferenceJob, kept: Kept) -> Opened:
 
 def _snapshot_uri(job: InferenceJob) -> str:
     run = hashlib.sha256(repr(job.run).encode()).hexdigest()[:12]
-    return uris.sibling(sinks.partition_uri(job.sink), f"snapshot-{run}.json")
+    return uris.sibling(job.sink.folder or job.sink.home or job.model_uri, f"snapshot-{run}.json")
 
 
 @contextlib.contextmanager
@@ -185,8 +185,7 @@ def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> Written:
         with progress_told(RowCounter(spark), scoring.rows, say):
             if job.on_bad_row != "fail":
                 return sinks.replace_sifted(scoring.frame, job, scoring.quarantine, scoring.rows)
-            model = uris.canonical(job.model_uri)
-            return Written(sinks.replace_partition(scoring.frame, job.sink, job.run, model, scoring.rows))
+            return sinks.replace(scoring.frame, job, scoring.rows)
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
     if job.on_bad_row != "fail":
         schema = with_accounts(schema)
         sifting = Sifting(
-            target=sinks.partition_uri(job.sink),
+            target=str(job.sink),
             quarantine=plan_quarantine(frame.schema, needed, job) if job.on_bad_row == "quarantine" else None,
             limit=job.max_bad_rows if isinstance(job.max_bad_rows, int) else None,
         )
@@ -366,7 +365,7 @@ def plan_quarantine(schema: StructType, needed: Iterable[str], job: InferenceJob
     if REASON in names:
         raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
     fields = [pa.field(name, to_arrow_type(schema[name].dataType)) for name in names]
-    folder = swap.staging_uri(sinks.partition_uri(job.quarantine_sink), swap.new_token())
+    folder = swap.staging_uri(str(job.quarantine_sink.folder), swap.new_token())
     return Quarantine(folder, pa.schema([*fields, pa.field(REASON, pa.string())]))
 
 

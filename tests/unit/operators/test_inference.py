@@ -250,7 +250,7 @@ def test_failure_that_a_retry_cannot_mend() -> None:
         ({"model_uri": ""}, r"model_uri must be a URI or a path, found ''"),
         ({"source": None}, r"source must be a Source, such as Source.parquet\(uri\).*found None"),
         ({"sink": "/scored"}, r"sink must be a Sink, such as Sink.parquet\(uri\).*found '/scored'"),
-        ({"sink": {"url": "x"}}, r"sink: Sink has no url; expected uri, partition"),
+        ({"sink": {"url": "x"}}, r"sink: Sink has no url; expected kind, uri, table_name"),
         ({"sink": {"uri": "/s", "partition": {"ds": ""}}}, r"sink: sink partition 'ds' must be a string"),
         ({"keep_columns": "a"}, r"keep_columns must be a list of strings, found 'a'"),
         ({"output_columns": {"p": None}}, r"output_columns\['p'\] must be a string, found None"),
@@ -303,7 +303,7 @@ def test_sources_bring_what_spark_needs_to_read_them(capsys: Any) -> None:
     ]
     assert "spark.sql.extensions=x.Y,io.delta.sql.DeltaSparkSessionExtension" in command
     log = capsys.readouterr().out
-    assert "Adding for the sources: org.postgresql:postgresql:" in log
+    assert "Adding for sources and sink: org.postgresql:postgresql:" in log
     assert "hush" not in "".join([command, log, repr(job), repr(ran.xcoms), repr(ran.outlet_extra)])
 
 

@@ -1,0 +1,245 @@
+"""Where scores go: files and tables, one partition of them replaced at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.values import refuse_unknown_fields
+
+if TYPE_CHECKING:
+    from airflow_hydrogen.contract.jobs import Run
+
+SinkKind = Literal["parquet", "delta", "hive", "jdbc"]
+SinkMode = Literal["replace", "append", "merge"]
+
+RUN_COLUMN = "hydrogen_run"
+"""The column by which rows that were appended are known again: the run that wrote them."""
+
+
+class _Fields(NamedTuple):
+    """What a kind of sink has: its place, what else, and the ways in which it is written."""
+
+    needed: tuple[str, ...]
+    allowed: tuple[str, ...]
+    modes: tuple[SinkMode, ...]
+    example: str
+
+
+_KINDS: dict[str, _Fields] = {
+    "parquet": _Fields(("uri",), (), ("replace", "append"), "Sink.parquet(uri)"),
+    "delta": _Fields(("uri",), (), ("replace", "append", "merge"), "Sink.delta(uri)"),
+    "hive": _Fields(("table_name",), ("work_uri",), ("replace", "append"), 'Sink.hive("schema.table")'),
+    "jdbc": _Fields(
+        ("conn_id", "table_name"),
+        ("work_uri",),
+        ("replace", "append", "merge"),
+        'Sink.jdbc("my_database", table="scores")',
+    ),
+}
+_WANTED = {"uri": "the URI of a folder", "table_name": "a table", "conn_id": "a connection"}
+_COMMON = ("kind", "partition", "mode", "keys")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sink:
+    """Where scores go. Use the constructors: `parquet`, `delta`, `hive`, `jdbc`.
+
+    A run replaces its partition: completely, at once, and again where it is repeated. With `mode="append"`
+    the partition has one column more, `hydrogen_run`, and with `mode="merge"` rows take the place of those
+    with the same keys.
+    """
+
+    kind: SinkKind = "parquet"
+    uri: str | None = None
+    table_name: str | None = None
+    conn_id: str | None = None
+    partition: Mapping[str, str] = field(default_factory=dict)
+    mode: SinkMode = "replace"
+    keys: Sequence[str] = ()
+    work_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", tuple(self.keys))
+        kinds = _KINDS.get(self.kind)
+        if kinds is None:
+            raise InvalidJobError(
+                f"sink kind {self.kind!r} is not known; expected one of {', '.join(_KINDS)}"
+            )
+        for name in kinds.needed:
+            if not getattr(self, name):
+                raise InvalidJobError(
+                    f"a {self.kind} sink needs {_WANTED[name]}, as in {kinds.example}; found "
+                    f"{getattr(self, name)!r}"
+                )
+        given = [
+            item.name for item in dataclasses.fields(self) if getattr(self, item.name) not in (None, {}, ())
+        ]
+        if wrong := [name for name in given if name not in (*_COMMON, *kinds.needed, *kinds.allowed)]:
+            raise InvalidJobError(f"a {self.kind} sink has no {', '.join(wrong)}")
+        self._check_mode(kinds.modes)
+        for key, value in self.partition.items():
+            if not isinstance(value, str) or not value:
+                raise InvalidJobError(
+                    f"sink partition {key!r} must be a string that is not empty, found {value!r}"
+                )
+
+    def _check_mode(self, modes: Sequence[SinkMode]) -> None:
+        if self.mode not in modes:
+            raise InvalidJobError(
+                f"mode of a {self.kind} sink must be one of {', '.join(map(repr, modes))}, found "
+                f"{self.mode!r}"
+            )
+        if (self.mode == "merge") != bool(self.keys):
+            raise InvalidJobError(
+                "keys and mode='merge' belong together: the columns by whose values rows take the place of "
+                f"those that are there; found keys={list(self.keys)!r}, mode={self.mode!r}"
+            )
+        if self.mode == "append" and RUN_COLUMN in self.partition:
+            raise InvalidJobError(f"sink partition has {RUN_COLUMN!r}, which mode='append' adds itself")
+
+    @classmethod
+    def parquet(
+        cls, uri: str, *, partition: Mapping[str, str] | None = None, mode: SinkMode = "replace"
+    ) -> Sink:
+        """Parquet files.
+
+        Args:
+            uri: the table's folder.
+            partition: column and value of the partition that this run replaces, for example
+                `{"ds": "2013-01-01"}`. Without it the run replaces the whole folder.
+            mode: "replace", or "append" to add the run's rows beside those of other runs, in a partition
+                `hydrogen_run=...` of their own: a retry, or a clear, finds and replaces them.
+        """
+        return cls(uri=uri, partition=dict(partition or {}), mode=mode)
+
+    @classmethod
+    def delta(
+        cls,
+        uri: str,
+        *,
+        partition: Mapping[str, str] | None = None,
+        mode: SinkMode = "replace",
+        keys: Sequence[str] = (),
+    ) -> Sink:
+        """A Delta table by its folder, made where there is none. The operators add Delta's package.
+
+        Args:
+            uri: the table's folder.
+            partition: as for `parquet`; its columns are columns of the table.
+            mode: "replace", "append" as for `parquet`, or "merge": rows take the place of those with the same
+                keys, and the others stay.
+            keys: the columns of the keys; in the rows of a run each key stands once.
+        """
+        return cls(kind="delta", uri=uri, partition=dict(partition or {}), mode=mode, keys=keys)
+
+    @classmethod
+    def hive(
+        cls,
+        table: str,
+        *,
+        partition: Mapping[str, str] | None = None,
+        mode: SinkMode = "replace",
+        work_uri: str | None = None,
+    ) -> Sink:
+        """A table of the Hive metastore. Where that is, says `conf`: `spark.hadoop.hive.metastore.uris`.
+
+        Args:
+            table: `schema.table`, made where there is none.
+            partition: as for `parquet`.
+            mode: as for `parquet`.
+            work_uri: a folder that Airflow and Spark both see, beside which the job leaves its report, its
+                log and its notes for retries; None: beside the model.
+        """
+        return cls(
+            kind="hive", table_name=table, partition=dict(partition or {}), mode=mode, work_uri=work_uri
+        )
+
+    @classmethod
+    def jdbc(
+        cls,
+        conn_id: str,
+        *,
+        table: str,
+        partition: Mapping[str, str] | None = None,
+        mode: SinkMode = "replace",
+        keys: Sequence[str] = (),
+        work_uri: str | None = None,
+    ) -> Sink:
+        """A table of a database: rows are staged in a table of their own, and swapped in one transaction.
+
+        Args:
+            conn_id: an Airflow connection, as for `Source.jdbc`.
+            table: the table's name, made where there is none.
+            partition: as for `parquet`; its columns are columns of the table.
+            mode: as for `delta`.
+            keys: likewise.
+            work_uri: as for `hive`.
+        """
+        return cls(
+            kind="jdbc",
+            conn_id=conn_id,
+            table_name=table,
+            partition=dict(partition or {}),
+            mode=mode,
+            keys=keys,
+            work_uri=work_uri,
+        )
+
+    def for_run(self, run: Run | None) -> Sink:
+        """The sink of one Airflow run: what is appended is the run's own partition.
+
+        A clear of the task does not change it, nor does a retry.
+        """
+        if self.mode != "append" or run is None:
+            return self
+        identity = repr((run.dag_id, run.task_id, run.run_id, run.map_index))
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return dataclasses.replace(self, mode="replace", partition={**self.partition, RUN_COLUMN: digest})
+
+    @property
+    def folder(self) -> str | None:
+        """The folder that is replaced: `uri/ds=2013-01-01`, or `uri` itself; None where there is none."""
+        return uris.partition_uri(self.uri, self.partition) if self.kind == "parquet" and self.uri else None
+
+    @property
+    def output(self) -> str:
+        """By what the result is found: the partition's folder of files, the folder or name of a table."""
+        return self.folder or self.uri or str(self.table_name)
+
+    @property
+    def home(self) -> str | None:
+        """Beside what a job leaves its report, its log and notes for retries; None: beside the model."""
+        return self.uri or self.work_uri
+
+    def __str__(self) -> str:
+        """How messages call it."""
+        if self.folder:
+            return self.folder
+        where = f"{self.kind} {self.conn_id}: " if self.conn_id else f"{self.kind} "
+        partition = ", ".join(f"{column}={value}" for column, value in self.partition.items())
+        return where + (self.uri or str(self.table_name)) + (f" ({partition})" if partition else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; but for the partition, fields at their defaults are left out."""
+        document: dict[str, Any] = {"kind": self.kind, "partition": dict(self.partition)}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name not in document and value not in (None, ()) and value != item.default:
+                document[item.name] = list(value) if item.name == "keys" else value
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Sink:
+        """Read the JSON form.
+
+        Raises:
+            InvalidJobError: an unknown field, or a field that is missing.
+        """
+        refuse_unknown_fields(cls, document)
+        return cls(**document)

@@ -1,0 +1,86 @@
+"""One try to put rows where a sink says, whatever its kind."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.runtime.data.databases import Access
+from airflow_hydrogen.runtime.sinks import parquet
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+class Placement(Protocol):
+    """Rows on their way: staged where no reader looks, then committed, all of them or none.
+
+    Attributes:
+        name: of what is replaced, for messages.
+    """
+
+    name: str
+
+    def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
+        """Compute the rows and put them where no reader finds them.
+
+        Args:
+            frame: the rows, without the partition's columns.
+            notes: a column in which tasks leave notes to the driver, and which is not written: rows that
+                carry one hold nothing else. None: there is none.
+
+        Returns:
+            Rows staged, as the tasks have counted them, and the notes: of a task that ran more than once,
+            those of the try that Spark accepted.
+        """
+        ...
+
+    def count(self) -> int:
+        """The rows that the driver finds staged."""
+        ...
+
+    def require_owner(self) -> None:
+        """Raise PartitionTakenError where a newer try has taken the place over."""
+        ...
+
+    def commit(self, *, rows: int, model: str | None) -> None:
+        """Put what is staged in place.
+
+        Args:
+            rows: how many there are, for what is written of the partition.
+            model: what made them, likewise.
+        """
+        ...
+
+
+def require_writable(sink: Sink, access: Access) -> None:
+    """Find out that a sink cannot be written before any work is done.
+
+    Raises:
+        HydrogenError: with what to change.
+    """
+    parquet.require_writable("sink", sink)
+
+
+def placing(
+    spark: SparkSession, sink: Sink, run: Run | None, access: Access
+) -> AbstractContextManager[Placement]:
+    """Begin a try: the block stages and commits; what it leaves uncommitted is swept.
+
+    Args:
+        spark: the session.
+        sink: where rows go.
+        run: the Airflow run, or None outside Airflow.
+        access: what opens the sink's connection.
+
+    Raises:
+        InvalidJobError: rows are to be appended, and nobody says by which run.
+        PartitionTakenError: a newer try has begun meanwhile.
+    """
+    if sink.mode == "append":
+        raise InvalidJobError(
+            "mode='append' needs a run, by which its rows are known again: outside Airflow give the job one"
+        )
+    return parquet.placing(sink, run)
