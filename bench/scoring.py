@@ -28,7 +28,7 @@ from airflow_hydrogen.runtime.models.predictors import Predict, load_predictor
 from airflow_hydrogen.runtime.rank import publishing
 from airflow_hydrogen.runtime.rank.context import TrainContext
 from airflow_hydrogen.runtime.scoring import sinks
-from airflow_hydrogen.runtime.scoring.application import score
+from airflow_hydrogen.runtime.scoring.planning import score
 from bench.measure import Result, Target, alternate, compare
 from bench.spark import local_spark
 
@@ -157,7 +157,7 @@ def _ours(
     started = time.perf_counter()
     manifest, _ = directory.open_model(model)
     frame = sources.read(spark, job.source)
-    written = sinks.replace(score(spark, frame, manifest, job).frame, job).rows
+    written = sinks.place(spark, score(spark, frame, manifest, job), job).rows
     seconds = time.perf_counter() - started
     assert written == rows
     return rows / seconds

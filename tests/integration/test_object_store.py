@@ -24,7 +24,7 @@ from airflow_hydrogen.runtime.data import staging
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.models.directory import open_model
-from airflow_hydrogen.runtime.scoring.quarantine import BadRowsFile, Quarantine
+from airflow_hydrogen.runtime.scoring.task_files import TaskFile, TaskFiles
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.storage.owners import Ownership
@@ -200,14 +200,14 @@ def test_bad_rows_of_a_task_are_brought_to_their_partition(store: ObjectStore) -
     target = uris.partition_uri(table, {"ds": "1"})
     schema = pa.schema([("id", pa.int64()), ("reason", pa.string())])
     for ids in ([1, 2], [3], []):
-        quarantine = Quarantine(swap.staging_uri(target, swap.new_token()), schema)
+        place = TaskFiles("quarantine", swap.staging_uri(target, swap.new_token()), schema)
         with swap.replacing(target) as kept:
-            with BadRowsFile(quarantine) as file:
+            with TaskFile(place) as file:
                 if ids:
-                    file.add(pa.record_batch({"id": ids}), ["bad"] * len(ids))
-            assert quarantine.accept([file.name] if file.name else [], kept.staged) == len(ids)
+                    file.add(pa.record_batch({"id": ids, "reason": ["bad"] * len(ids)}))
+            assert place.accept([file.name] if file.name else [], kept.staged) == len(ids)
             kept.commit(rows=len(ids))
-        swap.sweep(quarantine.folder)
+        swap.sweep(place.folder)
         assert count_rows(target) == len(ids)
     names = [name for name, _size in filesystems.list_files(table)]
     assert len(names) == 2 and all(name.startswith("ds=1/") for name in names), "the rows and their list"

@@ -51,9 +51,11 @@ from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.rank import rehearsal
-from airflow_hydrogen.runtime.scoring import application, sinks
+from airflow_hydrogen.runtime.scoring import application, planning, sinks
+from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.application import run_inference
-from airflow_hydrogen.runtime.scoring.quarantine import Quarantine
+from airflow_hydrogen.runtime.scoring.planning import Scoring
+from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 from airflow_hydrogen.runtime.scoring.watching import RowCounter
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from tests.integration.models import dense, matrix_layout, publish
@@ -127,10 +129,8 @@ BY_SPARK = "id % 1000 "
 
 def test_rows_that_workers_read_themselves_are_those_that_spark_reads(score, linear, lake, monkeypatch):
     calls = []
-    read_directly = application._score_directly
-    monkeypatch.setattr(
-        application, "_score_directly", lambda *given: calls.append(1) or read_directly(*given)
-    )
+    deal = planning.direct.deal
+    monkeypatch.setattr(planning.direct, "deal", lambda *given: calls.append(1) or deal(*given))
     _, directly = score(linear, source=Source.parquet(lake, where="id < :most", where_args={"most": 90}))
     assert calls == [1]
     _, through_spark = score(linear, source=Source.parquet(lake, where=f"{BY_SPARK} < 90"))
@@ -165,9 +165,9 @@ def test_a_delta_table_is_scored_by_workers_that_read_it(warehouse, linear, tmp_
         sink=Sink.parquet(str(tmp_path / "scores")),
         report_uri=str(tmp_path / "report.json"),
     )
-    scoring = application.score(warehouse, opened.frame, directory.open_model(linear)[0], job)
+    scoring = planning.score(warehouse, opened.frame, directory.open_model(linear)[0], job)
     assert scoring.rows == 100, "which is known of rows that workers read"
-    found = scoring.frame.toPandas().sort_values("id", ignore_index=True)
+    found = scoring.frame().where(f"{ACCOUNT} is null").toPandas().sort_values("id", ignore_index=True)
     assert found["id"].tolist() == list(range(100))
     assert found["ds"].tolist() == [number % 2 for number in range(100)]
     assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
@@ -235,11 +235,19 @@ def test_columns_of_all_files_are_found_where_spark_is_to_merge_them(spark, tmp_
 
 
 @pytest.mark.parametrize("where", [None, f"{BY_SPARK} < 30"], ids=["read by workers", "read by Spark"])
-def test_spark_says_how_many_rows_have_come_back(spark, score, linear, lake, where, eventually):
+@pytest.mark.parametrize("writer", ["workers", "Spark"])
+def test_spark_says_how_many_rows_have_come_back(
+    spark, score, linear, lake, where, writer, eventually, monkeypatch
+):
+    monkeypatch.setattr(Scoring, "is_written_by_workers", lambda *_: writer == "workers")
     count = RowCounter(spark)
     assert count() == 0, "what the session has scored before does not count"
-    report, _ = score(linear, source=Source.parquet(lake, where=where))
-    eventually(lambda: count() == report.rows, "all rows are counted", 20)
+    report, _ = score(linear, source=Source.parquet(lake, where=where), batch_rows=10)
+    if writer == "workers":
+        count.rows_each = 10
+        eventually(lambda: count() == report.rows, "all batches are counted", 20)
+    else:
+        eventually(lambda: count() == report.rows + 1, "all rows are counted, and the account", 20)
 
 
 def test_a_file_that_changes_before_a_worker_reads_it_is_named(spark, linear, lake, tmp_path):
@@ -249,9 +257,9 @@ def test_a_file_that_changes_before_a_worker_reads_it_is_named(spark, linear, la
         sink=Sink.parquet(str(tmp_path / "scores")),
         report_uri=str(tmp_path / "report.json"),
     )
-    frame = application.score(
+    frame = planning.score(
         spark, sources.read(spark, job.source), directory.open_model(linear)[0], job
-    ).frame
+    ).frame()
     write(pathlib.Path(lake) / "rows.parquet", a=[1.0], b=[1])
     with pytest.raises(Exception, match="DatasetChangedError: 'rows.parquet' of dataset .* it had"):
         frame.collect()
@@ -465,12 +473,29 @@ def test_workers_have_the_framework_when_they_start_and_a_killed_daemon_costs_no
 # --- the swap -------------------------------------------------------------------------------------------
 
 
-def replaced(frame, sink, run=None):
-    """The rows of a frame, put in place as if a model had made them; how many they were."""
+class OfFrame:
+    """A scoring whose scored rows are those of a frame, and which Spark writes."""
+
+    rows = bad_rows = None
+
+    def __init__(self, frame, rows):
+        account = Account(rows_in=rows, rows=rows).dumps()
+        accounts = frame.sparkSession.createDataFrame([(account,)], f"{ACCOUNT} string")
+        self._frame = frame.select("*").unionByName(accounts, allowMissingColumns=True)
+
+    def is_written_by_workers(self, folder):
+        return False
+
+    def frame(self, output, bad_output):
+        return self._frame
+
+
+def replaced(frame, rows, sink, run=None):
+    """Put the rows of a frame in place; how many they were."""
     job = InferenceJob(
         model_uri="/models/none", source=Source.parquet("/none"), sink=sink, report_uri="/none.json", run=run
     )
-    return sinks.replace(frame, job).rows
+    return sinks.place(frame.sparkSession, OfFrame(frame, rows), job).rows
 
 
 def test_rows_that_the_driver_does_not_find_are_no_reason_to_replace_a_partition(
@@ -482,7 +507,15 @@ def test_rows_that_the_driver_does_not_find_are_no_reason_to_replace_a_partition
     with pytest.raises(
         RowsLostError, match=r"the executors wrote 100 rows for '.*/ds=2013-01-01', .* finds 0"
     ):
-        replaced(spark.range(100), Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"}))
+        replaced(
+            spark.range(100), 100, Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"})
+        )
+    accept = TaskFiles.accept
+    monkeypatch.setattr(
+        TaskFiles, "accept", lambda files, *given: accept(dataclasses.replace(files, folder="/none"), *given)
+    )
+    with pytest.raises(RowsLostError, match=r"wrote 100 rows for '.*/ds=2013-01-01', .* finds 0"):
+        score(linear)
     assert pq.read_table(report.output_uri, partitioning=None).to_pandas().equals(before)
     assert os.listdir(tmp_path / "scores") == ["ds=2013-01-01"]
 
@@ -498,12 +531,12 @@ def test_rows_are_counted_where_they_are_written_even_if_there_are_none(spark, t
         yield from batches
 
     numbers = spark.range(0, 1000, 1, 4)
-    assert replaced(numbers.mapInArrow(all_of, "id long"), sink) == 1000
+    assert replaced(numbers.mapInArrow(all_of, "id long"), 1000, sink) == 1000
     adaptive = numbers.repartition(3, "id").groupBy("id").count().mapInArrow(all_of, "id long, count long")
-    assert replaced(adaptive, sink) == 1000
-    assert replaced(numbers.mapInArrow(none, "id long"), sink) == 0
+    assert replaced(adaptive, 1000, sink) == 1000
+    assert replaced(numbers.mapInArrow(none, "id long"), 0, sink) == 0
     assert pq.read_table(tmp_path / "s" / "ds=1", partitioning=None).num_rows == 0
-    assert replaced(numbers.where("false"), sink) == 0
+    assert replaced(numbers.where("false"), 0, sink) == 0
 
 
 def test_two_tries_at_the_same_time_end_with_the_rows_of_one(spark, tmp_path):
@@ -525,7 +558,7 @@ def test_two_tries_at_the_same_time_end_with_the_rows_of_one(spark, tmp_path):
 
     def older():
         try:
-            outcome.append(replaced(spark.range(0, 750, 1, 1).mapInArrow(wait, "id long"), sink, run))
+            outcome.append(replaced(spark.range(0, 750, 1, 1).mapInArrow(wait, "id long"), 750, sink, run))
         except Exception as error:
             outcome.append(error)
 
@@ -536,7 +569,7 @@ def test_two_tries_at_the_same_time_end_with_the_rows_of_one(spark, tmp_path):
         while not began.exists():
             assert time.monotonic() < deadline, "the older try does not begin"
             time.sleep(0.02)
-        assert replaced(spark.range(0, 1000, 1, 1), sink, run) == 1000
+        assert replaced(spark.range(0, 1000, 1, 1), 1000, sink, run) == 1000
     finally:
         go.touch()
         thread.join()
@@ -769,26 +802,31 @@ def test_both_partitions_are_replaced_where_folders_cannot_be_exchanged(score, p
     assert os.listdir(tmp_path / "scores") == os.listdir(tmp_path / "scores_quarantine") == ["ds=2013-01-01"]
 
 
-def test_files_of_tries_that_spark_did_not_accept_are_no_quarantined_rows(
-    score, picky, tmp_path, monkeypatch
-):
-    accept = Quarantine.accept
+def test_files_of_tries_that_spark_did_not_accept_are_no_rows(score, picky, tmp_path, monkeypatch):
+    accept, folders = TaskFiles.accept, []
 
-    def accept_beside_another(quarantine, names, staged):
-        folder = pathlib.Path(quarantine.folder)
+    def accept_beside_another(files, names, staged):
+        folder = pathlib.Path(files.folder)
         (folder / "part-of-a-lost-try.parquet").write_bytes(next(folder.iterdir()).read_bytes())
-        return accept(quarantine, names, staged)
+        folders.append(folder)
+        return accept(files, names, staged)
 
-    monkeypatch.setattr(Quarantine, "accept", accept_beside_another)
-    report, _ = score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
-    assert report.rows_quarantined == 3
+    monkeypatch.setattr(TaskFiles, "accept", accept_beside_another)
+    report, found = score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
+    assert (report.rows, len(found), report.rows_quarantined) == (47, 47, 3)
+    assert len(folders) == 2 and not any(folder.exists() for folder in folders)
     assert pq.read_table(report.quarantine_uri, partitioning=None).num_rows == 3
 
 
 def test_quarantined_rows_that_the_driver_does_not_find_are_no_reason_to_replace_anything(
     score, picky, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(Quarantine, "accept", lambda *_: 2)
+    accept = TaskFiles.accept
+    monkeypatch.setattr(
+        TaskFiles,
+        "accept",
+        lambda files, *given: accept(files, *given) - (1 if files.purpose == "quarantine" else 0),
+    )
     with pytest.raises(RowsLostError, match=r"wrote 3 rows for '.*_quarantine/ds=.*', the driver finds 2"):
         score(picky, source=bad_rows(tmp_path / "rows.parquet"), on_bad_row="quarantine")
     assert not list(tmp_path.glob("scores*/ds=*"))
@@ -990,13 +1028,13 @@ def test_a_layer_of_the_projects_is_imported_before_the_model_is_loaded(
 def test_a_model_that_is_published_while_it_scores_scores_no_row(score, linear, lake, tmp_path, monkeypatch):
     """The driver has checked the model; before the workers load it, the URI gets another one."""
     uri = publish(dense([[1.0], [10.0]]), str(tmp_path / "nightly"), matrix_layout("a", "b"))
-    plan = application.plan_columns
+    plan = planning.plan_columns
 
     def publish_then_plan(*given):
         publish(dense([[2.0], [20.0]]), uri, matrix_layout("a", "b"))
         return plan(*given)
 
-    monkeypatch.setattr(application, "plan_columns", publish_then_plan)
+    monkeypatch.setattr(planning, "plan_columns", publish_then_plan)
     with pytest.raises(
         ModelReplacedError, match="changed while it was in use: version .* run again"
     ) as caught:

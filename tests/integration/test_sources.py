@@ -15,7 +15,7 @@ from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.runtime.data import databases, snapshots, sources, staging
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.snapshots import Kept
-from airflow_hydrogen.runtime.scoring import application
+from airflow_hydrogen.runtime.scoring import application, planning
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from tests.integration.models import dense, matrix_layout, publish
 
@@ -345,7 +345,7 @@ def test_a_scored_partition_says_what_made_it_and_a_retry_reads_the_same(
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(application.sinks, "replace", fails)
+        patch.setattr(application.sinks, "place", fails)
         with pytest.raises(OSError, match="the disk is full"):
             run_inference(job)
     numbers(warehouse, 30, 60).write.format("delta").mode("append").save(delta)
@@ -355,7 +355,7 @@ def test_a_scored_partition_says_what_made_it_and_a_retry_reads_the_same(
     [file, *_] = (tmp_path / "scores" / "part=1").glob("*.parquet")
     written = json.loads(pq.read_schema(file).metadata[b"org.apache.spark.sql.parquet.row.metadata"])
     made = {field["name"]: field["metadata"] for field in written["fields"]}["prediction"]
-    assert made[application.LABEL] == {
+    assert made[planning.LABEL] == {
         "model_uri": report.model_uri,
         "model_version": report.model_version,
         "source": report.source,

@@ -25,15 +25,19 @@ class Account:
 
     Attributes:
         rows_in: rows that were read.
+        rows: rows that were scored.
+        files: those that hold scored rows, by their names, where tasks write them.
         bad: fault -> rows that were set aside with it.
-        files: those that hold such rows, by their names.
+        bad_files: those that hold such rows, by their names.
         unproven: see `Sifter`.
         failure: likewise.
     """
 
     rows_in: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
     files: list[str] = field(default_factory=list)
+    bad: Counter[str] = field(default_factory=Counter)
+    bad_files: list[str] = field(default_factory=list)
     unproven: int = 0
     failure: str = ""
 
@@ -58,22 +62,21 @@ class Account:
         total = cls()
         for account in accounts:
             total.rows_in += account.rows_in
-            total.bad.update(account.bad)
+            total.rows += account.rows
             total.files += account.files
+            total.bad.update(account.bad)
+            total.bad_files += account.bad_files
             total.unproven += account.unproven
             total.failure = total.failure or account.failure
         return total
 
-    def require_working_model(self, written: int) -> None:
+    def require_working_model(self) -> None:
         """Raise where the model has scored no row in any task, and failed.
-
-        Args:
-            written: rows that were scored.
 
         Raises:
             ModelFailedError: the model is to blame, and not the rows.
         """
-        if self.unproven and not written:
+        if self.unproven and not self.rows:
             raise ModelFailedError(self.failure, f"it scores none of {self.unproven} rows")
 
     def require_few(self, limit: float | None, uri: str, where: str = "") -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,8 +25,14 @@ from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, Output
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.bad_rows import BadRows
-from airflow_hydrogen.runtime.scoring.quarantine import BadRowsFile, Quarantine
 from airflow_hydrogen.runtime.scoring.sifting import Sifter
+from airflow_hydrogen.runtime.scoring.task_files import TaskFile, TaskFiles
+
+ANSWER = pa.schema([(ACCOUNT, pa.string())])
+"""What tasks answer that write their rows themselves."""
+
+REASON = "reason"
+"""The column of what is wrong with a bad row."""
 
 # One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
 _loaded: dict[tuple[str, str, str | None], Predict] = {}
@@ -38,13 +44,11 @@ class Sifting:
     """What a task does with rows that cannot be scored.
 
     Attributes:
-        target: the partition that is written, for messages.
-        quarantine: where they go; None: they are dropped.
+        target: what is written, for messages.
         limit: how many a task may have before it fails, so that a hopeless night ends early; None: any.
     """
 
     target: str
-    quarantine: Quarantine | None
     limit: int | None
 
 
@@ -62,6 +66,8 @@ class Scorer:
         batch_rows: rows of one call of the model.
         threads: math threads of one worker.
         sifting: what becomes of rows that cannot be scored; None: the first one fails the task.
+        output: where scored rows are written; None: Spark gets them.
+        bad_output: where rows go that cannot be scored; None: they are dropped.
     """
 
     model_uri: str
@@ -73,51 +79,68 @@ class Scorer:
     batch_rows: int
     threads: int
     sifting: Sifting | None = None
+    output: TaskFiles | None = None
+    bad_output: TaskFiles | None = None
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Score one task's batches; the model is loaded when the first row comes."""
-        if self.sifting is not None:
-            yield from self._sift(batches, self.sifting)
-            return
-        for batch in rebatch(batches, self.batch_rows):
-            self._require_constants(batch)
-            outputs = self._model()(model_inputs(batch, self.manifest.signature.inputs))
-            yield self._assemble(batch, outputs)
+        """Score one task's batches; the model is loaded when the first row comes.
 
-    def _sift(self, batches: Iterable[pa.RecordBatch], sifting: Sifting) -> Iterator[pa.RecordBatch]:
-        """Score what can be scored; the last row of the task is its account."""
-        account, sifter, schema = Account(), None, None
-        inputs = self.manifest.signature.inputs
-        with BadRowsFile(sifting.quarantine) if sifting.quarantine else nullcontext() as file:
-
-            def set_aside(rows: pa.RecordBatch, bad: BadRows) -> None:
-                account.bad[bad.fault] += rows.num_rows
-                if file is not None:
-                    file.add(rows, bad.reasons)
-
+        Yields:
+            Scored rows, and at last the task's account in a row of its own. Where the task writes its rows
+            itself there is a row for each batch instead, the account for the last: Spark sees how far it is.
+        """
+        account, schema = Account(), ANSWER
+        score: Callable[[pa.RecordBatch], list[pa.RecordBatch]] | None = None
+        sifter = None
+        with _file(self.output) as written, _file(self.bad_output) as bad:
             for batch in rebatch(_counted(batches, account), self.batch_rows):
                 self._require_constants(batch)
-                if sifter is None:
-                    to_arrays = partial(model_inputs, inputs=inputs)
-                    sifter = Sifter(inputs, to_arrays, self._model(), self._assemble, set_aside)
-                    schema = self._schema(batch).append(pa.field(ACCOUNT, pa.string()))
-                for scored in sifter.score(batch):
-                    yield scored.append_column(ACCOUNT, pa.nulls(scored.num_rows, pa.string()))
-                account.require_few(sifting.limit, sifting.target, " so far in one task")
-        if sifter is None or schema is None:
+                if score is not None and written is not None:
+                    yield _rows_of_nulls(ANSWER)
+                if score is None:
+                    sifter = self._sifter(account, bad) if self.sifting else None
+                    score = self._score if sifter is None else sifter.score
+                    schema = ANSWER if written is not None else self._schema(batch)
+                for scored in score(batch):
+                    account.rows += scored.num_rows
+                    if written is None:
+                        yield scored.append_column(ACCOUNT, pa.nulls(scored.num_rows, pa.string()))
+                    else:
+                        written.add(scored)
+                if self.sifting is not None:
+                    account.require_few(self.sifting.limit, self.sifting.target, " so far in one task")
+        if score is None:
             return  # no rows
-        account.files = [file.name] if file is not None and file.name else []
-        account.unproven, account.failure = sifter.unproven, sifter.failure
-        nulls = [pa.nulls(1, field.type) for field in schema][:-1]
-        yield pa.RecordBatch.from_arrays([*nulls, pa.array([account.dumps()])], schema=schema)
+        account.files = [written.name] if written is not None and written.name else []
+        account.bad_files = [bad.name] if bad is not None and bad.name else []
+        if sifter is not None:
+            account.unproven, account.failure = sifter.unproven, sifter.failure
+        yield _rows_of_nulls(schema).set_column(
+            len(schema) - 1, schema.field(ACCOUNT), pa.array([account.dumps()])
+        )
+
+    def _score(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        """All rows of a batch, or the error of the first that cannot be scored."""
+        return [self._assemble(batch, self._model()(model_inputs(batch, self.manifest.signature.inputs)))]
+
+    def _sifter(self, account: Account, file: TaskFile | None) -> Sifter:
+        """Scores what can be scored, and notes what cannot."""
+        inputs = self.manifest.signature.inputs
+
+        def set_aside(rows: pa.RecordBatch, bad: BadRows) -> None:
+            account.bad[bad.fault] += rows.num_rows
+            if file is not None:
+                file.add(rows.append_column(REASON, pa.array(bad.reasons, pa.string())))
+
+        return Sifter(inputs, partial(model_inputs, inputs=inputs), self._model(), self._assemble, set_aside)
 
     def _schema(self, batch: pa.RecordBatch) -> pa.Schema:
-        """The columns that are written of a batch."""
+        """The columns that Spark gets for a batch."""
         nothing = {
             spec.name: np.empty((0, *spec.shape), object if spec.dtype == "string" else spec.dtype)
             for spec in self.manifest.signature.outputs
         }
-        return self._assemble(batch.slice(0, 0), nothing).schema
+        return self._assemble(batch.slice(0, 0), nothing).schema.append(ANSWER.field(ACCOUNT))
 
     def _model(self) -> Predict:
         key = (self.model_uri, self.manifest.version, self.predictor)
@@ -145,6 +168,14 @@ class Scorer:
             if spec.name in self.outputs:
                 arrays.append(output_column(spec, outputs, batch.num_rows))
         return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values()])
+
+
+def _file(place: TaskFiles | None) -> AbstractContextManager[TaskFile | None]:
+    return nullcontext() if place is None else TaskFile(place)
+
+
+def _rows_of_nulls(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.nulls(1, item.type) for item in schema], schema=schema)
 
 
 def _counted(batches: Iterable[pa.RecordBatch], account: Account) -> Iterator[pa.RecordBatch]:

@@ -11,13 +11,16 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import RowCountError, RowsLostError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
-from airflow_hydrogen.runtime.scoring.quarantine import Quarantine
+from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 from airflow_hydrogen.runtime.sinks import parquet
 from airflow_hydrogen.runtime.sinks.placements import Placement, placing
 from airflow_hydrogen.runtime.storage import swap
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
+
+    from airflow_hydrogen.runtime.scoring.planning import Scoring
+    from airflow_hydrogen.runtime.scoring.watching import RowCounter
 
 
 @dataclass(frozen=True)
@@ -47,84 +50,80 @@ class Written:
             raise RowCountError(uri, read, self.rows, self.dropped, self.quarantined)
 
 
-def replace(frame: DataFrame, job: InferenceJob, listed: int | None = None) -> Written:
-    """Put all scored rows in place at once.
-
-    They are staged first; a failure leaves what was there as it was, and other partitions are never touched.
-    Tries share nothing, and the newest wins.
-
-    Args:
-        frame: the rows, without the partition's columns.
-        job: what is scored.
-        listed: rows of the source, where they were counted before; None: nobody knows.
-
-    Raises:
-        RowCountError: other rows were read than are written.
-        RowsLostError: the executors wrote other rows than the driver finds.
-        RowsNotCountedError: Spark does not say how many they wrote.
-        PartitionTakenError: a newer try writes the same partition.
-    """
-    with placing(frame.sparkSession, job.sink, job.run, job.access) as scores:
-        rows, _ = scores.stage(frame, None)
-        _require_all(scores, rows)
-        written = Written(rows)
-        written.require_sum(listed, scores.name)
-        scores.commit(rows=rows, model=uris.canonical(job.model_uri))
-    return written
-
-
-def replace_sifted(
-    frame: DataFrame, job: InferenceJob, quarantine: Quarantine | None, listed: int | None
+def place(
+    spark: SparkSession, scoring: Scoring, job: InferenceJob, counter: RowCounter | None = None
 ) -> Written:
-    """Put the rows that were scored in place, and in the quarantine's those that were not.
+    """Score, and put the rows in place: those that were scored in the sink, the bad ones in the quarantine.
 
     Nothing is replaced before all rows are accounted for. Then the quarantine is, and the scores after it: a
     job that dies between the two leaves the scores as they were. Nobody finds new scores whose missing rows
-    are nowhere, and the retry replaces both.
+    are nowhere, and the retry replaces both. Tries share nothing, and the newest wins.
 
     Args:
-        frame: scored rows and the accounts of tasks, from one pass over the source.
+        spark: the session.
+        scoring: what tasks do.
         job: what is scored.
-        quarantine: where tasks leave bad rows; None: they are dropped.
-        listed: rows of the source, where they were counted before; None: nobody knows.
+        counter: is told what Spark's rows stand for.
 
     Raises:
         BadRowsError: more than the job allows.
         ModelFailedError: the model has scored no row.
         RowCountError: a row is neither scored nor set aside.
-        RowsLostError, RowsNotCountedError, PartitionTakenError: see `replace`.
+        RowsLostError: the executors wrote other rows than the driver finds.
+        RowsNotCountedError: Spark does not say how many it wrote.
+        PartitionTakenError: a newer try writes the same partition.
     """
     model = uris.canonical(job.model_uri)
     with ExitStack() as tries:
-        kept = None
-        if quarantine is not None:
+        kept = bad_output = None
+        if scoring.bad_rows is not None:
             kept = tries.enter_context(parquet.placing(job.quarantine_sink, job.run))
-            tries.callback(swap.sweep, quarantine.folder)
-        scores = tries.enter_context(placing(frame.sparkSession, job.sink, job.run, job.access))
-        rows, notes = scores.stage(frame, ACCOUNT)
-        account = Account.total(map(Account.loads, notes))
-        account.require_working_model(rows)
+            bad_output = TaskFiles("quarantine", _folder_of(kept.name, tries), scoring.bad_rows)
+        scores = tries.enter_context(placing(spark, job.sink, job.run, job.access))
+        output = None
+        if scores.staged is not None and scoring.is_written_by_workers(scores.staged):
+            output = scoring.files(_folder_of(scores.name, tries))
+            if counter is not None:
+                counter.rows_each = job.batch_rows
+        account = _computed(scoring.frame(output, bad_output), scores, output)
+        account.require_working_model()
         account.require_few(job.max_bad_rows, scores.name)
-        _require_all(scores, rows)
-        if kept is None or quarantine is None:
-            written = Written(rows, dropped=account.rows_bad, bad=account.bad)
-        else:
+        scores.require_owner()  # a newer try removes what this one has staged
+        found = scores.count() if output is None else output.accept(account.files, str(scores.staged))
+        _require_all(scores.name, account.rows, found)
+        written = Written(account.rows, dropped=account.rows_bad, bad=account.bad)
+        if kept is not None and bad_output is not None:
             kept.require_owner()
-            found = quarantine.accept(account.files, kept.staged)
-            if found != account.rows_bad:
-                raise RowsLostError(kept.name, account.rows_bad, found)
-            written = Written(rows, quarantined=found, bad=account.bad)
+            _require_all(kept.name, account.rows_bad, bad_output.accept(account.bad_files, kept.staged))
+            written = Written(account.rows, quarantined=account.rows_bad, bad=account.bad)
         written.require_sum(account.rows_in, scores.name)
-        written.require_sum(listed, scores.name)
+        written.require_sum(scoring.rows, scores.name)
         if kept is not None:
             kept.commit(rows=written.quarantined, model=model)
-        scores.commit(rows=rows, model=model)
+        scores.commit(rows=written.rows, model=model)
     return written
 
 
-def _require_all(scores: Placement, written: int) -> None:
-    """Raise unless the driver finds the rows that the executors have staged."""
-    scores.require_owner()  # a newer try removes what this one has staged
-    found = scores.count()
+def _computed(frame: DataFrame, scores: Placement, output: TaskFiles | None) -> Account:
+    """Score, and see what became of the rows, by the accounts of those tries of tasks that Spark accepted."""
+    if output is None:
+        rows, notes = scores.stage(frame, ACCOUNT)
+    else:
+        notes = [note for (note,) in frame.where(f"{ACCOUNT} is not null").collect()]
+    account = Account.total(map(Account.loads, notes))
+    if output is None:
+        _require_all(scores.name, account.rows, rows)
+    return account
+
+
+def _folder_of(target: str, tries: ExitStack) -> str:
+    """A folder for the files of tasks beside a target, swept when its try ends."""
+    folder = swap.staging_uri(target, swap.new_token())
+    tries.callback(swap.sweep, folder)
+    return folder
+
+
+def _require_all(target: str, written: int, found: int) -> None:
+    """Raise unless all rows are there that the tasks have written."""
     if written != found:
-        raise RowsLostError(scores.name, written, found)
+        raise RowsLostError(target, written, found)

@@ -67,10 +67,11 @@ def progress_line(rows: int, total: int | None, seconds: float) -> str:
         total: rows there are; None where nobody knows.
         seconds: since the scoring began, the start of its workers included.
     """
+    rows = rows if total is None else min(rows, total)  # the last batch of a task is seldom whole
     rate = rows / max(seconds, 1e-9)
     if total is None:
         return f"scored {rows:,} rows, {rate:,.0f} rows/s"
-    left = max(0, total - rows) / rate
+    left = (total - rows) / rate
     return f"scored {rows:,} of {total:,} rows, {rate:,.0f} rows/s, about {left:.0f} s left"
 
 
@@ -82,7 +83,12 @@ class RowCounter:
 
     Args:
         spark: the session; what it has run so far is not counted.
+
+    Attributes:
+        rows_each: scored rows for which one row comes back, where the workers write them themselves.
     """
+
+    rows_each = 1
 
     def __init__(self, spark: SparkSession) -> None:
         jsession: Any = spark._jsparkSession
@@ -101,7 +107,7 @@ class RowCounter:
                 for metric in _each(node.metrics()):
                     value = values.get(metric.accumulatorId())
                     if metric.name() == _METRIC and value.isDefined():
-                        return int(value.get().replace(",", ""))
+                        return int(value.get().replace(",", "")) * self.rows_each
                 return 0
         return 0
 

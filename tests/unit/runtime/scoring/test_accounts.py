@@ -12,16 +12,24 @@ from airflow_hydrogen.runtime.scoring.accounts import Account
 
 def test_accounts_survive_their_text_and_add_up():
     first = Account(
-        rows_in=10, bad=Counter({"x": 2, "y": 1}), files=["a.parquet"], unproven=1, failure="E: e"
+        rows_in=10,
+        rows=7,
+        files=["c.parquet"],
+        bad=Counter({"x": 2, "y": 1}),
+        bad_files=["a.parquet"],
+        unproven=1,
+        failure="E: e",
     )
-    second = Account(rows_in=5, bad=Counter({"x": 1}), files=["b.parquet"])
+    second = Account(rows_in=5, rows=4, bad=Counter({"x": 1}), bad_files=["b.parquet"])
     texts = [first.dumps(), second.dumps(), Account().dumps()]
     assert "\n" not in "".join(texts)
     total = Account.total(map(Account.loads, texts))
     assert total == Account(
         rows_in=15,
+        rows=11,
+        files=["c.parquet"],
         bad=Counter({"x": 3, "y": 1}),
-        files=["a.parquet", "b.parquet"],
+        bad_files=["a.parquet", "b.parquet"],
         unproven=1,
         failure="E: e",
     )
@@ -59,7 +67,8 @@ def test_the_commonest_faults_are_told():
 
 def test_rows_that_no_task_could_score_are_the_models_fault():
     account = Account(rows_in=3, bad=Counter({"x": 3}), unproven=3, failure="ValueError: e")
-    account.require_working_model(written=1)
     with pytest.raises(ModelFailedError, match="it scores none of 3 rows.*ValueError: e"):
-        account.require_working_model(written=0)
-    Account(rows_in=3, bad=Counter({"column 'a': null": 3})).require_working_model(written=0)
+        account.require_working_model()
+    account.rows = 1
+    account.require_working_model()
+    Account(rows_in=3, bad=Counter({"column 'a': null": 3})).require_working_model()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, Output
 from airflow_hydrogen.runtime.scoring import inference
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting, model_inputs, output_column, rebatch
-from airflow_hydrogen.runtime.scoring.quarantine import Quarantine
+from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 
 UTC = datetime.timezone.utc
 
@@ -188,8 +189,10 @@ def scorer(monkeypatch):
 
 def test_kept_columns_pass_through_and_predictions_follow(scorer):
     batch = _batch(a=pa.array([1.0, 2.0, 3.0]), k=pa.array(["x", None, "z"]))
-    table = pa.Table.from_batches(scorer()([batch]))
+    *scored, account = scorer()([batch])
+    table = pa.Table.from_batches(scored).drop_columns(ACCOUNT)
     assert table.to_pydict() == {"k": ["x", None, "z"], "a": [1.0, 2.0, 3.0], "score": [2.0, 4.0, 6.0]}
+    assert Account.loads(account.column(ACCOUNT)[0].as_py()) == Account(rows_in=3, rows=3)
 
 
 def test_the_model_is_loaded_once_for_many_tasks_and_anew_when_it_was_published_anew(scorer):
@@ -271,9 +274,9 @@ def test_another_partition_is_still_refused(text, value):
 
 def test_a_task_ends_with_its_account(scorer, tmp_path):
     schema = pa.schema([("k", pa.string()), ("a", pa.float64()), ("reason", pa.string())])
-    quarantine = Quarantine(str(tmp_path / "bad"), schema)
+    bad = TaskFiles("quarantine", str(tmp_path / "bad"), schema)
     batch = _batch(a=pa.array([1.0, None, 3.0]), k=pa.array(["x", "y", "z"]))
-    *scored, account = scorer(sifting=Sifting("/scores", quarantine, None))([batch])
+    *scored, account = scorer(sifting=Sifting("/scores", None), bad_output=bad)([batch])
     assert pa.Table.from_batches(scored).to_pydict() == {
         "k": ["x", "z"],
         "a": [1.0, 3.0],
@@ -284,17 +287,32 @@ def test_a_task_ends_with_its_account(scorer, tmp_path):
     *nothing, text = account.to_pylist()[0].values()
     assert nothing == [None, None, None]
     found = Account.loads(text)
-    assert (found.rows_in, found.bad, found.unproven) == (3, {"column 'a': null": 1}, 0)
-    assert [path.name for path in (tmp_path / "bad").iterdir()] == found.files
+    assert (found.rows_in, found.rows, found.bad, found.unproven) == (3, 2, {"column 'a': null": 1}, 0)
+    assert [path.name for path in (tmp_path / "bad").iterdir()] == found.bad_files
+    assert found.files == []
+
+
+def test_a_task_that_writes_its_rows_answers_with_their_file(scorer, tmp_path):
+    schema = pa.schema([("k", pa.string()), ("a", pa.float64()), ("score", pa.float64())])
+    output = TaskFiles("sink", str(tmp_path / "out"), schema)
+    batches = [_batch(a=pa.array([1.0, 2.0]), k=pa.array(["x", "y"]))] * 3
+    *beats, account = scorer(output=output)(batches)
+    assert [beat.to_pydict() for beat in beats] == [{ACCOUNT: [None]}] * 2
+    found = Account.loads(account.column(ACCOUNT)[0].as_py())
+    assert (found.rows_in, found.rows) == (6, 6)
+    [name] = found.files
+    table = pq.read_table(tmp_path / "out" / name)
+    assert table.schema == schema
+    assert table.column("score").to_pylist() == [2.0, 4.0] * 3
 
 
 def test_a_task_whose_rows_are_all_bad_has_an_account_alone(scorer):
     batch = _batch(a=pa.array([None], "float64"), k=pa.array(["x"]))
-    [account] = scorer(sifting=Sifting("/scores", None, None))([batch])
+    [account] = scorer(sifting=Sifting("/scores", None))([batch])
     assert account.schema.names == ["k", "a", "score", ACCOUNT]
     assert account.schema.field("score").type == pa.float32()
     assert Account.loads(account.column(ACCOUNT)[0].as_py()).rows_bad == 1
-    assert list(scorer(sifting=Sifting("/scores", None, None))([])) == []
+    assert list(scorer(sifting=Sifting("/scores", None))([])) == []
 
 
 def test_a_task_with_more_bad_rows_than_the_job_may_have_ends_at_once(scorer):
@@ -303,11 +321,11 @@ def test_a_task_with_more_bad_rows_than_the_job_may_have_ends_at_once(scorer):
     with pytest.raises(
         BadRowsError, match="2 of 4 rows so far in one task cannot be scored, more than max_bad"
     ):
-        list(scorer(sifting=Sifting("/scores", None, 1))(seen))
+        list(scorer(sifting=Sifting("/scores", 1))(seen))
     assert len(list(seen)) == 98
 
 
 def test_rows_of_another_partition_are_no_bad_rows(scorer):
     batch = _batch(a=pa.array([1.0]), k=pa.array(["x"]), ds=pa.array([None], "string"))
     with pytest.raises(PartitionValueError):
-        list(scorer(constants={"ds": "2013-01-01"}, sifting=Sifting("/scores", None, None))([batch]))
+        list(scorer(constants={"ds": "2013-01-01"}, sifting=Sifting("/scores", None))([batch]))

@@ -1,0 +1,339 @@
+"""What a scoring will do: checked against the model before any row is read, computed when it is placed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import (
+    ColumnCollisionError,
+    ColumnTypeError,
+    InvalidJobError,
+    MissingColumnError,
+)
+from airflow_hydrogen.contract.jobs import InferenceJob
+from airflow_hydrogen.runtime.data import scans
+from airflow_hydrogen.runtime.data.columns import dtype_of
+from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
+from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.scoring import direct
+from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
+from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
+from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
+
+LABEL = "airflow_hydrogen"
+"""The key of what made a prediction, in the metadata of its column."""
+
+_ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
+_CODEC = "spark.sql.parquet.compression.codec"
+_CODECS = {"uncompressed": "none", "lz4_raw": "lz4"}
+_ROW_METADATA = "org.apache.spark.sql.parquet.row.metadata"
+_SPARK_VERSION = "org.apache.spark.version"
+# Types that Spark and Arrow write to Parquet alike.
+_PLAIN = (
+    *("boolean", "byte", "short", "integer", "long", "float", "double", "decimal", "string", "binary"),
+    *("date", "timestamp", "timestamp_ntz"),
+)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is to be done.
+
+    Attributes:
+        schema: of what is written: kept columns and predictions.
+        rows: how many there are; None where that takes reading them.
+        bad_rows: the schema of rows that cannot be scored; None: they fail, or are dropped.
+        scorer: what each task does.
+        job: what is scored.
+        run: gives tasks their batches: scorer and schema of its answers -> their frame.
+        through_spark: the batches come from Spark, and not from files that tasks read.
+        codec: of Parquet files that Spark would write.
+        spark: its version.
+    """
+
+    schema: StructType
+    rows: int | None
+    bad_rows: pa.Schema | None
+    scorer: Scorer
+    job: InferenceJob
+    run: Callable[[Scorer, StructType], DataFrame]
+    through_spark: bool
+    codec: str
+    spark: str
+
+    def frame(self, output: TaskFiles | None = None, bad_output: TaskFiles | None = None) -> DataFrame:
+        """The scored rows and the accounts of the tasks, or the accounts alone.
+
+        Args:
+            output: where tasks write scored rows themselves.
+            bad_output: where they write those that cannot be scored.
+        """
+        scorer = replace(self.scorer, output=output, bad_output=bad_output)
+        return self.run(scorer, _answers(self.schema if output is None else None))
+
+    def is_written_by_workers(self, folder: str) -> bool:
+        """Whether tasks may write the files of a folder: of types that they write as Spark does, to a store
+        from which they load the model."""
+        model, target = uris.parse(self.job.model_uri), uris.parse(folder)
+        is_seen = target.scheme == "file" or (model.store, model.authority) == (
+            target.store,
+            target.authority,
+        )
+        return is_seen and all(_is_plain(item.dataType.jsonValue()) for item in self.schema)
+
+    def files(self, folder: str) -> TaskFiles:
+        """Where tasks write scored rows, with what Spark would put into the files."""
+        return TaskFiles(
+            purpose="sink",
+            folder=folder,
+            schema=_arrow_schema(self.schema),
+            compression=_CODECS.get(self.codec, self.codec),
+            metadata={_SPARK_VERSION: self.spark, _ROW_METADATA: self.schema.json()},
+            copied=self.through_spark,
+        )
+
+
+def score(
+    spark: SparkSession,
+    frame: DataFrame,
+    manifest: Manifest,
+    job: InferenceJob,
+    label: Mapping[str, Any] | None = None,
+) -> Scoring:
+    """The kept columns and predictions: checked now, computed when they are placed.
+
+    Args:
+        spark: the session.
+        frame: the rows.
+        manifest: of the model.
+        job: what is scored.
+        label: what made the predictions, for the metadata of their columns.
+
+    Raises:
+        MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model, or the
+            sink.
+    """
+    check_features(manifest.signature, frame.schema)
+    keep, outputs = plan_columns(frame.columns, manifest.signature, job)
+    slots = task_slots(spark).total
+    constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
+    needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
+    sifting = None
+    if job.on_bad_row != "fail":
+        limit = job.max_bad_rows if isinstance(job.max_bad_rows, int) else None
+        sifting = Sifting(str(job.sink), limit)
+    scorer = Scorer(
+        model_uri=uris.canonical(job.model_uri),
+        manifest=manifest,
+        predictor=job.predictor,
+        keep=tuple(keep),
+        outputs=outputs,
+        constants=constants,
+        batch_rows=job.batch_rows,
+        threads=threads_per_task(spark, slots),
+        sifting=sifting,
+    )
+    scan = None if job.prepare else scans.scan_of(frame, job.source, needed)
+    groups = direct.row_groups(scan.files) if scan else []
+    rows = scan.files.total_rows if scan and groups and scan.condition is None else None
+
+    def read_by_tasks(scorer: Scorer, schema: StructType) -> DataFrame:
+        """Tasks read their row groups themselves; each gets its number as its only row."""
+        assert scan is not None
+        hands, whole = direct.deal(groups, slots), scan
+
+        def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in numbers:
+                for number in batch.column(0).to_pylist():
+                    yield from scorer(direct.read(whole, hands[number], needed, scorer.batch_rows))
+
+        return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema)
+
+    def read_by_spark(scorer: Scorer, schema: StructType) -> DataFrame:
+        if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
+            # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
+            frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
+
+        def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            return scorer(batches)
+
+        return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema)
+
+    return Scoring(
+        schema=output_schema(frame.schema, keep, outputs, manifest.signature, label),
+        rows=rows,
+        bad_rows=quarantine_schema(frame.schema, needed, job) if job.on_bad_row == "quarantine" else None,
+        scorer=scorer,
+        job=job,
+        run=read_by_tasks if groups else read_by_spark,
+        through_spark=not groups,
+        codec=str(spark.conf.get(_CODEC)),
+        spark=spark.version,
+    )
+
+
+def check_features(signature: Signature, schema: StructType) -> None:
+    """Hold the columns of a DataFrame against a model's signature.
+
+    Raises:
+        MissingColumnError: the input lacks features of the model.
+        ColumnTypeError: a feature cannot be turned into the model's dtype.
+    """
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    missing = [column.name for column in signature.columns if column.name not in schema.names]
+    if missing:
+        raise MissingColumnError("feature", missing, schema.names)
+    for spec in signature.inputs:
+        for column in spec.columns:
+            type_ = schema[column.name].dataType
+            dtype, tensor = dtype_of(column.name, to_arrow_type(type_))
+            expected = spec.dtype if column.width is None else f"a list of {column.width} {spec.dtype}"
+            if tensor != (column.width is not None) or not _casts(dtype, spec.dtype):
+                raise ColumnTypeError(column.name, expected, type_.simpleString())
+
+
+def plan_columns(
+    columns: Iterable[str], signature: Signature, job: InferenceJob
+) -> tuple[list[str], dict[str, str]]:
+    """The kept columns, and output name -> column name.
+
+    Raises:
+        MissingColumnError: a kept column that is not there.
+        InvalidJobError: output_columns names an output that the model does not have.
+        ColumnCollisionError: two columns of one name would be written.
+    """
+    found = list(columns)
+    names = [spec.name for spec in signature.outputs]
+    unknown = sorted(set(job.output_columns) - set(names))
+    if unknown:
+        raise InvalidJobError(
+            f"output_columns names {', '.join(map(repr, unknown))}, but the model's outputs are "
+            f"{', '.join(map(repr, names))}"
+        )
+    keep = found if job.keep_columns is None else list(job.keep_columns)
+    if missing := set(keep) - set(found):
+        raise MissingColumnError("kept column", missing, found)
+    # The partition's own columns stand in the folder's name.
+    keep = [name for name in keep if name not in job.sink.partition]
+    outputs = {name: job.output_columns.get(name, name) for name in names}
+    written = [*keep, *job.sink.partition, *outputs.values()]
+    if twice := {name for name in written if written.count(name) > 1}:
+        raise ColumnCollisionError(twice)
+    return keep, outputs
+
+
+def output_schema(
+    schema: StructType,
+    keep: Iterable[str],
+    outputs: Mapping[str, str],
+    signature: Signature,
+    label: Mapping[str, Any] | None = None,
+) -> StructType:
+    """The schema of what is written: kept columns with their types, outputs with the signature's."""
+    from pyspark.sql.types import StructField, StructType
+
+    specs = {spec.name: spec for spec in signature.outputs}
+    return StructType(
+        [
+            *(schema[name] for name in keep),
+            *(
+                StructField(column, _spark_type(specs[name]), metadata={LABEL: label} if label else None)
+                for name, column in outputs.items()
+            ),
+        ]
+    )
+
+
+def quarantine_schema(schema: StructType, needed: Iterable[str], job: InferenceJob) -> pa.Schema:
+    """The columns of bad rows: those that the job reads, and the reason.
+
+    Raises:
+        ColumnCollisionError: a column of the source is called as the reason is.
+    """
+    import pyarrow as pa
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    # The partition's own columns stand in the folder's name, as they do for scores.
+    names = [name for name in needed if name not in job.sink.partition]
+    if REASON in names:
+        raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
+    fields = [pa.field(name, to_arrow_type(schema[name].dataType)) for name in names]
+    return pa.schema([*fields, pa.field(REASON, pa.string())])
+
+
+def _answers(schema: StructType | None) -> StructType:
+    """What tasks answer: accounts, and scored rows of a schema, each null where the other one is."""
+    from pyspark.sql.types import StringType, StructField, StructType
+
+    rows = schema.fields if schema is not None else ()
+    return StructType(
+        [
+            *(StructField(field.name, field.dataType, metadata=field.metadata) for field in rows),
+            StructField(ACCOUNT, StringType()),
+        ]
+    )
+
+
+def _arrow_schema(schema: StructType) -> pa.Schema:
+    """A schema as Arrow's, in which everything may be null, as in files of Spark's."""
+    import pyarrow as pa
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    return pa.schema([pa.field(item.name, to_arrow_type(item.dataType)) for item in schema])
+
+
+def _is_plain(type_: Any) -> bool:
+    """Whether Arrow writes a type of Spark's, in its JSON form, as Spark does."""
+    if isinstance(type_, str):
+        return type_.partition("(")[0] in _PLAIN
+    match type_.get("type"):
+        case "array":
+            return _is_plain(type_["elementType"])
+        case "map":
+            return _is_plain(type_["keyType"]) and _is_plain(type_["valueType"])
+        case "struct":
+            return bool(type_["fields"]) and all(_is_plain(item["type"]) for item in type_["fields"])
+    return False
+
+
+def _spark_type(spec: OutputSpec) -> Any:
+    from pyspark.sql import types
+
+    scalars: dict[str, Any] = {
+        "float16": types.FloatType(),
+        "float32": types.FloatType(),
+        "float64": types.DoubleType(),
+        "int8": types.ByteType(),
+        "int16": types.ShortType(),
+        "int32": types.IntegerType(),
+        "int64": types.LongType(),
+        "bool": types.BooleanType(),
+        "string": types.StringType(),
+    }
+    if spec.dtype not in scalars:
+        raise ColumnTypeError(spec.name, f"one of {', '.join(scalars)}", spec.dtype, "cast it in the model")
+    type_ = scalars[spec.dtype]
+    for _size in () if spec.shape in ((), (1,)) else spec.shape:
+        type_ = types.ArrayType(type_)
+    return type_
+
+
+def _casts(found: str, wanted: str) -> bool:
+    """Whether a column's element type goes into an input's dtype without losing its meaning.
+
+    Whole numbers may go into a narrower dtype: their values are looked at when they are there.
+    """
+    if "string" in (found, wanted):
+        return found == wanted
+    if wanted.startswith(("float", "bfloat")):
+        return True
+    return not found.startswith("float")

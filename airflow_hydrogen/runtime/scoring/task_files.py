@@ -1,0 +1,160 @@
+"""Parquet files that tasks write themselves: named in their accounts, accepted by the driver, or removed.
+
+Every try of a task writes a file of its own, in a hidden folder beside what is replaced. The driver takes
+those files that the accounts of accepted tries name, and no others: of a task that Spark ran twice, one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import UnwritableUriError
+from airflow_hydrogen.runtime.data.files import count_rows
+from airflow_hydrogen.runtime.storage import filesystems
+
+# What a task holds before it writes a row group. Rows may come one by one, and a row group should be worth
+# its footer; many columns, or long ones, should not fill the memory.
+_ROW_GROUP_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """Where tasks write rows; a value, so that it travels to them.
+
+    Attributes:
+        purpose: the argument that named the place, for messages.
+        folder: of this job alone.
+        schema: of the files.
+        compression: Arrow's name of the codec.
+        metadata: what else stands in the files' footers.
+        copied: rows that wait are copied: they are small parts of larger batches, which would wait with them.
+    """
+
+    purpose: str
+    folder: str
+    schema: pa.Schema
+    compression: str = "snappy"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    copied: bool = False
+
+    def accept(self, names: Iterable[str], staged: str) -> int:
+        """Bring the files of accepted tries to where they are staged.
+
+        Args:
+            names: the files.
+            staged: the folder; it gets a file without rows where there are none, so that whoever reads the
+                table finds its columns.
+
+        Returns:
+            Rows in those files that are there.
+        """
+        there = {name for name, _size in filesystems.list_files(self.folder)}
+        accepted = [name for name in names if name in there]
+        for name in accepted:
+            filesystems.transfer(uris.join(self.folder, name), uris.join(staged, name))
+        if not accepted:
+            nothing = pa.BufferOutputStream()
+            with self.writer(nothing) as writer:
+                writer.write_table(self.schema.empty_table())
+            filesystems.write_bytes(uris.join(staged, _new_name()), nothing.getvalue().to_pybytes())
+        return count_rows(staged)
+
+    def writer(self, stream: Any) -> pq.ParquetWriter:
+        """A writer of one file."""
+        flat = [item.name for item in self.schema if not _is_float(item.type) and not item.type.num_fields]
+        writer = pq.ParquetWriter(
+            stream,
+            self.schema,
+            compression=self.compression,
+            use_dictionary=flat,  # floating numbers hardly ever repeat, and trying takes time
+            store_schema=False,  # readers find the types that Spark's own files have
+        )
+        if self.metadata:
+            writer.add_key_value_metadata(dict(self.metadata))
+        return writer
+
+
+class TaskFile:
+    """The file of one try of a task; there is none where no row comes.
+
+    Args:
+        place: where it goes.
+    """
+
+    def __init__(self, place: TaskFiles) -> None:
+        self._place = place
+        self._waiting: list[pa.RecordBatch] = []
+        self._bytes = 0
+        self._stream: Any = None
+        self._writer: pq.ParquetWriter | None = None
+        self.name: str | None = None
+        self.rows = 0
+
+    def __enter__(self) -> TaskFile:
+        return self
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Write some rows, sooner or later.
+
+        Args:
+            rows: with the columns of the schema, and others.
+
+        Raises:
+            UnwritableUriError: this host cannot write there.
+        """
+        schema = self._place.schema
+        arrays = [_cast(rows.column(item.name), item.type) for item in schema]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+        if self._place.copied:
+            batch = pa.ipc.read_record_batch(batch.serialize(), schema)
+        self._waiting.append(batch)
+        self._bytes += batch.nbytes
+        self.rows += batch.num_rows
+        if self._bytes >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._flush()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._stream.close()
+
+    def _flush(self) -> None:
+        if not self.rows:
+            return
+        if self._writer is None:
+            self.name = _new_name()
+            uri = uris.join(self._place.folder, self.name)
+            try:
+                self._stream = filesystems.open_output(uri)
+            except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
+                raise UnwritableUriError(self._place.purpose, uri, str(error) or repr(error)) from error
+            self._writer = self._place.writer(self._stream)
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting))
+        self._waiting, self._bytes = [], 0
+
+
+def _cast(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    return column if column.type == wanted else column.cast(wanted)
+
+
+def _is_float(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(type_))
+
+
+def _new_name() -> str:
+    return f"part-{uuid.uuid4().hex}.parquet"

@@ -1,0 +1,87 @@
+"""Files that tasks write: one a try, and only those of accepted tries are taken."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_hydrogen.contract.errors import UnwritableUriError
+from airflow_hydrogen.runtime.scoring import task_files as module
+from airflow_hydrogen.runtime.scoring.task_files import TaskFile, TaskFiles
+
+SCHEMA = pa.schema([("id", pa.int64()), ("at", pa.timestamp("us", "UTC")), ("reason", pa.string())])
+
+
+def rows(*ids):
+    return pa.record_batch(
+        {
+            "unused": [0] * len(ids),
+            "at": pa.array(ids, pa.timestamp("us", "Asia/Tokyo")),
+            "reason": [f"bad {number}" for number in ids],
+            "id": pa.array(ids),
+        }
+    )
+
+
+@pytest.fixture
+def place(tmp_path):
+    return TaskFiles("quarantine", str(tmp_path / ".ds=1.staging-0123456789ab"), SCHEMA)
+
+
+def test_files_of_accepted_tries_are_taken_and_no_others(place, tmp_path):
+    names = []
+    for ids in ([1], [2, 3]):
+        with TaskFile(place) as file:
+            for number in ids:
+                file.add(rows(number))
+        names.append(file.name)
+    with TaskFile(place) as lost:
+        lost.add(rows(4))
+    assert place.accept(names, str(tmp_path / "staged")) == 3
+    table = pq.read_table(tmp_path / "staged").sort_by("id")
+    assert table.schema.equals(SCHEMA)
+    assert table.column("id").to_pylist() == [1, 2, 3]
+    assert table.column("reason").to_pylist() == ["bad 1", "bad 2", "bad 3"]
+    assert pq.ParquetFile(tmp_path / "staged" / names[1]).num_row_groups == 1
+
+
+def test_a_file_that_is_not_there_is_not_counted(place, tmp_path):
+    with TaskFile(place) as file:
+        file.add(rows(1))
+    assert place.accept([file.name, "on-another-host.parquet"], str(tmp_path / "staged")) == 1
+
+
+def test_no_rows_make_a_table_without_rows(place, tmp_path):
+    with TaskFile(place) as file:
+        pass
+    assert file.name is None
+    assert place.accept([], str(tmp_path / "staged")) == 0
+    assert pq.read_table(tmp_path / "staged").schema.equals(SCHEMA)
+    assert not (tmp_path / ".ds=1.staging-0123456789ab").exists()
+
+
+def test_many_rows_do_not_stay_in_memory(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_ROW_GROUP_BYTES", 1)
+    with TaskFile(place) as file:
+        for number in range(3):
+            file.add(rows(number))
+            assert file._waiting == []
+    place.accept([file.name], str(tmp_path / "staged"))
+    assert pq.ParquetFile(tmp_path / "staged" / file.name).num_row_groups == 3
+
+
+def test_a_host_that_cannot_write_there_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UnwritableUriError, match="quarantine '.*/file/x/part-.*' cannot be written"),
+        TaskFile(TaskFiles("quarantine", str(tmp_path / "file" / "x"), SCHEMA)) as file,
+    ):
+        file.add(rows(1))
+
+
+def test_a_task_that_fails_names_no_file(place):
+    file = TaskFile(place)
+    file.add(rows(1))
+    file.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert file.name is None
