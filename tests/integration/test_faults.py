@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,6 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.runtime.models.exports import ExportedModel
+from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
 from tests.integration.applications import (
     Application,
     Driver,
@@ -23,6 +29,8 @@ from tests.integration.applications import (
     start_driver,
 )
 from tests.integration.cluster import StandaloneCluster, skip_without_namespaces, standalone_cluster
+from tests.integration.models import publish
+from tests.integration.scoring_apps import FATAL
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -322,3 +330,47 @@ def test_a_killed_driver_frees_the_cluster_and_the_next_try_resumes(
 
 def _free_cores(cluster: StandaloneCluster) -> int:
     return sum(int(worker["coresfree"]) for worker in cluster.alive_workers())
+
+
+# --- an executor dies while it scores ------------------------------------------------------------------
+
+
+def test_rows_that_a_dead_executor_had_begun_to_write_are_nowhere(driver: Driver, tmp_path: Path) -> None:
+    """Workers write files themselves: what a lost try has written must not be found beside the next one's."""
+    (tmp_path / "weights").write_text(str(tmp_path))
+    signature = Signature(
+        (InputSpec("a", (ColumnSpec("a", "float32"),), "float32", ()),), (OutputSpec("p", "float32", ()),)
+    )
+    model = ExportedModel(
+        path=str(tmp_path / "weights"),
+        framework="mine",
+        predictor="tests.integration.scoring_apps:kills_its_executor",
+        signature=signature,
+    )
+    (tmp_path / "lake").mkdir()
+    size, text = 400, "x" * 250_000  # 100 MB a file in memory: more than a worker holds before it writes
+    for number in range(4):
+        ids = range(size * number, size * (number + 1))
+        values = [float(i) for i in ids]
+        values[-5] = FATAL if number == 0 else values[-5]
+        table = {"id": pa.array(ids, "int64"), "a": pa.array(values, "float32"), "text": [text] * size}
+        pq.write_table(pa.table(table), tmp_path / "lake" / f"{number}.parquet")
+    job = InferenceJob(
+        model_uri=publish(model, str(tmp_path / "model")),
+        source=Source.parquet(str(tmp_path / "lake")),
+        sink=Sink.parquet(str(tmp_path / "scores"), partition={"ds": "1"}),
+        report_uri=str(tmp_path / "report.json"),
+        batch_rows=32,
+    )
+    (tmp_path / "job.json").write_text(jobs.dumps(job))
+    running = Application(tmp_path, driver, len(driver.log))
+    driver.submit(tmp_path / "job.json")
+    running.until(running.ended, "the scoring ends")
+    report = reports.loads((tmp_path / "report.json").read_text())
+    assert report.failure is None, running.log
+    begun = json.loads((tmp_path / "died").read_text())
+    assert any(begun.values()), "some rows were in a file when its writer died"
+    found = pq.read_table(tmp_path / "scores" / "ds=1", partitioning=None, columns=["id", "p"]).to_pandas()
+    assert sorted(found["id"]) == list(range(4 * size))
+    assert report.rows == 4 * size
+    assert os.listdir(tmp_path / "scores") == ["ds=1"], "nothing is left of the lost try"

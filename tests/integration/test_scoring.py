@@ -503,18 +503,17 @@ def test_rows_that_the_driver_does_not_find_are_no_reason_to_replace_a_partition
 ):
     """A path that every host has for itself: the executors' files are not where the driver looks."""
     report, before = score(linear)
-    monkeypatch.setattr(sinks.uris, "spark_uri", lambda uri: f"file://{tmp_path}/another/host{uri}")
-    with pytest.raises(
-        RowsLostError, match=r"the executors wrote 100 rows for '.*/ds=2013-01-01', .* finds 0"
-    ):
-        replaced(
-            spark.range(100), 100, Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"})
-        )
+    sink = Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-01"})
+    elsewhere = r"the executors wrote 100 rows for '.*/ds=2013-01-01', .* finds 0"
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks.uris, "spark_uri", lambda uri: f"file://{tmp_path}/another/host{uri}")
+        with pytest.raises(RowsLostError, match=elsewhere):
+            replaced(spark.range(100), 100, sink)
     accept = TaskFiles.accept
     monkeypatch.setattr(
         TaskFiles, "accept", lambda files, *given: accept(dataclasses.replace(files, folder="/none"), *given)
     )
-    with pytest.raises(RowsLostError, match=r"wrote 100 rows for '.*/ds=2013-01-01', .* finds 0"):
+    with pytest.raises(RowsLostError, match=elsewhere):
         score(linear)
     assert pq.read_table(report.output_uri, partitioning=None).to_pandas().equals(before)
     assert os.listdir(tmp_path / "scores") == ["ds=2013-01-01"]

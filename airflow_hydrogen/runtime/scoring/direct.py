@@ -2,7 +2,7 @@
 
 Spark turns Parquet into rows and rows into Arrow before a Python worker sees them, which costs more than a
 small model does. Files on a filesystem that every host sees are read by the workers with pyarrow instead, so
-that Spark schedules tasks and writes the result. Which files, and which of their rows, `data.scans` takes
+that Spark schedules tasks and touches no row. Which files, and which of their rows, `data.scans` takes
 from Spark's plan; where it cannot (`prepare`, other formats, object stores, whose credentials may be Spark's
 alone), the rows go through Spark.
 """
