@@ -270,6 +270,61 @@ def test_kept_columns_and_output_names_are_chosen(score, linear):
     assert list(found.columns) == ["id", "p"]
 
 
+EVERYTHING = """
+    SELECT id, float(id) AS a, float(1) AS b, id % 3 = 0 AS flag, tinyint(id) AS tiny, smallint(id) AS small,
+        int(id) AS whole, double(id) / 3 AS third, string(id) AS text, binary(string(id)) AS raw,
+        decimal(id) AS money, cast(1.5 AS decimal(38, 10)) AS much, date '1500-01-01' + int(id) AS day,
+        timestamp '2013-03-10 02:30:00' AS instant, timestamp_ntz '1899-12-31 23:59:59.000001' AS local,
+        array(id, null) AS list, map('k', id) AS map,
+        struct(id AS x, array(struct(id AS y)) AS deep) AS nested, if(id % 2 = 0, null, id) AS gap{more}
+    FROM range(20)
+"""
+
+
+def test_workers_write_what_spark_would_write(spark, score, linear, tmp_path, monkeypatch):
+    query = EVERYTHING.format(more="")
+    spark.sql(query).write.parquet(f"file://{tmp_path}/everything")
+    found = {}
+    for writer in ("workers", "Spark"):
+        with monkeypatch.context() as patch:
+            if writer == "Spark":
+                patch.setattr(Scoring, "is_written_by_workers", lambda *_: False)
+            report, _ = score(
+                linear,
+                source=Source.parquet(str(tmp_path / "everything")),
+                sink=Sink.parquet(str(tmp_path / writer)),
+            )
+        found[writer] = spark.read.parquet(f"file://{report.output_uri}").orderBy("id")
+        [file, *_] = (tmp_path / writer).glob("*.parquet")
+        footer = pq.ParquetFile(file).metadata
+        assert footer.row_group(0).column(0).compression == "SNAPPY"
+        assert (b"org.apache.spark.version" in footer.metadata) and b"ARROW:schema" not in footer.metadata
+    assert found["workers"].schema == found["Spark"].schema
+    metadata = [frame.schema["prediction"].metadata for frame in found.values()]
+    assert metadata[0] == metadata[1] and metadata[0][planning.LABEL]["model_uri"] == linear
+    assert found["workers"].collect() == found["Spark"].collect()
+
+
+def test_types_that_arrow_writes_in_another_way_are_written_by_spark(spark, score, linear, tmp_path):
+    query = EVERYTHING.format(more=", interval '1' day AS lag")
+    spark.sql(query).write.parquet(f"file://{tmp_path}/everything")
+    source = Source.parquet(str(tmp_path / "everything"))
+    report, _ = score(linear, source=source, keep_columns=["id", "lag"])
+    written = spark.read.parquet(f"file://{report.output_uri}")
+    assert written.where("lag = interval '1' day").count() == 20
+    assert report.columns["lag"] == "interval day"
+
+
+def test_the_files_have_the_codec_that_spark_is_told(spark, score, linear):
+    spark.conf.set("spark.sql.parquet.compression.codec", "zstd")
+    try:
+        report, _ = score(linear)
+    finally:
+        spark.conf.unset("spark.sql.parquet.compression.codec")
+    [file] = pathlib.Path(report.output_uri).glob("*.parquet")
+    assert pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
 def test_a_partition_is_replaced_and_the_others_are_left_alone(score, linear, lake, tmp_path):
     other = Sink.parquet(str(tmp_path / "scores"), partition={"ds": "2013-01-02"})
     score(linear, sink=other)

@@ -29,6 +29,7 @@ from airflow_hydrogen.runtime.data.files import (
 )
 from airflow_hydrogen.runtime.data.footers import ColumnBytes
 from airflow_hydrogen.runtime.data.sources import is_plain_parquet
+from airflow_hydrogen.runtime.data.spark_types import arrow_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -256,14 +257,13 @@ def _value(text: str | None, field: StructField) -> PartitionValue:
 
 def _scan(found: _Found, plan: _Plan, columns: Sequence[str], condition: Condition | None) -> Scan | None:
     import pyarrow as pa
-    from pyspark.sql.pandas.types import to_arrow_type
 
     partition_columns = tuple(plan.partition_schema.names)
     table = plan.schema
     # Spark takes a condition's names in its spelling, whatever their capital letters.
     if len({name.lower() for name in table.names}) < len(table.names) or not set(columns) <= set(table.names):
         return None
-    schema = pa.schema([pa.field(name, to_arrow_type(table[name].dataType)) for name in columns])
+    schema = pa.schema([pa.field(name, arrow_type(table[name].dataType)) for name in columns])
     stored = [item for item in schema if item.name not in partition_columns]
     # Where partition columns stand in the files too, as in those of Delta, their values there count nothing.
     asked = condition if condition and not condition.columns & set(partition_columns) else None

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import MissingColumnError, SourceError
+from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
@@ -322,7 +323,6 @@ def _fields(where: str, ddl: str) -> list[StructField]:
 
 
 def _feature(where: str, name: str, type_: DataType) -> Feature:
-    from pyspark.sql.pandas.types import to_arrow_type
     from pyspark.sql.types import ArrayType
 
     is_list = isinstance(type_, ArrayType)
@@ -334,7 +334,7 @@ def _feature(where: str, name: str, type_: DataType) -> Feature:
             where,
             f"column {name!r} of the schema is {type_.simpleString()}; expected {known}, or an array of one",
         )
-    return Feature(name, kind, is_list, to_arrow_type(element))
+    return Feature(name, kind, is_list, arrow_type(element))
 
 
 def _struct(fields: Iterable[StructField]) -> StructType:

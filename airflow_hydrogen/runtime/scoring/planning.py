@@ -16,6 +16,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.runtime.data import scans
 from airflow_hydrogen.runtime.data.columns import dtype_of
+from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
 from airflow_hydrogen.runtime.scoring import direct
@@ -187,7 +188,6 @@ def check_features(signature: Signature, schema: StructType) -> None:
         MissingColumnError: the input lacks features of the model.
         ColumnTypeError: a feature cannot be turned into the model's dtype.
     """
-    from pyspark.sql.pandas.types import to_arrow_type
 
     missing = [column.name for column in signature.columns if column.name not in schema.names]
     if missing:
@@ -195,7 +195,7 @@ def check_features(signature: Signature, schema: StructType) -> None:
     for spec in signature.inputs:
         for column in spec.columns:
             type_ = schema[column.name].dataType
-            dtype, tensor = dtype_of(column.name, to_arrow_type(type_))
+            dtype, tensor = dtype_of(column.name, arrow_type(type_))
             expected = spec.dtype if column.width is None else f"a list of {column.width} {spec.dtype}"
             if tensor != (column.width is not None) or not _casts(dtype, spec.dtype):
                 raise ColumnTypeError(column.name, expected, type_.simpleString())
@@ -260,13 +260,12 @@ def quarantine_schema(schema: StructType, needed: Iterable[str], job: InferenceJ
         ColumnCollisionError: a column of the source is called as the reason is.
     """
     import pyarrow as pa
-    from pyspark.sql.pandas.types import to_arrow_type
 
     # The partition's own columns stand in the folder's name, as they do for scores.
     names = [name for name in needed if name not in job.sink.partition]
     if REASON in names:
         raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
-    fields = [pa.field(name, to_arrow_type(schema[name].dataType)) for name in names]
+    fields = [pa.field(name, arrow_type(schema[name].dataType)) for name in names]
     return pa.schema([*fields, pa.field(REASON, pa.string())])
 
 
@@ -286,9 +285,8 @@ def _answers(schema: StructType | None) -> StructType:
 def _arrow_schema(schema: StructType) -> pa.Schema:
     """A schema as Arrow's, in which everything may be null, as in files of Spark's."""
     import pyarrow as pa
-    from pyspark.sql.pandas.types import to_arrow_type
 
-    return pa.schema([pa.field(item.name, to_arrow_type(item.dataType)) for item in schema])
+    return pa.schema([pa.field(item.name, arrow_type(item.dataType)) for item in schema])
 
 
 def _is_plain(type_: Any) -> bool:
