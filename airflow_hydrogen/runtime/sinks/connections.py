@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from py4j.protocol import Py4JJavaError
 from pyspark import SparkContext
 
 from airflow_hydrogen.contract.errors import DatabaseRefusedError, InvalidJobError, UnwritableUriError
-from airflow_hydrogen.runtime.session import root_cause
+from airflow_hydrogen.runtime.session import root_cause, spark_errors
 
 T = TypeVar("T")
 
@@ -98,11 +97,11 @@ class Database:
         """
         try:
             java = self._open()
-        except Py4JJavaError as error:
+        except spark_errors() as error:
             raise UnwritableUriError("sink", self.sink, self._reason(error)) from None
         try:
             yield Connection(java, self)
-        except Py4JJavaError as error:
+        except spark_errors() as error:
             raise self.refusal(error) from None
         finally:
             self._close(java)
@@ -112,7 +111,7 @@ class Database:
         jdbc = self._jvm.org.apache.spark.sql.execution.datasources.jdbc
         try:
             return str(jdbc.JdbcUtils.getJdbcType(spark_type, self.dialect).databaseTypeDefinition())
-        except Py4JJavaError:
+        except spark_errors():
             return None
 
     def refusal(self, error: Exception) -> DatabaseRefusedError:
@@ -150,7 +149,7 @@ class Database:
             if not java.getAutoCommit():
                 java.rollback()
             java.close()
-        except Py4JJavaError as error:
+        except spark_errors() as error:
             print(
                 f"airflow-hydrogen: a connection of {self.sink} ends with: {self._reason(error)}", flush=True
             )
