@@ -1,4 +1,4 @@
-"""A driver of its own that writes a partition of a database's table, to be killed: `Writer`, and what it runs."""
+"""A driver of its own that writes a partition of a database's table, to be killed."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 import re
 import time
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 _PART = re.compile(r'"((?:[^"]|"")+)"|`((?:[^`]|``)+)`|([^."`]+)')
 _SECRET = re.compile("(?i)password|secret|token|access.?key|passphrase")
+_DATE, _TIMESTAMPS = 91, (93, 2014)
 _TRIES = 5
 _PASSING = ("08", "40", "55P03", "57P01")  # a lost connection, a conflict, a lock, a server that restarts
 _CHARACTERS = (1, 12, -1, -15, -9, -16)  # of java.sql.Types: CHAR, VARCHAR, LONGVARCHAR, and national ones
@@ -114,6 +116,17 @@ class Database:
         except spark_errors():
             return None
 
+    def date(self, text: str) -> Any:
+        """A date as drivers take it; a ValueError where it is none."""
+        return self._jvm.java.sql.Date.valueOf(str(datetime.date.fromisoformat(text)))
+
+    def timestamp(self, text: str) -> Any:
+        """A time as drivers take it; a ValueError where it is none, or has an offset."""
+        found = datetime.datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            raise ValueError(f"{text!r} has an offset")
+        return self._jvm.java.sql.Timestamp.valueOf(str(found))
+
     def refusal(self, error: Exception) -> DatabaseRefusedError:
         """What the database has said, for messages: without anything secret."""
         return DatabaseRefusedError(self.sink, self._reason(error), self._state(error) or "")
@@ -187,7 +200,7 @@ class Connection:
         try:
             if timeout_s:
                 statement.setQueryTimeout(timeout_s)
-            _bind(statement, values)
+            self._bind(statement, values)
             return int(statement.executeUpdate())
         finally:
             statement.close()
@@ -196,7 +209,7 @@ class Connection:
         """The first column of what a query answers, as text."""
         statement = self._java.prepareStatement(sql)
         try:
-            _bind(statement, values)
+            self._bind(statement, values)
             answer = statement.executeQuery()
             found = []
             while answer.next():
@@ -269,6 +282,16 @@ class Connection:
         """Remove a table, unless somebody keeps it busy."""
         self.execute(f"drop table {table.quoted}", timeout_s=_SWEEP_TIMEOUT_S)
 
+    def _bind(self, statement: Any, values: Sequence[Parameter]) -> None:
+        for number, (text, type_) in enumerate(values, 1):
+            # Not all drivers make a date of a text.
+            if type_ == _DATE:
+                statement.setDate(number, self._database.date(text))
+            elif type_ in _TIMESTAMPS:
+                statement.setTimestamp(number, self._database.timestamp(text))
+            else:
+                statement.setObject(number, text, type_)
+
     def _folded(self, part: tuple[str, bool]) -> str:
         name, quoted = part
         metadata = self._java.getMetaData()
@@ -333,11 +356,6 @@ def transact(
             print(f"airflow-hydrogen: {error}; trying again", flush=True)
             time.sleep(failed * random.random())  # so that two do not meet again
     raise AssertionError("the last try returns or raises")
-
-
-def _bind(statement: Any, values: Sequence[Parameter]) -> None:
-    for number, (text, type_) in enumerate(values, 1):
-        statement.setObject(number, text, type_)
 
 
 def _same(schema: str | None, table: Table) -> bool:

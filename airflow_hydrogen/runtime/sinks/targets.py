@@ -67,11 +67,12 @@ class Target:
     def require_values(self, connection: Connection, values: Mapping[str, str]) -> None:
         """Raise TableMismatchError where columns of the partition cannot hold its values."""
         where, bound = self.partition(values)
+        unfit: tuple[type[Exception], ...] = (*spark_errors(), ValueError)
         try:
             connection.query(f"select 1 from {self.table.quoted} where 1 = 0 and {where}", bound)
-        except spark_errors() as error:
+        except unfit as error:
             named = ", ".join(f"{name}={value!r}" for name, value in values.items())
-            reason = self._database.refusal(error)
+            reason = error if isinstance(error, ValueError) else self._database.refusal(error)
             raise self.mismatch(f"its columns cannot be compared with {named} ({reason})") from None
 
     def types(self, spark: SparkSession, names: Sequence[str]) -> dict[str, DataType]:
