@@ -462,8 +462,8 @@ class MergeKeysError(DataError):
     def __init__(self, target: str, keys: Iterable[str], nulls: int, repeated: int) -> None:
         self.keys = list(keys)
         super().__init__(
-            f"rows for {target} cannot be merged by {', '.join(map(repr, self.keys))}: {nulls:,} rows have a "
-            f"key that is null, and {repeated:,} keys stand more than once; filter the source, or name the "
+            f"rows for {target} cannot be merged by {', '.join(map(repr, self.keys))}: {nulls} rows have a "
+            f"key that is null, and {repeated} keys stand more than once; filter the source, or name the "
             "keys that tell its rows apart. Nothing was changed"
         )
         self.nulls = nulls
@@ -601,7 +601,7 @@ class OtherRowsError(SinkError):
 
     def __init__(self, target: str, written: int, found: int) -> None:
         super().__init__(
-            f"{target} would hold {found:,} rows in place of the {written:,} that were written; let one task "
+            f"{target} would hold {found} rows in place of the {written} that were written; let one task "
             "alone write a partition, and look for triggers of the table. It is as it was"
         )
         self.target = target
