@@ -53,8 +53,11 @@ class Writer:
 
     def kill(self) -> None:
         """kill -9, at once and all of it."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        assert self._process.stdout
+        self._process.stdout.close()
 
 
 def main(options: dict[str, str], sink: dict[str, Any], rows: int, master: str) -> None:

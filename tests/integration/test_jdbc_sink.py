@@ -470,19 +470,26 @@ class LosesAnAnswer:
         self.port = self._listener.getsockname()[1]
         self.lost = 0
         self._lock = threading.Lock()
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._sockets = [self._listener]
+        self._threads = []
+        self._start(self._serve)
+
+    def _start(self, work, *given):
+        self._threads.append(threading.Thread(target=work, args=given, daemon=True))
+        self._threads[-1].start()
 
     def _serve(self):
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection((servers.HOST, self._port))
+                self._sockets += [client, server]
                 asked = threading.Event()
-                for line in ((client, server, asked, True), (server, client, asked, False)):
-                    threading.Thread(target=self._pass_on, args=line, daemon=True).start()
+                self._start(self._pass_on, client, server, asked, True)
+                self._start(self._pass_on, server, client, asked, False)
 
     def _pass_on(self, source, sink, asked, is_client):
-        with contextlib.suppress(OSError), source, sink:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if is_client and b"COMMIT\0" in data:  # and not READ COMMITTED
                     with self._lock:
@@ -492,11 +499,21 @@ class LosesAnAnswer:
                 if not is_client and asked.is_set():
                     break
                 sink.sendall(data)
-            for end in (source, sink):
+        self._end(sink, source)
+
+    def _end(self, *sockets):
+        for end in sockets:  # to close them would not wake up who waits for them
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self):
-        self._listener.close()
+        self._end(self._listener)
+        self._threads[0].join()
+        self._end(*self._sockets)
+        for thread in self._threads:
+            thread.join()
+        for end in self._sockets:
+            end.close()
 
 
 def test_a_task_that_wrote_twice_and_a_driver_killed_in_mid_commit(
