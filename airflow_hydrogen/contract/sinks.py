@@ -175,7 +175,7 @@ class Sink:
 
         Args:
             conn_id: an Airflow connection, as for `Source.jdbc`.
-            table: the table's name, made where there is none.
+            table: `scores` or `schema.scores`, made where there is none.
             partition: as for `parquet`; its columns are columns of the table.
             mode: as for `delta`.
             keys: likewise.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.errors import InvalidJobError, SourceError
+from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
 
 if TYPE_CHECKING:
@@ -76,14 +77,24 @@ def _ask(spark: SparkSession, source: Source, access: Access, values: Sequence[s
     return list(row)
 
 
-def _options(source: Source, access: Access) -> dict[str, str]:
-    assert source.conn_id is not None
-    if source.conn_id not in access:
+def opening(place: Source | Sink, access: Access) -> dict[str, str]:
+    """The options of Spark's reader and writer that open the connection of a source or sink.
+
+    Raises:
+        InvalidJobError: nobody has said how it is opened.
+    """
+    assert place.conn_id is not None
+    if place.conn_id not in access:
+        kind = "source" if isinstance(place, Source) else "sink"
         raise InvalidJobError(
-            f"source {source} needs access[{source.conn_id!r}]: the options of Spark's JDBC reader that open "
+            f"{kind} {place} needs access[{place.conn_id!r}]: the options of Spark's JDBC reader that open "
             "it, such as url, driver, user and password; the operators take them from Airflow's connection"
         )
-    return {**access[source.conn_id], **source.options}
+    return dict(access[place.conn_id])
+
+
+def _options(source: Source, access: Access) -> dict[str, str]:
+    return {**opening(source, access), **source.options}
 
 
 def _rows(source: Source) -> str:

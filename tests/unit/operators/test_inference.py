@@ -307,6 +307,29 @@ def test_sources_bring_what_spark_needs_to_read_them(capsys: Any) -> None:
     assert "hush" not in "".join([command, log, repr(job), repr(ran.xcoms), repr(ran.outlet_extra)])
 
 
+def test_a_sink_in_a_database_brings_its_driver_and_opens_its_connection(capsys: Any) -> None:
+    shop = Connection(conn_id="shop", conn_type="mariadb", host="db", schema="s", login="me", password="hush")
+    sink = Sink.jdbc(
+        "{{ 'shop' }}", table="scores_{{ ds_nodash }}", partition={"ds": "{{ ds }}"}, mode="append"
+    )
+    with fake_spark_submit(connections=[shop]) as submissions:
+        ran = run_task(operator(sink=sink), ds="2013-01-02")
+    [submission] = submissions
+    assert submission.job.access == {
+        "shop": {
+            "url": "jdbc:mysql://db:3306/s?permitMysqlScheme",
+            "driver": "org.mariadb.jdbc.Driver",
+            "user": "me",
+            "password": "hush",
+        }
+    }
+    assert (submission.job.sink.table_name, submission.job.sink.conn_id) == ("scores_20130102", "shop")
+    assert submission.option("--packages").startswith("org.mariadb.jdbc:mariadb-java-client:")
+    assert ran.return_value == "scores_20130102"
+    told = [*submission.command, capsys.readouterr().out, repr(submission.job), repr(ran.xcoms)]
+    assert "hush" not in "".join(told)
+
+
 def test_packages_and_jars_in_conf_stay_where_sources_bring_their_own() -> None:
     conf = {"spark.jars.packages": "a:b:1, c:d:2", "spark.jars": "/e.jar"}
     with fake_spark_submit() as submissions:
@@ -317,10 +340,11 @@ def test_packages_and_jars_in_conf_stay_where_sources_bring_their_own() -> None:
 
 
 def test_a_database_that_no_connection_names_is_found_before_submission() -> None:
-    task = operator(source=Source.jdbc("nix", table="t"))
-    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match="'nix', which is not"):
-        run_task(task, ds="1")
-    assert submissions == []
+    for place in ({"source": Source.jdbc("nix", table="t")}, {"sink": Sink.jdbc("nix", table="t")}):
+        missing = pytest.raises(AirflowFailException, match="'nix', which is not")
+        with fake_spark_submit() as submissions, missing:
+            run_task(operator(**place), ds="1")
+        assert submissions == []
 
 
 def test_jars_come_from_a_folder_where_there_is_no_network(tmp_path: Any) -> None:

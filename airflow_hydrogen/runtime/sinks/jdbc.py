@@ -1,0 +1,348 @@
+"""A table of a database: rows are staged in a table of their own, and swapped or merged in one transaction.
+
+The name of the staging table holds the place that is written, and a token of the try. It is also how tries of
+one place know of each other: a new one drops the tables of older ones, which find theirs gone and fail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from airflow_hydrogen.contract.errors import (
+    ColumnTypeError,
+    DatabaseRefusedError,
+    InvalidJobError,
+    MergeKeysError,
+    MissingColumnError,
+    OtherRowsError,
+    PartitionTakenError,
+    UnwritableUriError,
+)
+from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.runtime.data.databases import Access, opening
+from airflow_hydrogen.runtime.session import spark_errors
+from airflow_hydrogen.runtime.sinks import dialects
+from airflow_hydrogen.runtime.sinks.connections import Connection, Database, Table, transact
+from airflow_hydrogen.runtime.sinks.targets import Target
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+_SHORT_TEXT = 255  # characters of a column that an index can hold
+_INDEXED_COLUMNS = 3  # more of them are longer than a key of MySQL's may be
+_NOTHING = "1 = 0"
+
+
+def require_writable(sink: Sink, access: Access) -> None:
+    """Log in, and look at the table where it is there.
+
+    Raises:
+        InvalidJobError: no connection, no name of a table, or an address that Spark cannot write.
+        UnwritableUriError: the database cannot be reached, or lets nobody in.
+        TableMismatchError: the table lacks a column of the partition or of the keys.
+    """
+    database = _database(sink, access)
+    with database.connected() as connection:
+        table = connection.table(str(sink.table_name))
+        if columns := connection.columns(table):
+            target = Target(database, table, columns)
+            target.require([*sink.partition, *sink.keys])
+            target.require_values(connection, sink.partition)
+
+
+@contextmanager
+def placing(sink: Sink, run: Run | None, access: Access) -> Iterator[Rows]:
+    """Begin a try to replace a partition, or to merge rows. At its end nothing is left staged."""
+    rows = Rows(sink, run, _database(sink, access))
+    try:
+        yield rows
+    finally:
+        rows.sweep()
+
+
+class Rows:
+    """The rows of one try.
+
+    Args:
+        sink: where they go.
+        run: the Airflow run, or None.
+        database: the sink's.
+    """
+
+    def __init__(self, sink: Sink, run: Run | None, database: Database) -> None:
+        self.name = str(sink)
+        self._sink = sink
+        self._database = database
+        self._dialect = dialects.of(database.url)
+        # Runs that merge take nothing from each other, where they share a table; tries of one run do.
+        of_run = (run.dag_id, run.task_id, run.run_id, run.map_index) if run and sink.mode == "merge" else ()
+        self._work = (sorted(sink.partition.items()), sink.mode, of_run)
+        self._prefix = ""
+        self._staged: Table | None = None
+        self._accepted = _NOTHING
+        self._types: dict[str, str] = {}
+        self._texts: list[str] = []
+
+    def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
+        """Write the rows to the staging table; see `Placement`.
+
+        Raises:
+            ColumnTypeError: the database has no type for a column.
+            MissingColumnError: a key is no column.
+            TableMismatchError: the table that is there does not hold the rows.
+            MergeKeysError: a key is null, or stands twice.
+            DatabaseRefusedError: with what the database says.
+        """
+        from airflow_hydrogen.runtime.sinks import attempts  # it imports pandas
+
+        with self._database.connected() as connection:
+            table = connection.table(str(self._sink.table_name))
+            columns = connection.columns(table)
+        target = Target(self._database, table, columns) if columns else None
+        frame = self._placed(frame, target)
+        told = attempts.Attempts(frame.sparkSession.sparkContext)
+        numbered = told.numbered(frame)
+        types = self._column_types(numbered)
+        beside = [attempts.ATTEMPT, *([notes] if notes else [])]
+        self._types = {name: type_ for name, type_ in types.items() if name not in beside}
+        self._texts = [name for name, type_ in numbered.dtypes if type_ == "string"]
+        if target:
+            target.require_holds(frame.select(*(f"`{name}`" for name in self._types)))
+        self._begin(table, types)
+        if target:
+            self._rehearse(target)
+        self._write(numbered)
+        self._accepted = attempts.condition(self._quote(attempts.ATTEMPT), told.rows)
+        found = self._accounts(notes)
+        self._require_keys()
+        return sum(told.rows.values()) - len(found), found
+
+    def count(self) -> int:
+        """The rows in the staging table, of attempts that Spark has accepted."""
+        with self._database.connected() as connection:
+            return connection.count(f"select count(*) from {self._place.quoted} where {self._accepted}")
+
+    def require_owner(self) -> None:
+        """Raise PartitionTakenError where a newer try has removed what this one has staged."""
+        with self._database.connected() as connection:
+            there = connection.tables_beside(self._place, self._prefix)
+        if self._place not in there:
+            newer = f"another try, whose staging table is {there[0].quoted}" if there else None
+            raise PartitionTakenError(self.name, newer)
+
+    def commit(self, *, rows: int, model: str | None) -> None:
+        """Put the rows in place; see `Placement`. It may be done twice.
+
+        Raises:
+            PartitionTakenError: a newer try has begun.
+            OtherRowsError: the partition would hold other rows than these.
+            DatabaseRefusedError: with what the database says.
+        """
+        with self._database.connected() as connection:
+            table = connection.table(str(self._sink.table_name))
+        with self._explained():
+            transact(
+                self._database,
+                lambda connection: self._dialect.begin(connection, table),
+                lambda connection: self._change(connection, table, rows),
+            )
+
+    def sweep(self) -> None:
+        """Drop the staging table; where that cannot be done, the next try of the place does it."""
+        if self._staged is None:
+            return
+        try:
+            with self._database.connected() as connection:
+                self._drop(connection, [self._staged])
+        except (DatabaseRefusedError, UnwritableUriError) as error:
+            print(f"airflow-hydrogen: {self._staged.quoted} is left to the next try: {error}", flush=True)
+
+    @property
+    def _place(self) -> Table:
+        assert self._staged is not None, "nothing is staged yet"
+        return self._staged
+
+    def _quote(self, name: str) -> str:
+        return self._database.quote(name)
+
+    def _placed(self, frame: DataFrame, target: Target | None) -> DataFrame:
+        """The rows with the columns of the partition, of the types that the table has."""
+        from pyspark.sql import functions
+
+        there = [*frame.columns, *self._sink.partition]
+        if missing := [key for key in self._sink.keys if key not in there]:
+            raise MissingColumnError("key", missing, there)
+        types = target.types(frame.sparkSession, list(self._sink.partition)) if target else {}
+        for name, value in self._sink.partition.items():
+            constant = functions.lit(value)
+            frame = frame.withColumn(name, constant.cast(types[name]) if target else constant)
+        return frame
+
+    def _column_types(self, frame: DataFrame) -> dict[str, str]:
+        """What the database calls the types of columns."""
+        found = {}
+        for (name, spark_type), java in zip(frame.dtypes, frame._jdf.schema().fields(), strict=True):
+            if spark_type == "string" and (value := self._sink.partition.get(name)):
+                found[name] = f"varchar({max(_SHORT_TEXT, len(value))})"
+                continue
+            type_ = self._database.type_of(java.dataType())
+            if type_ is None:
+                hint = "leave it out with keep_columns or output_columns, or cast it in 'prepare'"
+                raise ColumnTypeError(name, "a type that the database has too", spark_type, hint)
+            found[name] = self._dialect.column_type(spark_type, type_)
+        return found
+
+    def _begin(self, table: Table, types: Mapping[str, str]) -> None:
+        """Make the staging table. Those of older tries go, and nobody else's."""
+        place = hashlib.sha256(repr((table.catalog, table.schema, table.name, self._work)).encode())
+        self._prefix = f"hydrogen_{place.hexdigest()[:12]}_"
+        with self._database.connected() as connection:
+            older = connection.tables_beside(table, self._prefix)
+            staged = connection.beside(table, self._prefix + secrets.token_hex(6))
+            connection.execute(self._definition(staged, types))
+            self._staged = staged
+            self._drop(connection, older)  # of two that begin at once, neither takes the other's
+
+    def _definition(self, table: Table, types: Mapping[str, str]) -> str:
+        suffix = self._dialect.column_suffix
+        columns = ", ".join(f"{self._quote(name)} {type_}{suffix}" for name, type_ in types.items())
+        return f"create table {table.quoted} ({columns}){self._dialect.table_options}"
+
+    def _drop(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """Remove staging tables, unless another try has done so."""
+        for table in tables:
+            try:
+                connection.drop(table)
+            except spark_errors() as error:
+                if connection.tables_beside(table, table.name):
+                    raise self._database.refusal(error) from None
+
+    def _rehearse(self, target: Target) -> None:
+        """Let the database check the statements of the commit, while there are no rows."""
+        with self._database.connected() as connection:
+            connection.begin()
+            try:
+                for statement in self._statements(connection, target):
+                    connection.execute(statement)
+            except spark_errors() as error:
+                raise target.mismatch(str(self._database.refusal(error))) from None
+
+    def _write(self, frame: DataFrame) -> None:
+        writer = frame.write.format("jdbc").mode("append").options(**self._database.options)
+        with self._explained():
+            try:
+                writer.option("dbtable", self._place.quoted).save()
+            except spark_errors() as error:
+                if not self._database.is_refusal(error):
+                    raise
+                raise self._database.refusal(error) from None
+
+    def _accounts(self, notes: str | None) -> list[str]:
+        """The notes of tasks; from now on they do not count as rows."""
+        if notes is None:
+            return []
+        column, accepted = self._quote(notes), self._accepted
+        self._accepted += f" and {column} is null"
+        with self._database.connected() as connection:
+            found = connection.query(
+                f"select {column} from {self._place.quoted} where {accepted} and {column} is not null"
+            )
+        return [str(note) for note in found]
+
+    def _require_keys(self) -> None:
+        """Raise MergeKeysError before anything is changed."""
+        if not self._sink.keys:
+            return
+        rows = f"from {self._place.quoted} where {self._accepted}"
+        keys = [self._quote(key) for key in self._sink.keys]
+        missing = " or ".join(f"{key} is null" for key in keys)
+        groups = f"select count(*) as times {rows} group by {', '.join(keys)} having count(*) > 1"
+        with self._database.connected() as connection:
+            nulls = connection.count(f"select count(*) {rows} and ({missing})")
+            repeated = connection.count(f"select count(*) from ({groups}) repeated")
+        if nulls or repeated:
+            raise MergeKeysError(self.name, self._sink.keys, nulls, repeated)
+
+    def _change(self, connection: Connection, table: Table, rows: int) -> None:
+        """What the transaction does."""
+        if not connection.columns(table):
+            self._create(connection, table)
+        target = Target(self._database, table, connection.columns(table))
+        where, values = target.partition(self._sink.partition)
+        merging = self._sink.mode == "merge"
+        if not merging:
+            connection.execute(f"delete from {table.quoted} where {where}", values)
+        for statement in self._statements(connection, target):
+            connection.execute(statement)
+        found = (
+            rows
+            if merging
+            else connection.count(f"select count(*) from {table.quoted} where {where}", values)
+        )
+        if found != rows:
+            raise OtherRowsError(self.name, rows, found)
+
+    def _create(self, connection: Connection, table: Table) -> None:
+        """Make the table, and an index on what its rows are found by."""
+        types = dict(self._types)
+        for key in self._sink.keys:
+            if key in self._texts and key not in self._sink.partition:
+                types[key] = f"varchar({_SHORT_TEXT})"
+        connection.execute(self._definition(table, types))
+        by = list(self._sink.keys or self._sink.partition)[:_INDEXED_COLUMNS]
+        if by:
+            index = self._quote(f"hydrogen_{secrets.token_hex(6)}")
+            connection.execute(f"create index {index} on {table.quoted} ({', '.join(map(self._quote, by))})")
+
+    def _statements(self, connection: Connection, target: Target) -> list[str]:
+        """What brings the staged rows into the table, beside those that are there."""
+        staged = self._place.quoted
+        held = {name: self._quote(target.column(name).name) for name in self._types}
+        these = ", ".join(f"s.{self._quote(name)}" for name in held)
+        insert = (
+            f"insert into {target.table.quoted} ({', '.join(held.values())}) "
+            f"select {these} from {staged} s where {self._accepted}"
+        )
+        if self._sink.mode != "merge":
+            return [insert]
+        named, its = self._dialect.target(target.table)
+        same = " and ".join(
+            self._dialect.same_key(
+                connection, target.table, f"{its}.{held[key]}", f"s.{self._quote(key)}", column
+            )
+            for key in self._sink.keys
+            for column in [target.column(key)]
+        )
+        insert += f" and not exists (select 1 from {named} where {same})"
+        given = [(column, self._quote(name)) for name, column in held.items() if name not in self._sink.keys]
+        update = self._dialect.update(named, staged, given, f"{same} and {self._accepted}")
+        return [update, insert] if given else [insert]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say why a try fails whose staging table a newer one has dropped under its hands."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.require_owner()
+            except PartitionTakenError as taken:
+                raise taken from error
+            except (DatabaseRefusedError, UnwritableUriError) as unknown:
+                print(f"airflow-hydrogen: nor is it known who writes {self.name}: {unknown}", flush=True)
+            raise
+
+
+def _database(sink: Sink, access: Access) -> Database:
+    options = opening(sink, access)
+    if options["url"].startswith("jdbc:mariadb:"):
+        raise InvalidJobError(
+            f"connection {sink.conn_id!r} of the sink has an address jdbc:mariadb://..., for which Spark "
+            "writes names as MariaDB does not read them: use a connection of type mariadb, or jdbc:mysql: "
+            "with ?permitMysqlScheme"
+        )
+    return Database(options, str(sink))
