@@ -89,14 +89,22 @@ def _look(
         raise UnsureError("its driver runs on the cluster, and has other local files")
     environment = worker_environment(env_vars)
     if wanted:
-        looks.require_same_view(wanted, hook.settings, environment)
+        looks.require_same_view(wanted, _settings(hook), environment)
     return looks.look(
         job.model_uri,
         wanted,
         None if first_try else job.snapshot_uri,
         _client(source, hook),
         environment,
+        looks.TIMEOUT_S,
     )
+
+
+def _settings(hook: HydrogenSparkSubmitHook) -> dict[str, str]:
+    try:
+        return hook.settings
+    except (OSError, ValueError) as error:  # spark-submit will have its own to say about that
+        raise UnsureError(f"Spark's settings cannot be read: {error}") from None
 
 
 def _client(source: Source, hook: HydrogenSparkSubmitHook) -> dict[str, Any] | None:

@@ -80,10 +80,22 @@ def _of_parquet(file: Any, source: Source) -> Columns:
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(file)
+    found = [(field.name, types.of_arrow(field.type)) for field in schema]
     written = (schema.metadata or {}).get(_SPARK_SCHEMA)
-    if written:
-        return types.of_spark_json(written.decode())
-    return [(field.name, types.of_arrow(field.type)) for field in schema]
+    if not written:
+        return found
+    told = types.of_spark_json(written.decode())
+    if not _agree(told, found):
+        raise UnsureError("somebody has changed a file that Spark wrote, and left Spark's schema in it")
+    return told
+
+
+def _agree(some: Columns, others: Columns) -> bool:
+    """Whether these are the same columns, as far as their types are known."""
+    return len(some) == len(others) and all(
+        name == other and (type_ == other_type or None in (type_, other_type))
+        for (name, type_), (other, other_type) in zip(some, others, strict=True)
+    )
 
 
 def _of_orc(file: Any, source: Source) -> Columns:

@@ -45,7 +45,7 @@ def look(
     snapshot_uri: str | None,
     client: Mapping[str, Any] | None,
     environment: Mapping[str, str],
-    timeout_s: int = TIMEOUT_S,
+    timeout_s: int,
 ) -> Seen:
     """Ask a process of its own what a model and a source look like.
 
@@ -123,11 +123,17 @@ def _ask(question: Mapping[str, Any], environment: Mapping[str, str], timeout_s:
         )
     except subprocess.TimeoutExpired:
         raise UnsureError(_no_answer(timeout_s)) from None
+    except OSError as error:
+        raise UnsureError(f"no process could be started to look at it: {error}") from None
     if ended.returncode < 0:
         raise UnsureError(_no_answer(timeout_s))
     if ended.returncode:
         raise UnsureError(f"the look at it failed: {(ended.stderr.splitlines() or ['without a word'])[-1]}")
-    answer: dict[str, Any] = json.loads(ended.stdout)
+    try:
+        # Libraries may have written before.
+        answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise UnsureError(f"the look at it answered {ended.stdout[-200:]!r}") from None
     return answer
 
 

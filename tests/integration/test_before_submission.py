@@ -23,6 +23,7 @@ from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.scoring.application import columns_of
 from airflow_hydrogen.schemas import __main__ as schemas
+from airflow_hydrogen.schemas import looks
 from airflow_hydrogen.testing import run_task
 from tests.integration.databases import DatabaseServer
 from tests.integration.models import dense, matrix_layout, publish
@@ -155,6 +156,7 @@ def test_the_same_differences_are_told_before_a_submission_and_by_its_driver(
     pq.write_table(pa.table({**columns, "prediction": [1.0]}), tmp_path / "x.parquet")
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", '{"conn_type": "spark", "host": "local[1]"}')
+    monkeypatch.setattr(looks, "TIMEOUT_S", 60)  # where other work goes on beside the tests
     told, seconds = [], []
     for source in (Source.parquet(f"{tmp_path}/x.parquet"), Source.read("parquet", f"{tmp_path}/x.parquet")):
         operator = ArrowInferenceOperator(

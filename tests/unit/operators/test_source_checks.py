@@ -16,7 +16,13 @@ from airflow.sdk import Connection
 from airflow_hydrogen.contract.jobs import Sink, Source
 from airflow_hydrogen.operators import source_checks
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
+from airflow_hydrogen.schemas import looks
 from airflow_hydrogen.testing import fake_spark_submit, run_task
+
+
+@pytest.fixture(autouse=True)
+def _time_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "TIMEOUT_S", 60)
 
 
 @pytest.fixture

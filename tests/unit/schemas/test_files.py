@@ -44,6 +44,20 @@ def test_names_and_types_of_parquet(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("changed", [{"b": [1]}, {"a": ["x"]}])
+def test_a_schema_of_sparks_that_somebody_left_in_another_file_is_left_to_it(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    spark = '{"type":"struct","fields":[{"name":"a","type":"long","nullable":true,"metadata":{}}]}'
+    metadata = {"org.apache.spark.sql.parquet.row.metadata": spark}
+    source = Source.parquet(str(tmp_path / "x.parquet"))
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(metadata), tmp_path / "x.parquet")
+    assert files.columns_of(source) == [("a", "bigint")]
+    pq.write_table(pa.table(changed).replace_schema_metadata(metadata), tmp_path / "x.parquet")
+    with pytest.raises(UnsureError, match="left Spark's schema in it"):
+        files.columns_of(source)
+
+
 def test_partition_folders_are_columns_whose_types_spark_finds(tmp_path: Path) -> None:
     for day in ("1", "2"):
         parquet(tmp_path / f"ds={day}" / "hour%3A=0" / "x.parquet", a=[1.0], ds=["x"])

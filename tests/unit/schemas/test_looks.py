@@ -37,15 +37,14 @@ def lake(tmp_path: Path) -> Source:
     return Source.parquet(str(tmp_path / "x.parquet"))
 
 
-def look(model: Path, source: Source | None, snapshot: Path | None = None, **options: Any) -> looks.Seen:
-    return looks.look(str(model), source, snapshot and str(snapshot), None, {**os.environ}, **options)
+def look(model: Path, source: Source | None, snapshot: Path | None = None, timeout_s: int = 60) -> looks.Seen:
+    return looks.look(str(model), source, snapshot and str(snapshot), None, {**os.environ}, timeout_s)
 
 
 def test_a_model_and_a_source_are_seen(model: Path, lake: Source) -> None:
     seen = look(model, lake)
     assert seen.columns == [("a", "double")]
     assert [column.name for column in seen.signature.columns] == ["a"]
-    assert look(model, None).columns is None
 
 
 def test_what_an_earlier_try_has_opened_is_not_looked_at(model: Path, lake: Source, tmp_path: Path) -> None:
@@ -82,13 +81,20 @@ def test_sources_that_spark_alone_knows(model: Path, source: Source, monkeypatch
         look(model, source)
 
 
-def test_manifests_of_other_versions_are_left_to_the_driver(model: Path, lake: Source) -> None:
-    (model / "manifest.json").write_text('{"format_version": 2}')
-    with pytest.raises(UnsureError, match="format version 2"):
-        look(model, lake)
-    (model / "manifest.json").write_text("no JSON")
-    with pytest.raises(UnsureError, match="cannot be read"):
-        look(model, lake)
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"manifest": '{"format_version": 2}', "columns": None}, "format version 2"),
+        ({"manifest": "no JSON", "columns": None}, "cannot be read"),
+        ({"unsure": "OSError: no route"}, "OSError: no route"),
+    ],
+)
+def test_answers_that_say_nothing_are_left_to_the_driver(
+    model: Path, monkeypatch: Any, answer: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.setattr(looks, "_ask", lambda *_asked: answer)
+    with pytest.raises(UnsureError, match=reason):
+        look(model, None)
 
 
 @pytest.mark.parametrize(
