@@ -89,7 +89,7 @@ def _look(
         raise UnsureError("its driver runs on the cluster, and has other local files")
     environment = worker_environment(env_vars)
     if wanted:
-        looks.require_same_view(wanted, _settings(hook), environment)
+        _require_same_view(wanted, hook, environment)
     return looks.look(
         job.model_uri,
         wanted,
@@ -100,9 +100,9 @@ def _look(
     )
 
 
-def _settings(hook: HydrogenSparkSubmitHook) -> dict[str, str]:
+def _require_same_view(source: Source, hook: HydrogenSparkSubmitHook, environment: Mapping[str, str]) -> None:
     try:
-        return hook.settings
+        looks.require_same_view(source, hook.settings, environment)
     except (OSError, ValueError) as error:  # spark-submit will have its own to say about that
         raise UnsureError(f"Spark's settings cannot be read: {error}") from None
 

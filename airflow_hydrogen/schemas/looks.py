@@ -96,12 +96,24 @@ def require_same_view(source: Source, settings: Mapping[str, str], environment: 
     for name in _MERGING:
         if name.split(".")[2] == source.kind and settings.get(name, "false").lower() == "true":
             raise UnsureError(f"{name} has Spark look at every file")
-    if source.uri is None or uris.parse(source.uri).store != "s3" or _S3_ENDPOINT not in settings:
-        return  # Spark too takes the endpoint from the environment
+    place = None if source.uri is None else uris.parse(source.uri)
+    if place is None or place.store != "s3":
+        return
+    if _hadoop_knows_s3(environment):
+        raise UnsureError("Hadoop's core-site.xml says where S3 is, for Spark alone")
+    of_bucket = f"spark.hadoop.fs.s3a.bucket.{place.authority}.endpoint"
+    theirs = settings.get(of_bucket) or settings.get(_S3_ENDPOINT)
+    if not theirs:
+        return  # Spark too takes it from the environment
     ours = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
-    theirs = settings[_S3_ENDPOINT]
     if _host(theirs) != _host(ours) and (ours or not theirs.endswith(".amazonaws.com")):
         raise UnsureError("Spark and this process have different endpoints of S3")
+
+
+def _hadoop_knows_s3(environment: Mapping[str, str]) -> bool:
+    folders = [environment[name] for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR") if name in environment]
+    files = [Path(folder, "core-site.xml") for folder in folders]
+    return any("fs.s3a." in file.read_text(errors="replace") for file in files if file.is_file())
 
 
 def _host(endpoint: str) -> str:

@@ -104,6 +104,8 @@ def test_answers_that_say_nothing_are_left_to_the_driver(
         (Source.orc("/x"), {"spark.sql.parquet.mergeSchema": "true"}, {}, True),
         (Source.parquet("s3://b/x"), {}, {"AWS_ENDPOINT_URL": "http://store:9000"}, True),
         (Source.parquet("s3a://b/x"), {"spark.hadoop.fs.s3a.endpoint": "store:9000"}, {}, False),
+        (Source.parquet("s3a://b/x"), {"spark.hadoop.fs.s3a.bucket.b.endpoint": "store:9000"}, {}, False),
+        (Source.parquet("s3a://b/x"), {"spark.hadoop.fs.s3a.bucket.c.endpoint": "store:9000"}, {}, True),
         (
             Source.parquet("s3://b/x"),
             {"spark.hadoop.fs.s3a.endpoint": "store:9000"},
@@ -127,3 +129,12 @@ def test_settings_that_have_spark_see_something_else(
     else:
         with pytest.raises(UnsureError):
             looks.require_same_view(source, settings, environment)
+
+
+def test_hadoops_own_file_may_say_where_s3_is(tmp_path: Path) -> None:
+    environment = {"HADOOP_CONF_DIR": str(tmp_path)}
+    looks.require_same_view(Source.parquet("s3://b/x"), {}, environment)
+    (tmp_path / "core-site.xml").write_text("<name>fs.s3a.endpoint</name>")
+    with pytest.raises(UnsureError, match="core-site.xml"):
+        looks.require_same_view(Source.parquet("s3://b/x"), {}, environment)
+    looks.require_same_view(Source.parquet("/x"), {}, environment)
