@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.contract.signatures import ColumnSpec
 from airflow_hydrogen.runtime.data import sources
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.manifest import Manifest

@@ -22,6 +22,7 @@ HydrogenError
 │   ├── DatasetChangedError         a file that is not the one that was listed
 │   ├── SchemaMismatchError         files that make no one table
 │   ├── EmptyDatasetError
+│   ├── SourceMisfitError           a source that differs in several points from what the job needs
 │   ├── MissingColumnError
 │   ├── ColumnTypeError
 │   ├── ValueRangeError
@@ -76,6 +77,7 @@ into Airflow's "fail without retry".
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -85,6 +87,13 @@ def _rebuild(cls: type[HydrogenError], args: tuple[Any, ...], state: dict[str, A
     error.args = args
     error.__dict__.update(state)
     return error
+
+
+def _alike(name: str, found: Iterable[str]) -> list[str]:
+    """Names that may have been meant: those that differ in capitals alone, then those that look alike."""
+    names = [other for other in found if other != name]
+    same = [other for other in names if other.lower() == name.lower()]
+    return same or difflib.get_close_matches(name, names, n=1, cutoff=0.75)
 
 
 class HydrogenError(Exception):
@@ -362,15 +371,30 @@ class EmptyDatasetError(DataError):
         self.dataset = dataset
 
 
+class SourceMisfitError(DataError):
+    """A source that differs in several points from what the job needs.
+
+    A model that was trained on `dep_delay` and `distance` is to score a table in which one is called
+    `departure_delay` and the other is text: both are told at once.
+    """
+
+    def __init__(self, differences: Iterable[HydrogenError]) -> None:
+        self.differences = list(differences)
+        points = "".join(f"\n  - {difference}" for difference in self.differences)
+        super().__init__(f"{len(self.differences)} points in which source and job do not fit:{points}")
+
+
 class MissingColumnError(DataError):
     """A label, a feature or a kept column is not there."""
 
     def __init__(self, role: str, missing: Iterable[str], found: Iterable[str]) -> None:
         self.missing = sorted(missing)
         self.found = list(found)
+        near = [f"{names[0]!r} for {name!r}" for name in self.missing if (names := _alike(name, self.found))]
         super().__init__(
             f"{role} {', '.join(repr(name) for name in self.missing)} not found; the columns are "
             f"{', '.join(repr(name) for name in self.found)}"
+            + (f"; is it {', '.join(near)}?" if near else "")
         )
 
 

@@ -362,6 +362,12 @@ class InferenceJob:
             )
 
     @property
+    def snapshot_uri(self) -> str:
+        """Where the run's first try notes what it reads, for as long as there may be another one."""
+        run = hashlib.sha256(repr(self.run).encode()).hexdigest()[:12]
+        return uris.sibling(self.sink.folder or self.sink.home or self.model_uri, f"snapshot-{run}.json")
+
+    @property
     def quarantine_sink(self) -> Sink:
         """Where quarantined rows go: what the job says, else a sibling of the sink's table."""
         if self.quarantine is None:

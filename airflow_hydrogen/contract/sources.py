@@ -404,6 +404,17 @@ class Source:
         """A source of a kind, by what all kinds have and by its own fields."""
         return cls(kind=kind, columns=columns, where=where, where_args=where_args or {}, **fields)
 
+    @property
+    def relation(self) -> str:
+        """What stands behind FROM in a database's SQL.
+
+        A query is on lines of its own, so that a comment at its end ends with it.
+        """
+        if self.query is None:
+            assert self.table_name is not None
+            return self.table_name
+        return f"(\n{self.query.rstrip().rstrip(';')}\n) hydrogen_rows"
+
     def walk(self) -> Iterator[Source]:
         """This source and all that it is made of."""
         yield self

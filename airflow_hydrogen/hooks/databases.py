@@ -98,6 +98,27 @@ def reader_options(connection: Any) -> dict[str, str]:
     }
 
 
+def client_options(connection: Any) -> dict[str, Any] | None:
+    """What opens a database for Python's own drivers as `reader_options` does for Java's.
+
+    Returns:
+        None where that cannot be said: other types of connections, and properties of Java's driver.
+    """
+    extra = dict(connection.extra_dejson or {})
+    if connection.conn_type not in ("postgres", "mysql", "mariadb") or extra.get("jdbc_properties"):
+        return None
+    ports = {"postgres": 5432}
+    return {
+        "kind": connection.conn_type,
+        "host": connection.host,
+        "port": int(connection.port or ports.get(connection.conn_type, 3306)),
+        "database": connection.schema,
+        "user": connection.login,
+        "password": connection.password,
+        "tls": {name: extra[name] for name in _POSTGRESQL_TLS if extra.get(name)},
+    }
+
+
 def driver_jars(connections: Mapping[str, Any]) -> list[str]:
     """The jars that connections of type jdbc name themselves, as Airflow's own hook reads them."""
     paths = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -108,3 +109,22 @@ def spark_home(spark_submit: str, environ: Mapping[str, str]) -> Path | None:
     spec = importlib.util.find_spec("pyspark")
     candidates += list(spec.submodule_search_locations or ()) if spec else []
     return next((Path(home) for home in candidates if home and Path(home, "jars").is_dir()), None)
+
+
+def default_settings(home: Path | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """What spark-submit reads from `spark-defaults.conf` on this machine.
+
+    Args:
+        home: the Spark that submits.
+        environ: its environment.
+    """
+    folder = environ.get("SPARK_CONF_DIR") or (home and home / "conf")
+    file = folder and Path(folder, "spark-defaults.conf")
+    return read_properties(file) if file and file.is_file() else {}
+
+
+def read_properties(file: Path) -> dict[str, str]:
+    """Settings of a file of properties as Spark's are: a name, then blanks or `=`, then the value."""
+    lines = (line.strip() for line in file.read_text().splitlines())
+    pairs = (re.split(r"\s*[=:\s]\s*", line, maxsplit=1) for line in lines if line and line[0] not in "#!")
+    return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}

@@ -19,10 +19,12 @@ from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.hooks.class_archives import ClassArchive, find_class_archive
 from airflow_hydrogen.hooks.launchers import (
     DEFAULT_SPARK_BINARY,
+    default_settings,
     find_java,
     find_spark_submit,
     is_local,
     python_environment,
+    read_properties,
     require_java,
     spark_home,
     worker_environment,
@@ -149,6 +151,17 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
     def spark_home(self) -> Path | None:
         """The folder of the Spark that submits."""
         return spark_home(self._get_spark_binary_path()[0], self._launch_environment())
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Spark's settings as the submission gives them: a file's, and those of `conf`."""
+        given = self._properties_file
+        defaults = (
+            read_properties(Path(given))
+            if given
+            else default_settings(self.spark_home, self._launch_environment())
+        )
+        return {**defaults, **{name: str(value) for name, value in self._conf.items()}}
 
     def uses_this_interpreter(self) -> bool:
         """The application runs on this machine with the Python that runs this task."""

@@ -123,6 +123,10 @@ class HydrogenOperator(ClusterModeOperator):
     def _asset_extra(self, report: Any) -> dict[str, Any]:
         """What the events of outlet assets say, besides the run."""
 
+    def _check_data(self, context: Context, job: Any, hook: HydrogenSparkSubmitHook) -> None:
+        """Look at what the job reads before cluster time is spent, or raise what Spark's driver would."""
+        return
+
     def _resource_conf(self, master: str) -> dict[str, str]:
         """Spark settings that the arguments imply on a master; the author's own `conf` wins."""
         return {}
@@ -246,6 +250,7 @@ class HydrogenOperator(ClusterModeOperator):
         job = self._with_connectors(job, hook)
         self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
         hook.require_launcher()
+        self._check_data(context, job, hook)
         # A retry may find the application of the try before still running; on this machine it cannot.
         shared = report_uri
         if not hook.is_cluster_mode:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_hydrogen.contract.jobs import InferenceJob, OnBadRow, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.links.locations import OutputLocationLink, SparkLogLink, SparkUILink
+from airflow_hydrogen.operators import source_checks
 from airflow_hydrogen.operators.arguments import (
     as_template,
     refuse_callable,
@@ -24,7 +25,9 @@ from airflow_hydrogen.operators.base import HydrogenOperator
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk.definitions.context import Context
 
+    from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
     from airflow_hydrogen.operators.lineage import Surroundings
 
 
@@ -145,6 +148,9 @@ class ArrowInferenceOperator(HydrogenOperator):
             max_bad_rows=to_limit("max_bad_rows", self.max_bad_rows),
             run=run,
         )
+
+    def _check_data(self, context: Context, job: InferenceJob, hook: HydrogenSparkSubmitHook) -> None:
+        source_checks.check(job, hook, self.env_vars, first_try=context["ti"].try_number == 1)
 
     def _code_arguments(self) -> list[tuple[str, str | Callable[..., Any]]]:
         named = (("prepare", self.prepare), ("predictor", self.predictor))

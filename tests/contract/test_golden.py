@@ -15,8 +15,8 @@ from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, TrainReport
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.models.manifest import FileEntry, InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.manifest import FileEntry, Manifest
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = Run(dag_id="flights_train", task_id="train", run_id="manual__2013", map_index=-1, clear_number=0)

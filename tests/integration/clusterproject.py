@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import airflow_hydrogen.runtime as hydrogen
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 
 

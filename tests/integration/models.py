@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.rank import publishing

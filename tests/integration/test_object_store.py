@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +32,8 @@ from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.storage.owners import Ownership
 from airflow_hydrogen.runtime.training import run_training
+from airflow_hydrogen.schemas import looks
+from airflow_hydrogen.schemas.unsure import UnsureError
 from tests.integration.object_store import BUCKET, ObjectStore, object_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500), pytest.mark.usefixtures("spark")]
@@ -211,3 +216,24 @@ def test_bad_rows_of_a_task_are_brought_to_their_partition(store: ObjectStore) -
         assert count_rows(target) == len(ids)
     names = [name for name, _size in filesystems.list_files(table)]
     assert len(names) == 2 and all(name.startswith("ds=1/") for name in names), "the rows and their list"
+
+
+def test_a_source_in_the_store_is_held_against_a_model_there_without_spark(store: ObjectStore) -> None:
+    column = {"name": "a", "dtype": "float32"}
+    spec = {"name": "x", "columns": [column], "dtype": "float32", "shape": [1]}
+    manifest = {"format_version": 1, "signature": {"inputs": [spec], "outputs": []}}
+    filesystems.write_bytes(f"s3://{BUCKET}/m/manifest.json", json.dumps(manifest).encode())
+    filesystem, path = filesystems.resolve(f"s3://{BUCKET}/lake/ds=1/x.parquet")
+    pq.write_table(pa.table({"a": [1, 2]}), path, filesystem=filesystem)
+
+    def look(timeout_s: int) -> looks.Seen:
+        source = Source.parquet(f"s3://{BUCKET}/lake")
+        return looks.look(f"s3a://{BUCKET}/m", source, None, None, {**os.environ}, timeout_s)
+
+    assert look(60).columns == [("a", "bigint"), ("ds", None)]
+    store.kill()
+    started = time.monotonic()
+    with pytest.raises(UnsureError):
+        look(4)
+    assert time.monotonic() - started < 8, "a store that does not answer holds up nobody"
+    store.start()

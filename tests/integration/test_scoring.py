@@ -42,14 +42,13 @@ from airflow_hydrogen.contract.errors import (
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.hooks.launchers import find_spark_submit
 from airflow_hydrogen.runtime.data import snapshots, sources
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.exports import ExportedModel
-from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.rank import rehearsal
 from airflow_hydrogen.runtime.scoring import application, planning, sinks
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account

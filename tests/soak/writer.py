@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime.models import directory
-from airflow_hydrogen.runtime.models.manifest import Manifest, Signature
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.storage import filesystems, partition_files, swap
 
 FILES, ROWS = 3, 100

@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_hydrogen.contract.differences import SUPPORTED, hint_for
 from airflow_hydrogen.contract.errors import ColumnTypeError, NullValueError, RaggedTensorError
 
 Kind = Literal["number", "boolean", "string"]
-
-_SUPPORTED = "a number, a boolean, a string or a list of numbers"
-_HINTS = {
-    "decimal": "cast it to double",
-    "date": "cast it to a number or a string",
-    "timestamp": "cast it to a number or a string",
-    "struct": "select its fields",
-    "map": "select its values",
-}
-
-
-@dataclass(frozen=True)
-class ColumnSpec:
-    """What a column holds, as tensors see it.
-
-    Attributes:
-        name: the column's name.
-        dtype: numpy's name of the element type, or "string".
-        width: numbers in a row's list; None for a scalar column.
-    """
-
-    name: str
-    dtype: str
-    width: int | None = None
-
-    @property
-    def values(self) -> int:
-        """Places that the column takes in a matrix."""
-        return 1 if self.width is None else self.width
 
 
 def dtype_of(name: str, type_: pa.DataType) -> tuple[str, bool]:
@@ -68,8 +39,7 @@ def dtype_of(name: str, type_: pa.DataType) -> tuple[str, bool]:
         inner, _ = dtype_of(name, type_.value_type)
         if inner != "string":
             return inner, True
-    hint = next((hint for word, hint in _HINTS.items() if str(type_).startswith(word)), "")
-    raise ColumnTypeError(name, _SUPPORTED, str(type_), hint)
+    raise ColumnTypeError(name, SUPPORTED, str(type_), hint_for(str(type_)))
 
 
 def to_numpy(name: str, column: pa.ChunkedArray | pa.Array, width: int | None = None) -> np.ndarray:

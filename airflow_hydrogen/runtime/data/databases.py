@@ -41,12 +41,12 @@ def read(spark: SparkSession, source: Source, access: Access) -> DataFrame:
     """
     reader = spark.read.format("jdbc").options(**_options(source, access))
     if source.partition_column is None:
-        return reader.option("dbtable", _rows(source)).load()
+        return reader.option("dbtable", source.relation).load()
     [lowest, highest] = _ask(spark, source, access, _ends(spark, source, access))
     if lowest is None:
-        return reader.option("dbtable", _rows(source)).load()
+        return reader.option("dbtable", source.relation).load()
     return (
-        reader.option("dbtable", _rows(source))
+        reader.option("dbtable", source.relation)
         .option("partitionColumn", source.partition_column)
         .option("lowerBound", _bound(source, lowest, math.floor))
         .option("upperBound", _bound(source, highest, math.ceil))
@@ -71,7 +71,7 @@ def _ends(spark: SparkSession, source: Source, access: Access) -> list[str]:
 def _ask(spark: SparkSession, source: Source, access: Access, values: Sequence[str]) -> list[Any]:
     """One row of aggregates over all rows of a source, from the database itself."""
     named = ", ".join(f"{value} as value_{number}" for number, value in enumerate(values))
-    query = f"select {named} from {_rows(source)}"
+    query = f"select {named} from {source.relation}"
     reader = spark.read.format("jdbc").options(**_options(source, access))
     [row] = reader.option("query", query).load().collect()
     return list(row)
@@ -95,14 +95,6 @@ def opening(place: Source | Sink, access: Access) -> dict[str, str]:
 
 def _options(source: Source, access: Access) -> dict[str, str]:
     return {**opening(source, access), **source.options}
-
-
-def _rows(source: Source) -> str:
-    """What stands behind FROM. A query is on lines of its own, so that a comment at its end ends with it."""
-    if source.query is None:
-        assert source.table_name is not None
-        return source.table_name
-    return f"(\n{source.query.rstrip().rstrip(';')}\n) hydrogen_rows"
 
 
 def _bound(source: Source, value: Any, rounded: Callable[[Any], int]) -> str:

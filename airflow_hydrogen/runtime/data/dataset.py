@@ -19,7 +19,8 @@ from airflow_hydrogen.contract.errors import (
     InvalidJobError,
     MissingColumnError,
 )
-from airflow_hydrogen.runtime.data.columns import ColumnSpec, dtype_of, to_numpy
+from airflow_hydrogen.contract.signatures import ColumnSpec
+from airflow_hydrogen.runtime.data.columns import dtype_of, to_numpy
 from airflow_hydrogen.runtime.data.encoding import Encoder, FeatureLayout, Layout
 from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles, list_dataset, read_footers
 from airflow_hydrogen.runtime.data.opened import OpenedFile

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from airflow_hydrogen.contract.errors import ColumnTypeError
-from airflow_hydrogen.runtime.data.columns import ColumnSpec, stack, to_numpy
+from airflow_hydrogen.contract.signatures import ColumnSpec
+from airflow_hydrogen.runtime.data.columns import stack, to_numpy
 
 Layout = Literal["matrix", "columns"]
 

@@ -19,8 +19,9 @@ from airflow_hydrogen.contract.errors import (
     ModelReplacedError,
     NotAModelError,
 )
+from airflow_hydrogen.contract.signatures import MANIFEST
 from airflow_hydrogen.runtime.models import copies
-from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, MANIFEST, FileEntry, Manifest
+from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, FileEntry, Manifest
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
 

@@ -10,7 +10,7 @@ from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import is_import_path
 
 if TYPE_CHECKING:
-    from airflow_hydrogen.runtime.models.manifest import Signature
+    from airflow_hydrogen.contract.signatures import Signature
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,72 +12,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from airflow_hydrogen.contract.errors import ModelFormatError, NotAModelError
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.contract.signatures import FORMAT_VERSION, Signature
 
-FORMAT_VERSION = 1
-
-MANIFEST = "manifest.json"
 HISTORY = "history.jsonl"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events"
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input tensor of the model and the columns that fill it, in order.
-
-    Attributes:
-        name: the input's name in the model.
-        columns: what fills it: several columns side by side in a matrix, or one column.
-        dtype: numpy's name of the element type, or "string".
-        shape: of one row: () for a scalar, (32,) for a vector of 32.
-    """
-
-    name: str
-    columns: tuple[ColumnSpec, ...]
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """One output tensor: `shape` is that of one row, () or (1,) for a scalar."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a model takes and gives."""
-
-    inputs: tuple[InputSpec, ...]
-    outputs: tuple[OutputSpec, ...]
-
-    @property
-    def columns(self) -> list[ColumnSpec]:
-        """Every column that the model reads, once, in the order of the inputs."""
-        found = {column.name: column for spec in self.inputs for column in spec.columns}
-        return list(found.values())
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Signature:
-        """Read the JSON form."""
-        return cls(
-            inputs=tuple(
-                InputSpec(
-                    name=spec["name"],
-                    columns=tuple(ColumnSpec(**column) for column in spec["columns"]),
-                    dtype=spec["dtype"],
-                    shape=tuple(spec["shape"]),
-                )
-                for spec in document["inputs"]
-            ),
-            outputs=tuple(
-                OutputSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in document["outputs"]
-            ),
-        )
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,12 @@ from typing import Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelSignatureError
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import keras_file
 from airflow_hydrogen.runtime.models.directory import describe_files
 from airflow_hydrogen.runtime.models.exports import ExportedModel
-from airflow_hydrogen.runtime.models.manifest import (
-    HISTORY,
-    FileEntry,
-    InputSpec,
-    Manifest,
-    OutputSpec,
-    Signature,
-)
+from airflow_hydrogen.runtime.models.manifest import HISTORY, FileEntry, Manifest
 from airflow_hydrogen.runtime.rank import rehearsal
 from airflow_hydrogen.runtime.rank.context import TrainContext, dump_history
 from airflow_hydrogen.runtime.storage import filesystems

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from airflow_hydrogen.contract.errors import EntrypointError, UnloadableModelError
+from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime.models import keras_file, predictors
-from airflow_hydrogen.runtime.models.manifest import Manifest, Signature
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays
 from airflow_hydrogen.runtime.rank.trial import Answer, Trial, attempt, describe
 

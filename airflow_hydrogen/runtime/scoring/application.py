@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -117,15 +116,10 @@ def _open(spark: SparkSession, job: InferenceJob, kept: Kept) -> Opened:
     return opened
 
 
-def _snapshot_uri(job: InferenceJob) -> str:
-    run = hashlib.sha256(repr(job.run).encode()).hexdigest()[:12]
-    return uris.sibling(job.sink.folder or job.sink.home or job.model_uri, f"snapshot-{run}.json")
-
-
 @contextlib.contextmanager
 def _kept(job: InferenceJob) -> Iterator[Kept]:
     """What is kept for the run's next try, as long as there may be one."""
-    kept = Kept(_snapshot_uri(job), job.run)
+    kept = Kept(job.snapshot_uri, job.run)
     try:
         yield kept
     except HydrogenError as error:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_hydrogen.runtime.data.columns import ColumnSpec, dtype_of
-from airflow_hydrogen.runtime.models.manifest import InputSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec
+from airflow_hydrogen.runtime.data.columns import dtype_of
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from airflow_hydrogen.contract.errors import (
     RaggedTensorError,
     ValueRangeError,
 )
+from airflow_hydrogen.contract.signatures import InputSpec, OutputSpec
 from airflow_hydrogen.runtime.data.columns import stack, to_numpy
-from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.bad_rows import BadRows

@@ -7,18 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.differences import plan_columns, require_fit
 from airflow_hydrogen.contract.errors import (
     ColumnCollisionError,
     ColumnTypeError,
-    InvalidJobError,
-    MissingColumnError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob
+from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.runtime.data import scans
-from airflow_hydrogen.runtime.data.columns import dtype_of
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
-from airflow_hydrogen.runtime.models.manifest import Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
@@ -119,10 +118,11 @@ def score(
         label: what made the predictions, for the metadata of their columns.
 
     Raises:
-        MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model, or the
-            sink.
+        MissingColumnError, ColumnTypeError, ColumnCollisionError, InvalidJobError: the columns do not fit the
+            model, or the sink.
+        SourceMisfitError: more than one of these.
     """
-    check_features(manifest.signature, frame.schema)
+    require_fit(manifest.signature, columns_of(frame.schema), job)
     keep, outputs = plan_columns(frame.columns, manifest.signature, job)
     slots = task_slots(spark).total
     constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
@@ -181,54 +181,16 @@ def score(
     )
 
 
-def check_features(signature: Signature, schema: StructType) -> None:
-    """Hold the columns of a DataFrame against a model's signature.
+def columns_of(schema: StructType) -> list[tuple[str, str]]:
+    """Columns and types of a DataFrame, as `contract.differences` is told them."""
+    from pyspark.sql.types import UserDefinedType
 
-    Raises:
-        MissingColumnError: the input lacks features of the model.
-        ColumnTypeError: a feature cannot be turned into the model's dtype.
-    """
+    def spelled(type_: Any) -> str:
+        while isinstance(type_, UserDefinedType):
+            type_ = type_.sqlType()
+        return str(type_.simpleString())
 
-    missing = [column.name for column in signature.columns if column.name not in schema.names]
-    if missing:
-        raise MissingColumnError("feature", missing, schema.names)
-    for spec in signature.inputs:
-        for column in spec.columns:
-            type_ = schema[column.name].dataType
-            dtype, tensor = dtype_of(column.name, arrow_type(type_))
-            expected = spec.dtype if column.width is None else f"a list of {column.width} {spec.dtype}"
-            if tensor != (column.width is not None) or not _casts(dtype, spec.dtype):
-                raise ColumnTypeError(column.name, expected, type_.simpleString())
-
-
-def plan_columns(
-    columns: Iterable[str], signature: Signature, job: InferenceJob
-) -> tuple[list[str], dict[str, str]]:
-    """The kept columns, and output name -> column name.
-
-    Raises:
-        MissingColumnError: a kept column that is not there.
-        InvalidJobError: output_columns names an output that the model does not have.
-        ColumnCollisionError: two columns of one name would be written.
-    """
-    found = list(columns)
-    names = [spec.name for spec in signature.outputs]
-    unknown = sorted(set(job.output_columns) - set(names))
-    if unknown:
-        raise InvalidJobError(
-            f"output_columns names {', '.join(map(repr, unknown))}, but the model's outputs are "
-            f"{', '.join(map(repr, names))}"
-        )
-    keep = found if job.keep_columns is None else list(job.keep_columns)
-    if missing := set(keep) - set(found):
-        raise MissingColumnError("kept column", missing, found)
-    # The partition's own columns stand in the folder's name.
-    keep = [name for name in keep if name not in job.sink.partition]
-    outputs = {name: job.output_columns.get(name, name) for name in names}
-    written = [*keep, *job.sink.partition, *outputs.values()]
-    if twice := {name for name in written if written.count(name) > 1}:
-        raise ColumnCollisionError(twice)
-    return keep, outputs
+    return [(field.name, spelled(field.dataType)) for field in schema]
 
 
 def output_schema(
@@ -323,15 +285,3 @@ def _spark_type(spec: OutputSpec) -> Any:
     for _size in () if spec.shape in ((), (1,)) else spec.shape:
         type_ = types.ArrayType(type_)
     return type_
-
-
-def _casts(found: str, wanted: str) -> bool:
-    """Whether a column's element type goes into an input's dtype without losing its meaning.
-
-    Whole numbers may go into a narrower dtype: their values are looked at when they are there.
-    """
-    if "string" in (found, wanted):
-        return found == wanted
-    if wanted.startswith(("float", "bfloat")):
-        return True
-    return not found.startswith("float")

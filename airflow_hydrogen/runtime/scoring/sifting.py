@@ -29,7 +29,7 @@ from airflow_hydrogen.contract.errors import (
     RaggedTensorError,
     ValueRangeError,
 )
-from airflow_hydrogen.runtime.models.manifest import InputSpec
+from airflow_hydrogen.contract.signatures import InputSpec
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict
 from airflow_hydrogen.runtime.scoring.bad_rows import BadRows, find_bad_rows
 

@@ -73,6 +73,8 @@ class Rows:
         database: the sink's.
     """
 
+    staged = None  # a folder is what a database does not have
+
     def __init__(self, sink: Sink, run: Run | None, database: Database) -> None:
         self.name = str(sink)
         self._sink = sink

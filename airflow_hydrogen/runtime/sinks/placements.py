@@ -28,13 +28,13 @@ class Placement(Protocol):
         """The hidden folder whose Parquet files become the rows; None where rows have to go through Spark."""
         ...
 
-    def stage(self, frame: DataFrame, notes: str) -> tuple[int, list[str]]:
+    def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
         """Let Spark compute the rows and put them where no reader finds them.
 
         Args:
             frame: the rows, without the partition's columns.
             notes: a column in which tasks leave notes to the driver, and which is not written: rows that
-                carry one hold nothing else.
+                carry one hold nothing else. None: there is none.
 
         Returns:
             Rows staged, as the tasks have counted them, and the notes: of a task that ran more than once,

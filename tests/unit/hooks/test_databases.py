@@ -8,7 +8,13 @@ from airflow.sdk import Connection
 
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.hooks.databases import access_of, connections_of, driver_jars, reader_options
+from airflow_hydrogen.hooks.databases import (
+    access_of,
+    client_options,
+    connections_of,
+    driver_jars,
+    reader_options,
+)
 
 
 def connection(conn_type: str = "postgres", extra: object = None, **fields: object) -> Connection:
@@ -111,3 +117,24 @@ def test_jars_that_a_connection_names():
     named = connection("jdbc", extra={"driver_path": "/a.jar, /b.jar"})
     assert driver_jars({"x": named, "y": connection()}) == ["/a.jar", "/b.jar"]
     assert driver_jars({"y": connection()}) == []
+
+
+def test_pythons_drivers_open_what_javas_open() -> None:
+    assert client_options(connection(extra={"sslmode": "require", "jdbc_driver": "x"})) == {
+        "kind": "postgres",
+        "host": "db",
+        "port": 5432,
+        "database": "shop",
+        "user": "me",
+        "password": "geheim",
+        "tls": {"sslmode": "require"},
+    }
+    mysql = client_options(connection("mysql"))
+    assert mysql is not None and mysql["port"] == 3306
+
+
+@pytest.mark.parametrize(
+    "given", [connection("jdbc"), connection(extra={"jdbc_properties": {"currentSchema": "sales"}})]
+)
+def test_what_javas_driver_alone_understands_is_left_to_it(given: Connection) -> None:
+    assert client_options(given) is None

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract.errors import JavaNotFoundError, SparkSubmitNotFoundError
-from airflow_hydrogen.hooks.launchers import find_spark_submit, is_local, python_environment, require_java
+from airflow_hydrogen.hooks.launchers import (
+    default_settings,
+    find_spark_submit,
+    is_local,
+    python_environment,
+    require_java,
+)
 
 
 def executable(folder: Path, name: str) -> Path:
@@ -100,3 +106,14 @@ def test_python_of_driver_and_executors(
 )
 def test_local_masters(master: str, expected: bool) -> None:
     assert is_local(master) is expected
+
+
+def test_settings_of_a_file_are_read_as_spark_submit_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    text = "# a\n\nspark.a  1 2\nspark.b=x=y\nspark.c : z\nspark.d\n"
+    (tmp_path / "conf" / "spark-defaults.conf").write_text(text)
+    expected = {"spark.a": "1 2", "spark.b": "x=y", "spark.c": "z", "spark.d": ""}
+    assert default_settings(tmp_path, {}) == expected
+    assert default_settings(None, {"SPARK_CONF_DIR": str(tmp_path / "conf")}) == expected
+    assert default_settings(tmp_path, {"SPARK_CONF_DIR": str(tmp_path)}) == {}
+    assert default_settings(None, {}) == {}

@@ -13,11 +13,12 @@ import pytest
 from airflow_hydrogen.contract.errors import NonFiniteLossError, OwnershipLostError, SharedModelUriError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, TrainJob
+from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime import training
 from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles
 from airflow_hydrogen.runtime.data.staging import StagedDataset
 from airflow_hydrogen.runtime.gang.supervision import GangResult
-from airflow_hydrogen.runtime.models.manifest import Manifest, Signature
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.storage import owners
 from airflow_hydrogen.runtime.storage.owners import Owner, Process

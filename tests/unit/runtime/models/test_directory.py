@@ -23,9 +23,9 @@ from airflow_hydrogen.contract.errors import (
     ModelReplacedError,
     NotAModelError,
 )
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.models import directory, predictors
-from airflow_hydrogen.runtime.models.manifest import FileEntry, InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.manifest import FileEntry, Manifest
 from airflow_hydrogen.runtime.models.predictors import load_predictor
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.contract.errors import InvalidJobError
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.rank import context as contexts

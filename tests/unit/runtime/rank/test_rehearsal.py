@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from airflow_hydrogen.contract.errors import UnloadableModelError
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.models.manifest import FileEntry, InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.manifest import FileEntry, Manifest
 from airflow_hydrogen.runtime.rank import rehearsal
 
 

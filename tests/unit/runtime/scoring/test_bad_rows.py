@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_hydrogen.contract.errors import NullValueError, RaggedTensorError, ValueRangeError
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.models.manifest import InputSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec
 from airflow_hydrogen.runtime.scoring.bad_rows import find_bad_rows, values_beyond
 from airflow_hydrogen.runtime.scoring.inference import model_inputs, value_beyond
 

@@ -19,8 +19,8 @@ from airflow_hydrogen.contract.errors import (
     PartitionValueError,
     ValueRangeError,
 )
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import inference
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting, model_inputs, output_column, rebatch

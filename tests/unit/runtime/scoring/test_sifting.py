@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_hydrogen.contract.errors import ModelFailedError
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
-from airflow_hydrogen.runtime.models.manifest import InputSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec
 from airflow_hydrogen.runtime.scoring.inference import model_inputs
 from airflow_hydrogen.runtime.scoring.sifting import TRIALS, Sifter
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime.gang.preload import Preload
-from airflow_hydrogen.runtime.models.manifest import Manifest, Signature
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import warming
 from airflow_hydrogen.runtime.scoring.daemon import MODULE, MODULES_VARIABLE
 
