@@ -47,6 +47,8 @@ HydrogenError
 │   ├── ModelChangedError
 │   ├── ModelReplacedError          published anew while it was in use
 │   ├── ModelFormatError
+│   ├── NotAnAliasError             no alias where one was named
+│   ├── AliasedModelError           the model that an alias names is not there as it was
 │   ├── ModelModuleError            code that the model needs is not here
 │   ├── ModelSignatureError
 │   ├── ModelFailedError            fails whatever the row
@@ -727,6 +729,37 @@ class ModelFormatError(ModelError):
             f"model {uri!r} has format version {found!r}, this version of airflow-hydrogen reads {expected}"
         )
         self.uri = uri
+
+
+class NotAnAliasError(ModelError):
+    """No alias at a URI whose name is that of one."""
+
+    def __init__(self, uri: str, reason: str = "there is no such file") -> None:
+        super().__init__(
+            f"alias {uri!r} names no model: {reason}. Set it (set_alias in "
+            "airflow_hydrogen.runtime.models.aliases), or give the URI of a model"
+        )
+        self.uri = uri
+
+
+class AliasedModelError(ModelError):
+    """The model that an alias names is gone, or another one was published in its place.
+
+    Example: a training publishes to the URI of a model that `production.alias` names. Nobody said that the
+    new one is for production.
+    """
+
+    def __init__(self, alias: str, uri: str, version: str, found: str | None) -> None:
+        now = "there is no model now" if found is None else f"version {found[:12]} is there now"
+        super().__init__(
+            f"alias {alias!r} was set to version {version[:12]} of the model {uri!r}, and {now}: set it "
+            "to a model that is there. A retry keeps to the model that the run's first try has found; a "
+            "cleared task takes the one that the alias names then"
+        )
+        self.alias = alias
+        self.uri = uri
+        self.version = version
+        self.found = found
 
 
 class ModelModuleError(ModelError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from airflow_hydrogen.contract import CONTRACT_VERSION, uris
+from airflow_hydrogen.contract.aliases import SUFFIX, is_alias
 from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
@@ -162,6 +163,11 @@ class TrainJob:
         self.gang.check_size(self.np)
         _require_uri("model_uri", self.model_uri)
         uris.require_folder("model_uri", self.model_uri)
+        if is_alias(self.model_uri):
+            raise InvalidJobError(
+                f"model_uri {self.model_uri!r} is the name of an alias, and a model is published in a "
+                f"folder: let the name of that not end in {SUFFIX!r}, and set the alias to it afterwards"
+            )
 
     @property
     def sources(self) -> list[Source]:
@@ -257,7 +263,7 @@ class InferenceJob:
     """One scoring: read, prepare, predict in Arrow batches, replace a partition.
 
     Attributes:
-        model_uri: a published model.
+        model_uri: a published model, or an alias of one.
         source: the rows to score.
         sink: where they go, with the predictions beside the kept columns; what is appended becomes the run's
             own partition.

@@ -93,6 +93,7 @@ class InferenceReport:
         output_uri: the partition that was replaced; None on failure.
         model_uri: the model that scored.
         model_version: its version: the SHA-256 of its manifest, with that of every file in it.
+        model_alias: the alias that named it; None where the job names the model itself.
         rows: rows written.
         rows_in: rows read: those written, dropped and quarantined.
         rows_dropped: bad rows that are nowhere.
@@ -112,6 +113,7 @@ class InferenceReport:
     output_uri: str | None = None
     model_uri: str | None = None
     model_version: str | None = None
+    model_alias: str | None = None
     rows: int = 0
     rows_in: int = 0
     rows_dropped: int = 0

@@ -38,7 +38,8 @@ class ArrowInferenceOperator(HydrogenOperator):
     the XCom `report` holds rows, seconds, rows per second and versions.
 
     Args:
-        model_uri: a published model, such as the return value of a HorovodTrainOperator (templated).
+        model_uri: a published model, such as the return value of a HorovodTrainOperator, or an alias of one:
+            `s3://models/late/production.alias` (templated).
         source: the rows to score, a `Source` (templated).
         sink: where they go, a `Sink` (templated).
         prepare: `package.module:function`, called on Spark's driver with (spark, dataframe, **prepare_kwargs)
@@ -182,6 +183,7 @@ class ArrowInferenceOperator(HydrogenOperator):
             "output_uri",
             "model_uri",
             "model_version",
+            "model_alias",
             "source",
             "rows",
             "rows_in",

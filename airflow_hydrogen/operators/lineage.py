@@ -26,6 +26,7 @@ from openlineage.client.facet_v2 import (
 from openlineage.common.sql import parse
 
 from airflow_hydrogen import __version__
+from airflow_hydrogen.contract.aliases import is_alias
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
@@ -142,8 +143,6 @@ def of_scoring(job: InferenceJob, report: InferenceReport | None, around: Surrou
     """
     rows = report.rows_in if report and not job.prepare else None
     reads = list(_reads(job.source, report.source if report else {}, rows, around))
-    model = dataset_names.of_place(job.model_uri)
-    facets = _model_facets(report.model_version if report else None)
     columns = {**report.columns, **dict.fromkeys(job.sink.partition)} if report and report.columns else {}
     outputs = [
         _output(name, _schema(columns), report.rows if report else None)
@@ -155,7 +154,7 @@ def of_scoring(job: InferenceJob, report: InferenceReport | None, around: Surrou
     return OperatorLineage(
         inputs=[
             *(read.dataset() for read in _joined(reads)),
-            InputDataset(model.namespace, model.name, facets=facets),
+            *_models_of(job, report),
         ],
         outputs=outputs,
         run_facets={} if report is None else {SCORING: _scoring_facet(report)},
@@ -274,6 +273,15 @@ def _both(one: _Read, other: _Read) -> _Read:
         size=_sum(one.size, other.size),
         partitions=(*one.partitions, *other.partitions) if one.partitions and other.partitions else (),
     )
+
+
+def _models_of(job: InferenceJob, report: InferenceReport | None) -> Iterator[InputDataset]:
+    """The model that scored; none where the task failed before it said which one its alias names."""
+    uri = report.model_uri if report and report.model_uri else job.model_uri
+    if not is_alias(uri):
+        model = dataset_names.of_place(uri)
+        facets = _model_facets(report.model_version if report else None)
+        yield InputDataset(model.namespace, model.name, facets=facets)
 
 
 def _sum(one: int | None, other: int | None) -> int | None:

@@ -66,10 +66,9 @@ def _session(job: jobs.Job) -> SparkSession:
         from airflow_hydrogen.runtime.session import spark_session
 
         return spark_session(job)
-    from airflow_hydrogen.runtime.models.directory import read_manifest
-    from airflow_hydrogen.runtime.scoring.application import scoring_session
+    from airflow_hydrogen.runtime.scoring.application import manifest_of, scoring_session
 
-    return scoring_session(job, read_manifest(job.model_uri))
+    return scoring_session(job, manifest_of(job))
 
 
 def _forget_bundle(name: str) -> None:

@@ -99,6 +99,7 @@ REPORTS = {
         output_uri="/scores/ds=2013-07-01",
         model_uri="/models/flight_delay",
         model_version="ef" * 32,
+        model_alias="/models/production.alias",
         rows=994,
         rows_in=1000,
         rows_quarantined=6,

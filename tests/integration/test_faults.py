@@ -17,9 +17,8 @@ import pytest
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.models.exports import ExportedModel
-from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
 from tests.integration.applications import (
     Application,
     Driver,

@@ -19,14 +19,22 @@ from pyspark.sql import SparkSession
 
 import airflow_hydrogen.runtime as hydrogen
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.errors import OwnershipLostError, RankFailedError, UriInUseError
+from airflow_hydrogen.contract.errors import (
+    AliasedModelError,
+    OwnershipLostError,
+    RankFailedError,
+    UriInUseError,
+)
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
 from airflow_hydrogen.contract.pickling import dumps_by_value
+from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.hooks import report_files
 from airflow_hydrogen.runtime.data import staging
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.files import count_rows
-from airflow_hydrogen.runtime.models.directory import open_model
+from airflow_hydrogen.runtime.models import aliases
+from airflow_hydrogen.runtime.models.directory import describe_files, open_model, publish, staging_uri
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring.task_files import TaskFile, TaskFiles
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
@@ -102,6 +110,27 @@ def test_a_model_is_published_to_the_store_and_replaced(
     left = {name.rpartition("/")[0] for name, _size in filesystems.list_files(f"s3://{BUCKET}")}
     folder_of_files = cleared_entry.rpartition("/")[0]
     assert left == {"models/line", f"models/line/{folder_of_files}"}, "nothing staged, no checkpoints"
+
+
+def test_an_alias_of_the_store_names_a_model_of_the_store(store: ObjectStore, tmp_path: Path) -> None:
+    uri, alias = f"s3://{BUCKET}/models/m1", f"s3a://{BUCKET}/models/production.alias"
+    for number in range(2):
+        staged = tmp_path / f"m{number}"
+        staged.mkdir()
+        (staged / "model.bin").write_bytes(b"weights %d" % number)
+        files = describe_files(staged, ["model.bin"])
+        manifest = Manifest(framework="mine", entry="model.bin", signature=Signature((), ()), files=files)
+        staging = staging_uri(uri)
+        filesystems.upload(staged, staging)
+        placed = publish(staging, uri, manifest, keep_checkpoints=False)
+        if number:
+            with pytest.raises(AliasedModelError, match=f"version {placed.version[:12]} is there now"):
+                aliases.resolve(alias).open()
+        said = aliases.set_alias(alias, uri)
+        assert (said.model_uri, said.model_version) == (uri, placed.version)
+        assert aliases.resolve(alias).open() == placed
+    assert next(aliases.history(alias)).model_version == placed.version
+    assert len(list(aliases.history(alias))) == 2
 
 
 def fit_while_the_store_goes(folder: str, checkpoints: str, on_error: str) -> keras.Model:

@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 
 from airflow_hydrogen.contract import jobs, uris
 from airflow_hydrogen.contract.errors import (
+    AliasedModelError,
     BadRowsError,
     ColumnCollisionError,
     ColumnTypeError,
@@ -31,6 +32,7 @@ from airflow_hydrogen.contract.errors import (
     ModelFailedError,
     ModelReplacedError,
     NotAModelError,
+    NotAnAliasError,
     NullValueError,
     PartitionTakenError,
     PartitionValueError,
@@ -47,7 +49,7 @@ from airflow_hydrogen.hooks.launchers import find_spark_submit
 from airflow_hydrogen.runtime.data import snapshots, sources
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.data.files import count_rows
-from airflow_hydrogen.runtime.models import directory
+from airflow_hydrogen.runtime.models import aliases, directory
 from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.rank import rehearsal
 from airflow_hydrogen.runtime.scoring import application, planning, sinks
@@ -1094,6 +1096,69 @@ def test_a_model_that_is_published_while_it_scores_scores_no_row(score, linear, 
         score(uri)
     assert caught.value.retryable
     assert not (tmp_path / "scores").exists() or os.listdir(tmp_path / "scores") == []
+
+
+def test_an_alias_names_the_model_and_a_retry_scores_with_the_one_of_the_first_try(
+    score, linear, lake, tmp_path, monkeypatch
+):
+    alias = str(tmp_path / "production.alias")
+    night = {"run": Run(dag_id="d", task_id="t", run_id="r")}
+    with pytest.raises(NotAnAliasError, match="there is no such file"):
+        score(alias, **night)
+    aliases.set_alias(alias, linear)
+
+    def fails(*given, **named):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(application.sinks, "replace", fails)
+        with pytest.raises(OSError, match="the disk is full"):
+            score(alias, **night)
+    other = publish(dense([[3.0], [0.0]]), str(tmp_path / "other"), matrix_layout("a", "b"))
+    aliases.set_alias(alias, other)
+
+    report, found = score(alias, **night)
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
+    version = directory.read_manifest(linear).version
+    assert (report.model_uri, report.model_version, report.model_alias) == (linear, version, alias)
+    [file] = pathlib.Path(report.output_uri).glob("*.parquet")
+    label = json.loads(pq.read_schema(file).metadata[b"org.apache.spark.sql.parquet.row.metadata"])
+    made = {field["name"]: field["metadata"] for field in label["fields"]}["prediction"]
+    assert (made[application.LABEL]["model_uri"], made[application.LABEL]["model_version"]) == (
+        linear,
+        version,
+    )
+
+    cleared = dataclasses.replace(night["run"], clear_number=1)
+    report, found = score(alias, run=cleared)
+    assert (report.model_uri, report.model_alias) == (other, alias)
+    assert np.allclose(found["prediction"], 3 * found["a"])
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["ds=2013-01-01"]
+
+
+def test_a_retry_whose_model_is_gone_fails_and_leaves_the_partition(
+    score, linear, lake, tmp_path, monkeypatch
+):
+    alias, night = str(tmp_path / "production.alias"), {"run": Run(dag_id="d", task_id="t", run_id="r")}
+    aliases.set_alias(alias, linear)
+    _, before = score(alias)
+    model = publish(dense([[2.0], [20.0]]), str(tmp_path / "nightly"), matrix_layout("a", "b"))
+    aliases.set_alias(alias, model)
+    with monkeypatch.context() as patch:
+        patch.setattr(application, "plan_columns", lambda *given: publish_another(model))
+        with pytest.raises(OSError, match="the disk is full"):
+            score(alias, **night)
+    aliases.set_alias(alias, linear)
+    with pytest.raises(AliasedModelError, match=r"is there now: set it .* a cleared task takes") as caught:
+        score(alias, **night)
+    assert not caught.value.retryable
+    after = pq.read_table(tmp_path / "scores" / "ds=2013-01-01", partitioning=None).to_pandas()
+    assert after.equals(before)
+
+
+def publish_another(uri):
+    publish(dense([[4.0], [40.0]]), uri, matrix_layout("a", "b"))
+    raise OSError("the disk is full")
 
 
 def test_a_model_that_does_not_fit_the_dataset_is_not_published(tmp_path):

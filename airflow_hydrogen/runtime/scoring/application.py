@@ -19,7 +19,9 @@ from airflow_hydrogen.runtime.data import snapshots, sources
 from airflow_hydrogen.runtime.data.snapshots import Kept, Opened, Snapshot
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.log_groups import log_group
-from airflow_hydrogen.runtime.models.directory import open_model
+from airflow_hydrogen.runtime.models import aliases
+from airflow_hydrogen.runtime.models.aliases import NamedModel
+from airflow_hydrogen.runtime.models.directory import read_manifest
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import require_modules
 from airflow_hydrogen.runtime.scoring import sinks, warming
@@ -37,6 +39,7 @@ LABEL = "airflow_hydrogen"
 """The key of what made a prediction, in the metadata of its column."""
 
 _SOURCE = "the source"
+_MODEL = "the model"
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -58,15 +61,16 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     if quarantine_uri is not None:
         filesystems.require_writable("quarantine", quarantine_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
-    manifest, _ = open_model(job.model_uri)
-    predictor = job.predictor or manifest.predictor
-    if predictor:
-        resolve_import_path(predictor)
-    else:
-        require_modules(job.model_uri, manifest)
-    spark = scoring_session(job, manifest)
-    warming.warm_workers(spark, _say)
     with _kept(job) as kept:
+        model, manifest = _open_model(job, kept)
+        job = replace(job, model_uri=model.uri)
+        predictor = job.predictor or manifest.predictor
+        if predictor:
+            resolve_import_path(predictor)
+        else:
+            require_modules(job.model_uri, manifest)
+        spark = scoring_session(job, manifest)
+        warming.warm_workers(spark, _say)
         with log_group("Preparation", folded=job.run is not None):
             opened = _open(spark, job, kept)
             frame = sources.prepared(opened.frame, prepare, job.prepare_kwargs)
@@ -74,7 +78,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
             scoring = score(spark, frame, manifest, replace(job, source=opened.source), label)
         print(
             f"scoring {opened.source} with {manifest.framework} model {job.model_uri}, "
-            f"version {manifest.version[:12]}",
+            f"version {manifest.version[:12]}{f', by {model.alias}' if model.alias else ''}",
             flush=True,
         )
         try:
@@ -95,6 +99,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         output_uri=job.sink.output,
         model_uri=uris.canonical(job.model_uri),
         model_version=manifest.version,
+        model_alias=model.alias,
         rows=written.rows,
         rows_in=written.rows_in,
         rows_dropped=written.dropped,
@@ -107,6 +112,31 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         source=opened.snapshot,
         versions=versions.installed(),
     )
+
+
+def manifest_of(job: InferenceJob) -> Manifest:
+    """The manifest of the model that scores, before anything is checked.
+
+    Raises:
+        ModelError: there is none.
+    """
+    return read_manifest(_named_model(job, Kept(job.snapshot_uri, job.run)).uri)
+
+
+def _open_model(job: InferenceJob, kept: Kept) -> tuple[NamedModel, Manifest]:
+    """The model, and that of an alias the same one in every try of the run."""
+    model = _named_model(job, kept)
+    manifest = model.open()
+    if model.alias is not None:
+        kept.note(_MODEL, {"source": model.alias, "model_uri": model.uri, "model_version": manifest.version})
+    return model, manifest
+
+
+def _named_model(job: InferenceJob, kept: Kept) -> NamedModel:
+    earlier = kept.earlier(_MODEL)
+    if earlier is None or earlier["source"] != uris.canonical(job.model_uri):
+        return aliases.resolve(job.model_uri)
+    return NamedModel(earlier["model_uri"], earlier["model_version"], earlier["source"])
 
 
 def _open(spark: SparkSession, job: InferenceJob, kept: Kept) -> Opened:

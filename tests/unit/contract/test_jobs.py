@@ -182,6 +182,10 @@ def test_whatever_is_json_is_accepted(value):
             lambda: Sink.parquet("/a", partition={"ds": ""}),
             "sink partition 'ds' must be a string that is not empty",
         ),
+        (
+            lambda: train_job(model_uri="s3://bucket/production.alias"),
+            "model_uri 's3://bucket/production.alias' is the name of an alias, and a model is published in a",
+        ),
         (lambda: train_job(model_uri="s3://bucket/"), "model_uri 's3://bucket/' is a whole bucket"),
         (lambda: train_job(model_uri="file://lake/m"), "model_uri 'file://lake/m' is a file of host 'lake'"),
         (lambda: inference_job(model_uri="s3:bucket/m"), "model_uri 's3:bucket/m' can be read as a URI and"),

@@ -176,6 +176,7 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
         output_uri="/scored/ds=1",
         model_uri="/m",
         model_version="3f2a" * 16,
+        model_alias="/production.alias",
         rows=900,
         seconds={"total": 3.0},
         rows_per_second=300.0,
@@ -189,6 +190,7 @@ def test_report_becomes_xcoms_and_asset_events(capsys: pytest.CaptureFixture[str
     extra = ran.outlet_extra[scores]
     assert (extra["output_uri"], extra["model_uri"], extra["rows"]) == ("/scored/ds=1", "/m", 900)
     assert (extra["source"], extra["model_version"]) == (report.source, report.model_version)
+    assert extra["model_alias"] == ran.xcoms["report"]["model_alias"] == "/production.alias"
     log = capsys.readouterr().out
     assert "Scoring on local[*]: model /models/test_run, source parquet '/lake/ds=1', output" in log
     assert "Scored 900 rows in 3.0 s, 300 rows/s, from delta '/orders' at version 812 by model 3f2a" in log

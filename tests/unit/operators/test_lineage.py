@@ -188,6 +188,21 @@ def test_a_scoring_reads_rows_and_a_model_and_writes_a_partition(events: Any) ->
     assert told["badRows"] == {"column 'temp': null": 6}
 
 
+def test_the_model_that_scored_is_named_and_not_its_alias(events: Any) -> None:
+    report = InferenceReport(
+        output_uri="/scored/ds=2013-01-02",
+        model_uri="/models/r1",
+        model_version=VERSION,
+        model_alias="/models/production.alias",
+        source={"source": "parquet"},
+    )
+    _flights, model = events(scoring(model_uri="/models/production.alias"), report)["inputs"]
+    assert place(model) == ("file", "/models/r1")
+    assert values(model["facets"]["version"]) == {"datasetVersion": VERSION}
+    [flights] = events(scoring(model_uri="/models/production.alias"), RuntimeError("lost"))["inputs"]
+    assert place(flights) == ("file", "/lake/flights"), "nobody has said which model it would have been"
+
+
 def test_a_failure_names_what_was_to_be_read_and_the_error(events: Any) -> None:
     lost = RankFailedError(1, "b", "ValueError: no such column")
     event = events(training(), lost)
