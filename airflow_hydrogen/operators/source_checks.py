@@ -108,6 +108,6 @@ def _require_same_view(source: Source, hook: HydrogenSparkSubmitHook, environmen
 
 
 def _client(source: Source, hook: HydrogenSparkSubmitHook) -> dict[str, Any] | None:
-    if source.conn_id is None:
+    if source.kind != "jdbc":
         return None
-    return databases.client_options(hook.get_connection(source.conn_id))
+    return databases.client_options(hook.get_connection(str(source.conn_id)))

@@ -12,6 +12,7 @@ from typing import Any
 
 import airflow_hydrogen
 from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.aliases import is_alias
 from airflow_hydrogen.contract.signatures import FORMAT_VERSION, MANIFEST, Signature
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.schemas.unsure import UnsureError
@@ -60,6 +61,8 @@ def look(
     Raises:
         UnsureError: it cannot be told from here.
     """
+    if is_alias(model_uri):
+        raise UnsureError(f"which model {model_uri} names, the driver looks up")
     path = uris.local_path(model_uri)
     if path is not None and not (path / MANIFEST).is_file():
         raise UnsureError(f"the model {model_uri} is not on this machine")
