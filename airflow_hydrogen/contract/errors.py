@@ -29,12 +29,15 @@ HydrogenError
 │   ├── RaggedTensorError
 │   ├── ColumnCollisionError
 │   ├── PartitionValueError
+│   ├── MergeKeysError              rows of which a key is null, or stands twice
 │   ├── BadRowsError                more rows that cannot be scored than the job allows
 │   └── PartitionFilesError         files are not those that a partition's list names
 ├── SinkError                       a partition could not be replaced: the old one is as it was
 │   ├── RowsLostError               the rows that were written are not those that are there
 │   ├── RowCountError               rows read are not those written, dropped and quarantined
 │   ├── FilesLostError              files that were brought in are not all there
+│   ├── TableMismatchError          a table that does not hold what is to be written
+│   ├── TableBusyError              others have committed to a table first, every time
 │   └── PartitionTakenError         a newer try writes the same partition
 ├── RowsNotCountedError             rows were written, and Spark does not say how many
 ├── ModelError                      the model directory is not usable
@@ -445,6 +448,27 @@ class PartitionValueError(DataError):
         )
 
 
+class MergeKeysError(DataError):
+    """Rows that are to be merged by keys, and of which a key is null or stands twice.
+
+    Example: `Sink.jdbc("shop", table="scores", mode="merge", keys=["id"])` and a source with an order twice.
+
+    Attributes:
+        nulls: rows with a key that is null.
+        repeated: keys that stand more than once.
+    """
+
+    def __init__(self, target: str, keys: Iterable[str], nulls: int, repeated: int) -> None:
+        self.keys = list(keys)
+        super().__init__(
+            f"rows for {target} cannot be merged by {', '.join(map(repr, self.keys))}: {nulls:,} rows have a "
+            f"key that is null, and {repeated:,} keys stand more than once; filter the source, or name the "
+            "keys that tell its rows apart. Nothing was changed"
+        )
+        self.nulls = nulls
+        self.repeated = repeated
+
+
 class BadRowsError(DataError):
     """More rows cannot be scored than `max_bad_rows` allows.
 
@@ -548,6 +572,38 @@ class FilesLostError(SinkError):
             f"new files of {uri!r} are missing or cut: {', '.join(map(repr, self.files[:5]))}; the old ones "
             "are still its rows"
         )
+
+
+class TableMismatchError(SinkError):
+    """A table that is there does not hold what is to be written: found before anything is computed.
+
+    Attributes:
+        problems: each in words.
+    """
+
+    def __init__(self, table: str, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__(
+            f"{table} does not hold what is to be written: {'; '.join(self.problems)}. Change the table, or "
+            "choose columns with keep_columns and output_columns"
+        )
+        self.table = table
+
+
+class TableBusyError(SinkError):
+    """Others have committed to a Delta table first, every time.
+
+    Example: a job that compacts all of the table, again and again.
+    """
+
+    retryable = True
+
+    def __init__(self, table: str, attempts: int, reason: str) -> None:
+        super().__init__(
+            f"others have committed to {table} first, {attempts} times; nothing was changed. The last time: "
+            f"{reason}"
+        )
+        self.table = table
 
 
 class PartitionTakenError(SinkError):

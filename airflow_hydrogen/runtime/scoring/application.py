@@ -40,15 +40,13 @@ from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
 from airflow_hydrogen.runtime.session import original_error, spark_session
 from airflow_hydrogen.runtime.sinks import placements
+from airflow_hydrogen.runtime.sinks.tables import LABEL, Types
 from airflow_hydrogen.runtime.storage import filesystems, swap
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
-
-LABEL = "airflow_hydrogen"
-"""The key of what made a prediction, in the metadata of its column."""
 
 _SOURCE = "the source"
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
@@ -184,8 +182,10 @@ def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> Written:
 
         with progress_told(RowCounter(spark), scoring.rows, say):
             if job.on_bad_row != "fail":
-                return sinks.replace_sifted(scoring.frame, job, scoring.quarantine, scoring.rows)
-            return sinks.replace(scoring.frame, job, scoring.rows)
+                return sinks.replace_sifted(
+                    scoring.frame, job, scoring.quarantine, scoring.rows, scoring.types
+                )
+            return sinks.replace(scoring.frame, job, scoring.rows, scoring.types)
 
 
 @dataclass(frozen=True)
@@ -196,12 +196,14 @@ class Scoring:
         frame: kept columns and predictions.
         schema: theirs.
         rows: how many there are; None where that takes reading them.
+        types: of the partition's columns that the source has.
         quarantine: where tasks leave rows that cannot be scored; None: they fail, or are dropped.
     """
 
     frame: DataFrame
     schema: StructType
     rows: int | None
+    types: Types
     quarantine: Quarantine | None = None
 
 
@@ -238,12 +240,13 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
         sifting=sifting,
     )
     quarantine = sifting.quarantine if sifting else None
+    types = {name: frame.schema[name].dataType for name in constants}
     scan = None if job.prepare else scans.scan_of(frame, job.source, needed)
     if scan and (groups := direct.row_groups(scan.files)):
         rows = scan.files.total_rows if scan.condition is None else None
         hands = direct.deal(groups, slots)
         scored = _score_directly(spark, scan, hands, needed, scorer, schema)
-        return Scoring(scored, written, rows, quarantine)
+        return Scoring(scored, written, rows, types, quarantine)
     if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
         frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
@@ -252,7 +255,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
         return scorer(batches)
 
     scored = frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema)
-    return Scoring(scored, written, None, quarantine)
+    return Scoring(scored, written, None, types, quarantine)
 
 
 def _score_directly(

@@ -14,6 +14,7 @@ from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.quarantine import Quarantine
 from airflow_hydrogen.runtime.sinks import parquet
 from airflow_hydrogen.runtime.sinks.placements import Placement, placing
+from airflow_hydrogen.runtime.sinks.tables import Types
 from airflow_hydrogen.runtime.storage import swap
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class Written:
             raise RowCountError(uri, read, self.rows, self.dropped, self.quarantined)
 
 
-def replace(frame: DataFrame, job: InferenceJob, listed: int | None = None) -> Written:
+def replace(
+    frame: DataFrame, job: InferenceJob, listed: int | None = None, types: Types | None = None
+) -> Written:
     """Put all scored rows in place at once.
 
     They are staged first; a failure leaves what was there as it was, and other partitions are never touched.
@@ -57,6 +60,7 @@ def replace(frame: DataFrame, job: InferenceJob, listed: int | None = None) -> W
         frame: the rows, without the partition's columns.
         job: what is scored.
         listed: rows of the source, where they were counted before; None: nobody knows.
+        types: of the partition's columns, where the source has them.
 
     Raises:
         RowCountError: other rows were read than are written.
@@ -64,7 +68,7 @@ def replace(frame: DataFrame, job: InferenceJob, listed: int | None = None) -> W
         RowsNotCountedError: Spark does not say how many they wrote.
         PartitionTakenError: a newer try writes the same partition.
     """
-    with placing(frame.sparkSession, job.sink, job.run, job.access) as scores:
+    with placing(frame.sparkSession, job.sink, job.run, job.access, types or {}) as scores:
         rows, _ = scores.stage(frame, None)
         _require_all(scores, rows)
         written = Written(rows)
@@ -74,7 +78,11 @@ def replace(frame: DataFrame, job: InferenceJob, listed: int | None = None) -> W
 
 
 def replace_sifted(
-    frame: DataFrame, job: InferenceJob, quarantine: Quarantine | None, listed: int | None
+    frame: DataFrame,
+    job: InferenceJob,
+    quarantine: Quarantine | None,
+    listed: int | None,
+    types: Types,
 ) -> Written:
     """Put the rows that were scored in place, and in the quarantine's those that were not.
 
@@ -87,6 +95,7 @@ def replace_sifted(
         job: what is scored.
         quarantine: where tasks leave bad rows; None: they are dropped.
         listed: rows of the source, where they were counted before; None: nobody knows.
+        types: of the partition's columns, where the source has them.
 
     Raises:
         BadRowsError: more than the job allows.
@@ -100,7 +109,7 @@ def replace_sifted(
         if quarantine is not None:
             kept = tries.enter_context(parquet.placing(job.quarantine_sink, job.run))
             tries.callback(swap.sweep, quarantine.folder)
-        scores = tries.enter_context(placing(frame.sparkSession, job.sink, job.run, job.access))
+        scores = tries.enter_context(placing(frame.sparkSession, job.sink, job.run, job.access, types))
         rows, notes = scores.stage(frame, ACCOUNT)
         account = Account.total(map(Account.loads, notes))
         account.require_working_model(rows)

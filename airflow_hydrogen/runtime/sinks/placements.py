@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.sinks import parquet
+from airflow_hydrogen.runtime.sinks import delta, hive, parquet
+from airflow_hydrogen.runtime.sinks.tables import Types
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -61,11 +62,14 @@ def require_writable(sink: Sink, access: Access) -> None:
     Raises:
         HydrogenError: with what to change.
     """
-    parquet.require_writable("sink", sink)
+    if sink.kind == "delta":
+        delta.require_writable(sink)
+    if sink.kind == "parquet":
+        parquet.require_writable("sink", sink)
 
 
 def placing(
-    spark: SparkSession, sink: Sink, run: Run | None, access: Access
+    spark: SparkSession, sink: Sink, run: Run | None, access: Access, types: Types
 ) -> AbstractContextManager[Placement]:
     """Begin a try: the block stages and commits; what it leaves uncommitted is swept.
 
@@ -74,6 +78,7 @@ def placing(
         sink: where rows go.
         run: the Airflow run, or None outside Airflow.
         access: what opens the sink's connection.
+        types: of the partition's columns, where the source has them.
 
     Raises:
         InvalidJobError: rows are to be appended, and nobody says by which run.
@@ -83,4 +88,8 @@ def placing(
         raise InvalidJobError(
             "mode='append' needs a run, by which its rows are known again: outside Airflow give the job one"
         )
+    if sink.kind == "delta":
+        return delta.placing(spark, sink, run, types)
+    if sink.kind == "hive":
+        return hive.placing(spark, sink, run)
     return parquet.placing(sink, run)
