@@ -29,7 +29,7 @@ from airflow_hydrogen.runtime.data.sources import quoted
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import tables
 from airflow_hydrogen.runtime.sinks.tables import Types
-from airflow_hydrogen.runtime.storage import filesystems, swap
+from airflow_hydrogen.runtime.storage import filesystems, partition_files, swap
 from airflow_hydrogen.runtime.storage.swap import Replacement
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ _LONGEST_WAIT_S = 8.0
 _NO_ESCAPES = "spark.sql.parser.escapedStringLiterals"
 _CATALOG = "spark.sql.catalog.spark_catalog"
 _CONFLICT = re.compile(r"io\.delta\.exceptions\.(Concurrent\w+|MetadataChanged|ProtocolChanged)Exception")
-_CREATED_MEANWHILE = "DELTA_PATH_EXISTS"
 _NO_COLUMN = re.compile(r"[ ,;{}()\n\t=]")
 _NEWEST = 100
 
@@ -117,6 +116,7 @@ class Rows:
             PartitionTakenError: a newer try has begun, or has committed.
         """
         assert self._schema is not None, "nothing was staged"
+        self._table.make(self._schema)
         session = _own_session(self._table.spark)
         staged = session.read.schema(self._schema).parquet(_files(self._replacement.staged))
         self._table.require_distinct_keys(staged)
@@ -171,7 +171,8 @@ class Table:
                 "org.apache.spark.sql.delta.catalog.DeltaCatalog and spark.sql.extensions="
                 "io.delta.sql.DeltaSparkSessionExtension; the operators add them"
             )
-        if self._schema() is None and filesystems.list_files(str(sink.uri)):
+        files = [] if self._schema() is not None else filesystems.list_files(str(sink.uri))
+        if any(not partition_files.is_hidden(name) for name, _size in files):
             raise InvalidJobError(
                 f"sink {sink}: its folder holds files and no Delta table; name another folder, or remove them"
             )
@@ -236,12 +237,27 @@ class Table:
         if found["nulls"] or found["repeated"]:
             raise MergeKeysError(str(self.sink), self.sink.keys, found["nulls"] or 0, found["repeated"])
 
+    def make(self, rows: StructType) -> None:
+        """Make the table where there is none, without rows: what dies later leaves no files without a log."""
+        from pyspark.sql.types import StructField, StructType
+
+        if self._schema() is not None:
+            return
+        types = self._partition_types(None)
+        partition = [StructField(column, type_) for column, type_ in types.items()]
+        columns = tables.ddl(self.spark, StructType([*rows, *partition]))
+        by = f"partitioned by ({', '.join(map(quoted, types))})" if types else ""
+        try:
+            self.spark.sql(f"create table if not exists {self._name} ({columns}) using delta {by}")
+        except spark_errors():
+            if self._schema() is None:  # and not made by another run at the same moment
+                raise
+
     def write(self, session: SparkSession, staged: DataFrame) -> None:
         """Put the staged rows in, by one commit."""
         from pyspark.sql import functions
 
-        schema = self._schema()
-        types = self._partition_types(schema)
+        types = self._partition_types(self._schema())
         # The table would keep what made its first rows, and say it of all that come later.
         columns = [functions.col(quoted(name)).alias(name, metadata={}) for name in staged.columns]
         partition = [
@@ -249,16 +265,11 @@ class Table:
             for column, value in self.sink.partition.items()
         ]
         rows = staged.select(*columns, *partition)
-        if self.sink.mode == "merge" and schema is not None:
+        if self.sink.mode == "merge":
             self._merge(session, rows, types)
             return
-        # Never over a table that somebody has made meanwhile, where rows are merged.
-        writer = rows.write.format("delta").mode("error" if self.sink.mode == "merge" else "overwrite")
-        if schema is None:
-            writer = writer.partitionBy(*self.sink.partition)
-        if self.sink.mode == "merge":
-            writer.save(self._uri)
-        elif self.sink.partition:
+        writer = rows.write.format("delta").mode("overwrite")
+        if self.sink.partition:
             writer.option("replaceWhere", " and ".join(self._equations("", types))).save(self._uri)
         else:
             writer.option("partitionOverwriteMode", "static").save(self._uri)
@@ -283,8 +294,6 @@ class Table:
         """The version whose commit has a note, among the newest; None where there is none."""
         from pyspark.sql import functions
 
-        if self._schema() is None:
-            return None
         history = session.sql(f"describe history {self._name} limit {_NEWEST}")
         found = history.where(functions.col("userMetadata") == note).select("version").collect()
         return int(found[0]["version"]) if found else None
@@ -311,8 +320,6 @@ def _writer(run: Run) -> str:
 
 def _is_conflict(error: Exception) -> bool:
     """Whether another commit was first, so that this one may be tried again."""
-    if _CREATED_MEANWHILE in str(error):
-        return True
     java: Any = getattr(error, "_origin", None) or getattr(error, "java_exception", None)
     while java is not None:
         if _CONFLICT.fullmatch(java.getClass().getName()):

@@ -42,7 +42,7 @@ _FOLDER = re.compile(r"hydrogen-(\d{19})-[0-9a-f]{12}")
 _NOTE = "_hydrogen.json"
 _NO_PARTITION = "PARTITIONS_NOT_FOUND"
 # Hive answers questions by these without a look at the files.
-_STATISTICS = ("COLUMN_STATS_ACCURATE", "numRows", "rawDataSize", "numFiles", "totalSize")
+_STATISTICS = ("COLUMN_STATS_ACCURATE", "numRows", "rawDataSize")
 
 
 @contextmanager
@@ -118,7 +118,7 @@ class Rows:
             self.require_owner()
             self._table.point(folder)
         except Exception:
-            if self._table.partition_location() != folder:
+            if not self._table.points_to(folder):
                 swap.sweep(folder)
             raise
         # A try that was stopped for long after it had looked who owns the partition may be too late: the
@@ -287,8 +287,7 @@ class Table:
         """
         if self._found is not None:
             return
-        types = self.spark._jvm.org.apache.spark.sql.types.DataType  # type: ignore[union-attr]
-        columns = types.fromJson(_bare(schema).json()).asNullable().toDDL()
+        columns = tables.ddl(self.spark, schema)
         partition = ", ".join(f"{quoted(column)} string" for column in self.sink.partition)
         made = f"create table if not exists {self._name} ({columns}) partitioned by ({partition})"
         try:
@@ -315,16 +314,17 @@ class Table:
                 return None
             raise
 
-    def partition_location(self) -> str | None:
-        """The folder of the partition's rows; None where there is no such partition."""
+    def points_to(self, folder: str) -> bool:
+        """Whether a folder is the partition's."""
         found = self._partition()
-        return None if found is None else self._uri_of(found.location())
+        return found is not None and uris.spark_uri(self._uri_of(found.location())) == uris.spark_uri(folder)
 
     def base(self) -> str:
         """The partition's folder, in which each try has one."""
-        location = self.partition_location()
-        if location is None:
+        found = self._partition()
+        if found is None:
             return uris.partition_uri(self.location(), self._values())
+        location = self._uri_of(found.location())
         folder, _, name = location.rpartition("/")
         base = folder if _FOLDER.fullmatch(name) else location
         if uris.holds(base, self.location()):
@@ -365,10 +365,3 @@ class Table:
             jvm.scala.Option.empty(),
         )
         self._catalog.alterPartitions(self._identifier, jvm.PythonUtils.toSeq([without]))
-
-
-def _bare(schema: StructType) -> StructType:
-    """A schema without what made its rows."""
-    from pyspark.sql.types import StructField, StructType
-
-    return StructType([StructField(field.name, field.dataType) for field in schema])

@@ -101,6 +101,15 @@ def place(location: str, sink: Sink, run: Run | None) -> str:
     return f"{uris.canonical(location)}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
+def ddl(spark: SparkSession, schema: StructType) -> str:
+    """Columns as a new table has them: their types, and nothing else."""
+    from pyspark.sql.types import StructField, StructType
+
+    bare = StructType([StructField(field.name, field.dataType) for field in schema])
+    java = spark._jvm.org.apache.spark.sql.types.DataType  # type: ignore[union-attr]
+    return str(java.fromJson(bare.json()).asNullable().toDDL())
+
+
 def text(value: str) -> str:
     """A string as SQL has it."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
