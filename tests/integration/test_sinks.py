@@ -400,7 +400,7 @@ def test_what_cannot_be_a_delta_table_is_refused(table, warehouse, spark, tmp_pa
 # --- Hive --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["stored as parquet", "stored as orc", "using parquet"])
+@pytest.mark.parametrize("form", ["stored as orc", "using parquet"])
 def test_tables_of_hive_and_of_spark_keep_their_types_and_formats(warehouse, database, form):
     name = f"{database}.types_{form.replace(' ', '_')}"
     columns = "id bigint, prediction double"

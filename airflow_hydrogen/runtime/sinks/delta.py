@@ -42,6 +42,7 @@ _NO_ESCAPES = "spark.sql.parser.escapedStringLiterals"
 _CATALOG = "spark.sql.catalog.spark_catalog"
 _CONFLICT = re.compile(r"io\.delta\.exceptions\.(Concurrent\w+|MetadataChanged|ProtocolChanged)Exception")
 _NO_COLUMN = re.compile(r"[ ,;{}()\n\t=]")
+_COMMIT = re.compile(r"\d{20}\.json")
 _NEWEST = 100
 
 
@@ -132,7 +133,7 @@ class Rows:
             try:
                 self._table.write(session, staged)
             except spark_errors() as error:
-                if self._table.version_of(session, note) is not None:
+                if self._table.version_of(note) is not None:
                     break  # it failed after it had committed
                 if not _is_conflict(error):
                     raise
@@ -142,7 +143,7 @@ class Rows:
                 time.sleep(random.uniform(0.5, 1.0) * min(0.2 * 2**attempt, _LONGEST_WAIT_S))
             else:
                 break
-        version = self._table.version_of(session, note)
+        version = self._table.version_of(note)
         if version is None:  # Delta has skipped it
             raise PartitionTakenError(self.name, None)
         print(f"committed version {version} of {self.name}", flush=True)
@@ -290,13 +291,15 @@ class Table:
             for column, value in self.sink.partition.items()
         ]
 
-    def version_of(self, session: SparkSession, note: str) -> int | None:
+    def version_of(self, note: str) -> int | None:
         """The version whose commit has a note, among the newest; None where there is none."""
-        from pyspark.sql import functions
-
-        history = session.sql(f"describe history {self._name} limit {_NEWEST}")
-        found = history.where(functions.col("userMetadata") == note).select("version").collect()
-        return int(found[0]["version"]) if found else None
+        log = uris.join(str(self.sink.uri), "_delta_log")
+        commits = [name for name, _size in filesystems.list_files(log) if _COMMIT.fullmatch(name)]
+        for name in sorted(commits, reverse=True)[:_NEWEST]:
+            for line in filesystems.read_bytes(uris.join(log, name)).splitlines():
+                if json.loads(line).get("commitInfo", {}).get("userMetadata") == note:
+                    return int(name.removesuffix(".json"))
+        return None
 
 
 def _own_session(spark: SparkSession) -> SparkSession:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ class Rows:
     def __init__(self, table: Table, replacement: Replacement) -> None:
         self.name = str(table.sink)
         self._table, self._replacement = table, replacement
-        self._folder = f"hydrogen-{time.time_ns():019d}-{replacement.token}"
+        self._folder = _next_folder(filesystems.list_folders(table.base()), replacement.token)
         self._schema: StructType | None = None
 
     def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
@@ -150,6 +150,12 @@ def _count_orc_rows(uri: str) -> int:
         with filesystem.open_input_file(path) as file:
             total += orc.ORCFile(file).nrows
     return total
+
+
+def _next_folder(names: Iterable[str], token: str) -> str:
+    """A try's folder: by its name later than those that are there, whatever this machine's clock says."""
+    there = [int(found[1]) for name in names if (found := _FOLDER.fullmatch(name))]
+    return f"hydrogen-{max([time.time_ns(), *(number + 1 for number in there)]):019d}-{token}"
 
 
 def _newest(base: str) -> str:

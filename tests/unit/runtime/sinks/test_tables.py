@@ -4,7 +4,7 @@ import pytest
 
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Run, Sink
-from airflow_hydrogen.runtime.sinks import tables
+from airflow_hydrogen.runtime.sinks import hive, tables
 
 RUN = Run(dag_id="d", task_id="t", run_id="r")
 
@@ -47,6 +47,13 @@ def test_runs_that_merge_do_not_take_anything_from_each_other():
     )
     found = [tables.place("/lake/t", sink, run) for run in (RUN, cleared, other)]
     assert found[0] == found[1] != found[2]
+
+
+def test_a_try_comes_after_all_that_are_there():
+    later = "hydrogen-9000000000000000000-0123456789ab"
+    found = hive._next_folder(["ds=1", "hydrogen-1", later], "ba9876543210")
+    assert found == "hydrogen-9000000000000000001-ba9876543210"
+    assert hive._next_folder([], "ba9876543210") > "hydrogen-1790000000000000000"
 
 
 def test_a_table_of_hive_is_never_replaced_as_a_whole():
