@@ -36,7 +36,7 @@ test: setup check ## Everything: real Spark, real Horovod ranks, real Airflow.
 images: setup ## Build the container images without an engine and run out of them: root, 30 GB, half an hour.
 	pytest tests/images -m images
 
-soak: setup ## 200 kill -9 over publishing and scoring's swap, on a folder and on an object store.
+soak: setup ## 200 kill -9 over publishing and scoring's swap; backfills of each kind of sink, some killed.
 	pytest tests/soak -m soak -s
 
 bench: setup ## Measure scoring and training; see bench/.

@@ -40,6 +40,7 @@ HydrogenError
 │   ├── TableMismatchError          a table that does not hold what is to be written
 │   ├── OtherRowsError              a table that would hold other rows than those that were written
 │   ├── DatabaseRefusedError        a database that does not do what it is told
+│   ├── TableBusyError              others have committed to a table first, every time
 │   └── PartitionTakenError         a newer try writes the same partition
 ├── RowsNotCountedError             rows were written, and Spark does not say how many
 ├── ModelError                      the model directory is not usable
@@ -488,8 +489,8 @@ class MergeKeysError(DataError):
     def __init__(self, target: str, keys: Iterable[str], nulls: int, repeated: int) -> None:
         self.keys = list(keys)
         super().__init__(
-            f"rows for {target} cannot be merged by {', '.join(map(repr, self.keys))}: {nulls} rows have a "
-            f"key that is null, and {repeated} keys stand more than once; filter the source, or name the "
+            f"rows for {target} cannot be merged by {', '.join(map(repr, self.keys))}: {nulls:,} rows have a "
+            f"key that is null, and {repeated:,} keys stand more than once; filter the source, or name the "
             "keys that tell its rows apart. Nothing was changed"
         )
         self.nulls = nulls
@@ -653,6 +654,22 @@ class DatabaseRefusedError(SinkError):
         self.target = target
         self.state = state
         self.retryable = not state.startswith(self._FOR_GOOD)  # type: ignore[misc]
+
+
+class TableBusyError(SinkError):
+    """Others have committed to a Delta table first, every time.
+
+    Example: a job that compacts all of the table, again and again.
+    """
+
+    retryable = True
+
+    def __init__(self, table: str, attempts: int, reason: str) -> None:
+        super().__init__(
+            f"others have committed to {table} first, {attempts} times; nothing was changed. The last time: "
+            f"{reason}"
+        )
+        self.table = table
 
 
 class PartitionTakenError(SinkError):

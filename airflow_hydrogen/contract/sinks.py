@@ -100,6 +100,11 @@ class Sink:
                 "keys and mode='merge' belong together: the columns by whose values rows take the place of "
                 f"those that are there; found keys={list(self.keys)!r}, mode={self.mode!r}"
             )
+        if self.kind == "hive" and self.mode == "replace" and not self.partition:
+            raise InvalidJobError(
+                "a hive sink replaces one partition of a table: name it, as in "
+                'Sink.hive("schema.table", partition={"ds": "{{ ds }}"})'
+            )
         if self.mode == "append" and RUN_COLUMN in self.partition:
             raise InvalidJobError(f"sink partition has {RUN_COLUMN!r}, which mode='append' adds itself")
 
@@ -150,8 +155,8 @@ class Sink:
         """A table of the Hive metastore. Where that is, says `conf`: `spark.hadoop.hive.metastore.uris`.
 
         Args:
-            table: `schema.table`, made where there is none.
-            partition: as for `parquet`.
+            table: `schema.table`, of Parquet or ORC files, made of Parquet where there is none.
+            partition: as for `parquet`, with a value for each of the table's partition columns.
             mode: as for `parquet`.
             work_uri: a folder that Airflow and Spark both see, beside which the job leaves its report, its
                 log and its notes for retries; None: beside the model.

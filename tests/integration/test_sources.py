@@ -15,8 +15,9 @@ from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.runtime.data import databases, snapshots, sources, staging
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.snapshots import Kept
-from airflow_hydrogen.runtime.scoring import application, planning
+from airflow_hydrogen.runtime.scoring import application
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.runtime.sinks.tables import LABEL
 from tests.integration.models import dense, matrix_layout, publish
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -355,7 +356,7 @@ def test_a_scored_partition_says_what_made_it_and_a_retry_reads_the_same(
     [file, *_] = (tmp_path / "scores" / "part=1").glob("*.parquet")
     written = json.loads(pq.read_schema(file).metadata[b"org.apache.spark.sql.parquet.row.metadata"])
     made = {field["name"]: field["metadata"] for field in written["fields"]}["prediction"]
-    assert made[planning.LABEL] == {
+    assert made[LABEL] == {
         "model_uri": report.model_uri,
         "model_version": report.model_version,
         "source": report.source,

@@ -1,9 +1,10 @@
-"""Rows -> Parquet, counted in the tasks that write them: by those who write, not by those who look."""
+"""Rows -> files, counted in the tasks that write them: by those who write, not by those who look."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 300
 
 
-def write_parquet(frame: DataFrame, uri: str, **options: object) -> int:
-    """Write Parquet to a new folder.
+def write_files(
+    frame: DataFrame, uri: str, form: str = "parquet", options: Mapping[str, str] | None = None
+) -> int:
+    """Write files to a new folder.
 
     Args:
         frame: the rows.
         uri: the folder.
+        form: of the files, as Spark's writer calls it.
         options: of Spark's writer.
 
     Returns:
@@ -33,17 +37,35 @@ def write_parquet(frame: DataFrame, uri: str, **options: object) -> int:
 
     counter = Observation()
     observed = frame.observe(counter, functions.count(functions.lit(1)).alias("rows"))
-    observed.write.options(**options).parquet(uris.spark_uri(uri))  # type: ignore[arg-type]
+    observed.write.format(form).options(**options or {}).save(uris.spark_uri(uri))
     return int(counted(counter)["rows"])
 
 
-def write_with_notes(frame: DataFrame, uri: str, notes: str) -> tuple[int, list[str]]:
-    """Write Parquet to a new folder, of rows among which some carry a note to the driver and nothing else.
+def stage(frame: DataFrame, uri: str, notes: str | None, form: str = "parquet") -> tuple[int, list[str]]:
+    """Write files to a new folder, of rows that carry notes or of rows that do not.
+
+    Args:
+        frame: the rows.
+        uri: the folder.
+        notes: see `write_with_notes`; None: there are none.
+        form: of the files, as Spark's writer calls it.
+
+    Returns:
+        Rows written, and the notes.
+    """
+    if notes is None:
+        return write_files(frame, uri, form), []
+    return write_with_notes(frame, uri, notes, form)
+
+
+def write_with_notes(frame: DataFrame, uri: str, notes: str, form: str = "parquet") -> tuple[int, list[str]]:
+    """Write files to a new folder, of rows among which some carry a note to the driver and nothing else.
 
     Args:
         frame: the rows.
         uri: the folder.
         notes: the column of the notes, one line each, which is not written; null in rows that are.
+        form: of the files, as Spark's writer calls it.
 
     Returns:
         Rows written, and the notes. Of a task that ran more than once, those of the try that Spark accepted.
@@ -60,7 +82,7 @@ def write_with_notes(frame: DataFrame, uri: str, notes: str) -> tuple[int, list[
         functions.count_if(note.isNull()).alias("rows"),
         functions.concat_ws("\n", functions.collect_list(note)).alias("notes"),
     )
-    observed.where(note.isNull()).drop(notes).write.parquet(uris.spark_uri(uri))
+    observed.where(note.isNull()).drop(notes).write.format(form).save(uris.spark_uri(uri))
     found = counted(counter)
     return int(found["rows"]), found["notes"].splitlines()
 

@@ -17,7 +17,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.data import recipes, scans, snapshots
-from airflow_hydrogen.runtime.data.counting import write_parquet
+from airflow_hydrogen.runtime.data.counting import write_files
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import DatasetFiles, Listing, list_dataset, read_footers
 from airflow_hydrogen.runtime.data.snapshots import Kept, Snapshot
@@ -181,7 +181,7 @@ def _write(frame: DataFrame, uri: str, files: int) -> int:
     from pyspark.sql import functions
 
     shuffled = frame.repartition(files).sortWithinPartitions(functions.rand(_SHUFFLE_SEED))
-    return write_parquet(shuffled, uri, **{"parquet.block.size": _ROW_GROUP_BYTES})
+    return write_files(shuffled, uri, options={"parquet.block.size": str(_ROW_GROUP_BYTES)})
 
 
 def _plain_files(listing: Listing, columns: Sequence[str] | None) -> DatasetFiles | None:

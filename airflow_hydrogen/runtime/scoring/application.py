@@ -35,9 +35,6 @@ from airflow_hydrogen.runtime.storage import filesystems
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-LABEL = "airflow_hydrogen"
-"""The key of what made a prediction, in the metadata of its column."""
-
 _SOURCE = "the source"
 _MODEL = "the model"
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"

@@ -22,14 +22,12 @@ from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
 from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
+from airflow_hydrogen.runtime.sinks.tables import LABEL, Types
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
-
-LABEL = "airflow_hydrogen"
-"""The key of what made a prediction, in the metadata of its column."""
 
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _CODEC = "spark.sql.parquet.compression.codec"
@@ -50,6 +48,7 @@ class Scoring:
     Attributes:
         schema: of what is written: kept columns and predictions.
         rows: how many there are; None where that takes reading them.
+        types: of the partition's columns that the source has.
         bad_rows: the schema of rows that cannot be scored; None: they fail, or are dropped.
         scorer: what each task does.
         job: what is scored.
@@ -61,6 +60,7 @@ class Scoring:
 
     schema: StructType
     rows: int | None
+    types: Types
     bad_rows: pa.Schema | None
     scorer: Scorer
     job: InferenceJob
@@ -171,6 +171,7 @@ def score(
     return Scoring(
         schema=output_schema(frame.schema, keep, outputs, manifest.signature, label),
         rows=rows,
+        types={name: frame.schema[name].dataType for name in constants},
         bad_rows=quarantine_schema(frame.schema, needed, job) if job.on_bad_row == "quarantine" else None,
         scorer=scorer,
         job=job,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract.jobs import Run, Sink
-from airflow_hydrogen.runtime.data.counting import write_parquet, write_with_notes
+from airflow_hydrogen.runtime.data.counting import stage
 from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.swap import Replacement
@@ -43,9 +43,7 @@ class Files:
 
     def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
         """Write the rows to a hidden neighbour; see `Placement`."""
-        if notes is None:
-            return write_parquet(frame, self.staged), []
-        return write_with_notes(frame, self.staged, notes)
+        return stage(frame, self.staged, notes)
 
     def count(self) -> int:
         """The rows in the files that were staged."""

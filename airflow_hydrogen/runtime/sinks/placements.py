@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.sinks import jdbc, parquet
+from airflow_hydrogen.runtime.sinks import delta, hive, jdbc, parquet
+from airflow_hydrogen.runtime.sinks.tables import Types
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -68,12 +69,14 @@ def require_writable(sink: Sink, access: Access) -> None:
     """
     if sink.kind == "jdbc":
         jdbc.require_writable(sink, access)
-    else:
+    elif sink.kind == "delta":
+        delta.require_writable(sink)
+    elif sink.kind == "parquet":
         parquet.require_writable("sink", sink)
 
 
 def placing(
-    spark: SparkSession, sink: Sink, run: Run | None, access: Access
+    spark: SparkSession, sink: Sink, run: Run | None, access: Access, types: Types
 ) -> AbstractContextManager[Placement]:
     """Begin a try: the block stages and commits; what it leaves uncommitted is swept.
 
@@ -82,6 +85,7 @@ def placing(
         sink: where rows go.
         run: the Airflow run, or None outside Airflow.
         access: what opens the sink's connection.
+        types: of the partition's columns, where the source has them.
 
     Raises:
         InvalidJobError: rows are to be appended, and nobody says by which run.
@@ -93,4 +97,8 @@ def placing(
         )
     if sink.kind == "jdbc":
         return jdbc.placing(sink, run, access)
+    if sink.kind == "delta":
+        return delta.placing(spark, sink, run, types)
+    if sink.kind == "hive":
+        return hive.placing(spark, sink, run)
     return parquet.placing(sink, run)

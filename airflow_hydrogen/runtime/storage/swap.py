@@ -48,12 +48,14 @@ class Replacement:
         token: of this try alone, so that two tries share no folder and no file.
         number: of the list of files that it may write, higher than those of all tries before.
         run: the Airflow run, or None.
+        name: of what is replaced, for messages.
     """
 
     target: str
     token: str
     number: int
     run: Mapping[str, Any] | None
+    name: str
 
     @property
     def staged(self) -> str:
@@ -80,7 +82,7 @@ class Replacement:
         """Raise PartitionTakenError where a newer try has begun."""
         found = _read_owner(self.target)
         if found is None or found["token"] != self.token:
-            raise PartitionTakenError(self.target, _describe(found) if found else None)
+            raise PartitionTakenError(self.name, _describe(found) if found else None)
 
     def _switch(self, rows: int | None, model: str | None) -> None:
         brought = {
@@ -150,7 +152,9 @@ class Replacement:
 
 
 @contextmanager
-def replacing(target: str, run: Mapping[str, Any] | None = None) -> Iterator[Replacement]:
+def replacing(
+    target: str, run: Mapping[str, Any] | None = None, name: str | None = None
+) -> Iterator[Replacement]:
     """Begin a try to replace a folder: the block stages files and commits.
 
     The newest try wins: it takes the target from an older one that still runs, which fails when it
@@ -159,6 +163,7 @@ def replacing(target: str, run: Mapping[str, Any] | None = None) -> Iterator[Rep
     Args:
         target: the folder. It need not exist.
         run: the Airflow run, for messages and for the list of files.
+        name: of what is replaced, for messages, where that is not the target.
 
     Raises:
         PartitionTakenError: a newer try has begun meanwhile.
@@ -170,7 +175,7 @@ def replacing(target: str, run: Mapping[str, Any] | None = None) -> Iterator[Rep
     numbers = [partition_files.list_number(name.rpartition("/")[2]) or 0 for name in found.values()]
     # One number for the list of the new files, one before it for that of the old ones (`_freeze`).
     number = max([0, *numbers, owner["number"] if owner else 0]) + 2
-    replacement = Replacement(target, new_token(), number, run)
+    replacement = Replacement(target, new_token(), number, run, name or target)
     claim = {"token": replacement.token, "number": number, "run": run}
     filesystems.write_bytes(_owner_uri(target), json.dumps(claim).encode())
     # Only what was there before the claim: a try that begins after this one is none of its business.

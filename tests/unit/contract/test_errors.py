@@ -20,6 +20,7 @@ def _example(kind):
         "slots": 2,
         "rank": 1,
         "nulls": 1,
+        "repeated": 1,
         "rows": 9,
         "expected": "float32",
         "found": ["x"],

@@ -332,6 +332,31 @@ def test_a_sink_in_a_database_brings_its_driver_and_opens_its_connection(capsys:
     assert "hush" not in "".join(told)
 
 
+def test_a_sink_brings_what_spark_needs_to_write_it() -> None:
+    sink = Sink.delta("/scored/{{ ds }}", mode="merge", keys=["{{ 'id' }}"])
+    with fake_spark_submit() as submissions:
+        run_task(operator(sink=sink), ds="1")
+    assert submissions[0].option("--packages").startswith("io.delta:delta-spark_4.2_2.13:")
+    command = " ".join(submissions[0].command)
+    assert "spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension" in command
+    assert "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog" in command
+    found = submissions[0].job.sink
+    assert (found.uri, found.mode, found.keys) == ("/scored/1", "merge", ("id",))
+
+
+def test_a_table_of_hive_is_written_by_a_spark_that_knows_its_metastore(tmp_path: Any) -> None:
+    sink = Sink.hive("lake.{{ 'scores' }}", partition={"ds": "{{ ds }}"}, work_uri=str(tmp_path))
+    conf = {"spark.hadoop.hive.metastore.uris": "thrift://metastore:9083"}
+    with fake_spark_submit() as submissions:
+        run_task(operator(sink=sink, conf=conf), ds="1")
+    command = " ".join(submissions[0].command)
+    assert submissions[0].option("--packages") is None
+    assert "spark.sql.catalogImplementation=hive" in command and "thrift://metastore:9083" in command
+    found = submissions[0].job.sink
+    assert (found.table_name, dict(found.partition)) == ("lake.scores", {"ds": "1"})
+    assert submissions[0].job.spark_log_uri.startswith(f"{tmp_path.parent}/.{tmp_path.name}.spark-")
+
+
 def test_packages_and_jars_in_conf_stay_where_sources_bring_their_own() -> None:
     conf = {"spark.jars.packages": "a:b:1, c:d:2", "spark.jars": "/e.jar"}
     with fake_spark_submit() as submissions:

@@ -1,118 +1,62 @@
-"""What of a table as a sink needs neither Spark nor a database."""
-
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from pyspark.sql import types
 
-from airflow_hydrogen.contract.errors import DatabaseRefusedError, InvalidJobError
-from airflow_hydrogen.runtime.sinks import dialects
-from airflow_hydrogen.runtime.sinks.attempts import _Sum, condition
-from airflow_hydrogen.runtime.sinks.connections import Column, split
-from airflow_hydrogen.runtime.sinks.targets import fits
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.runtime.sinks import hive, tables
+
+RUN = Run(dag_id="d", task_id="t", run_id="r")
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"),
+    ("found", "expected", "widens"),
     [
-        ("scores", [("scores", False)]),
-        ("Shop.scores", [("Shop", False), ("scores", False)]),
-        ('shop."The.Scores"', [("shop", False), ("The.Scores", True)]),
-        ('"a ""b"""', [('a "b"', True)]),
-        ("`a``b`.c", [("a`b", True), ("c", False)]),
-        ("server.shop.scores", [("server", False), ("shop", False), ("scores", False)]),
+        ("int", "bigint", True),
+        ("bigint", "int", False),
+        ("float", "double", True),
+        ("double", "float", False),
+        ("int", "double", False),
+        ("string", "int", False),
+        ("int", "int", False),
     ],
 )
-def test_names_of_tables_have_parts(name, parts):
-    assert split(name) == parts
+def test_only_types_that_hold_every_value_are_wider(found, expected, widens):
+    assert tables._widens(found, expected) is widens
 
 
-@pytest.mark.parametrize("name", ["", ".", "a.", ".a", "a..b", '"a', 'a"b"', '"a"b', "a.b.c.d", '""', " . "])
-def test_what_is_no_name_of_a_table_is_refused(name):
-    with pytest.raises(InvalidJobError, match="must be a name such as"):
-        split(name)
+def test_a_string_is_no_more_than_a_string_of_sql():
+    assert tables.text("it's \\ or 1=1 --") == r"'it\'s \\ or 1=1 --'"
 
 
-@pytest.mark.parametrize(
-    ("attempts", "sql"),
-    [
-        ([], "(1 = 0)"),
-        ([7], "(a between 7 and 7)"),
-        ([5, 3, 4, 9], "(a between 3 and 5 or a between 9 and 9)"),
-    ],
-)
-def test_accepted_attempts_are_ranges(attempts, sql):
-    assert condition("a", dict.fromkeys(attempts, 1)) == sql
+def test_tries_of_one_partition_meet_and_others_do_not():
+    def place(run=RUN, **arguments):
+        return tables.place("/lake/t/", Sink.delta("/lake/t", **arguments), run)
+
+    day = {"ds": "1", "hour": "2"}
+    assert place(partition=day).startswith("/lake/t.")
+    assert place(partition=day) == place(partition=dict(reversed(day.items())), run=None)
+    assert len({place(), place(partition={"ds": "1"}), place(partition=day)}) == 3
 
 
-def test_counts_of_tasks_add_up_and_leave_their_parts_alone():
-    first = Counter({1: 2})
-    assert _Sum().addInPlace(first, Counter({1: 3, 2: 0, 4: 1})) == {1: 5, 4: 1}
-    assert first == {1: 2}
-    assert _Sum().zero(first) == {}
+def test_runs_that_merge_do_not_take_anything_from_each_other():
+    sink = Sink.delta("/lake/t", mode="merge", keys=["id"])
+    other, cleared = (
+        Run(dag_id="d", task_id="t", run_id="other"),
+        Run(dag_id="d", task_id="t", run_id="r", clear_number=7),
+    )
+    found = [tables.place("/lake/t", sink, run) for run in (RUN, cleared, other)]
+    assert found[0] == found[1] != found[2]
 
 
-TYPES = {
-    "long": types.LongType(),
-    "int": types.IntegerType(),
-    "float": types.FloatType(),
-    "double": types.DoubleType(),
-    "decimal(20,0)": types.DecimalType(20, 0),
-    "string": types.StringType(),
-    "varchar(9)": types.VarcharType(9),
-    "boolean": types.BooleanType(),
-    "date": types.DateType(),
-    "timestamp": types.TimestampType(),
-    "timestamp_ntz": types.TimestampNTZType(),
-    "binary": types.BinaryType(),
-    "array<float>": types.ArrayType(types.FloatType()),
-    "array<double>": types.ArrayType(types.DoubleType()),
-    "array<int>": types.ArrayType(types.IntegerType()),
-    "array<string>": types.ArrayType(types.StringType()),
-}
+def test_a_try_comes_after_all_that_are_there():
+    later = "hydrogen-9000000000000000000-0123456789ab"
+    found = hive._next_folder(["ds=1", "hydrogen-1", later], "ba9876543210")
+    assert found == "hydrogen-9000000000000000001-ba9876543210"
+    assert hive._next_folder([], "ba9876543210") > "hydrogen-1790000000000000000"
 
 
-@pytest.mark.parametrize(
-    ("written", "held", "expected"),
-    [
-        ("long", "int", True),
-        ("int", "double", True),
-        ("long", "decimal(20,0)", True),
-        ("double", "float", True),
-        ("double", "long", False),
-        ("double", "string", True),
-        ("boolean", "boolean", True),
-        ("boolean", "int", False),
-        ("boolean", "string", False),
-        ("string", "varchar(9)", True),
-        ("string", "double", False),
-        ("date", "timestamp", True),
-        ("timestamp", "date", False),
-        ("timestamp", "timestamp_ntz", True),
-        ("array<float>", "array<double>", True),
-        ("array<float>", "array<int>", False),
-        ("array<float>", "string", False),
-        ("string", "array<string>", False),
-        ("binary", "binary", True),
-    ],
-)
-def test_a_column_holds_what_does_not_change_in_it(written, held, expected):
-    assert fits(TYPES[written], TYPES[held]) is expected
-
-
-def test_mysql_compares_text_as_it_is_written():
-    text = Column("ds", 12, "VARCHAR", 9, needed=False)
-    number = Column("hour", 4, "INT", 10, needed=False)
-    assert dialects.of("jdbc:mysql://db/shop").equals("`ds`", text)[1] == 2
-    assert dialects.of("jdbc:mysql://db/shop").equals("`hour`", number) == ("`hour` = ?", 1)
-    assert dialects.of("jdbc:postgresql://db/shop").equals('"ds"', text) == ('"ds" = ?', 1)
-    assert type(dialects.of("jdbc:sqlserver://db")) is dialects.AnyDatabase
-
-
-@pytest.mark.parametrize(
-    ("state", "retryable"), [("23505", False), ("42501", False), ("40001", True), ("08006", True), ("", True)]
-)
-def test_what_a_database_refuses_for_good_is_not_tried_again(state, retryable):
-    assert DatabaseRefusedError("sink", "reason", state).retryable is retryable
+def test_a_table_of_hive_is_never_replaced_as_a_whole():
+    with pytest.raises(InvalidJobError, match=r"name it, as in Sink\.hive"):
+        Sink.hive("lake.t")
+    assert Sink.hive("lake.t", mode="append").for_run(RUN).partition

@@ -1,0 +1,333 @@
+"""A Delta table: rows are staged beside it, and one commit puts them in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import (
+    InvalidJobError,
+    MergeKeysError,
+    MissingColumnError,
+    PartitionTakenError,
+    TableBusyError,
+    TableMismatchError,
+)
+from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.runtime.data.counting import stage
+from airflow_hydrogen.runtime.data.files import count_rows
+from airflow_hydrogen.runtime.data.sources import quoted
+from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.sinks import tables
+from airflow_hydrogen.runtime.sinks.tables import Types
+from airflow_hydrogen.runtime.storage import filesystems, partition_files, swap
+from airflow_hydrogen.runtime.storage.swap import Replacement
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import DataType, StructType
+
+ATTEMPTS = 15
+_LONGEST_WAIT_S = 8.0
+_NO_ESCAPES = "spark.sql.parser.escapedStringLiterals"
+_CATALOG = "spark.sql.catalog.spark_catalog"
+_CONFLICT = re.compile(r"io\.delta\.exceptions\.(Concurrent\w+|MetadataChanged|ProtocolChanged)Exception")
+_NO_COLUMN = re.compile(r"[ ,;{}()\n\t=]")
+_COMMIT = re.compile(r"\d{20}\.json")
+_NEWEST = 100
+
+
+def require_writable(sink: Sink) -> None:
+    """Raise UnwritableUriError unless files can be written beside the table."""
+    filesystems.require_writable("sink", str(sink.uri))
+
+
+@contextmanager
+def placing(spark: SparkSession, sink: Sink, run: Run | None, types: Types) -> Iterator[Rows]:
+    """Begin a try to replace a partition of a table, or to merge rows into it.
+
+    Args:
+        spark: the session.
+        sink: the table.
+        run: the Airflow run, or None.
+        types: for a partition's columns of a table that is yet to be made.
+
+    Raises:
+        InvalidJobError: the session has no Delta, or the folder holds something else than a Delta table.
+        PartitionTakenError: a newer try has begun meanwhile.
+    """
+    table = Table(spark, sink, types)
+    place = tables.place(str(sink.uri), sink, run)
+    with swap.replacing(place, dataclasses.asdict(run) if run else None, str(sink)) as replacement:
+        yield Rows(table, run, replacement)
+
+
+class Rows:
+    """The rows of one try.
+
+    Args:
+        table: where they go.
+        run: the Airflow run, or None.
+        replacement: of the place that they are staged beside.
+    """
+
+    staged = None  # rows are fitted to the table by Spark
+
+    def __init__(self, table: Table, run: Run | None, replacement: Replacement) -> None:
+        self.name = str(table.sink)
+        self._table, self._run, self._replacement = table, run, replacement
+        # Tries of a run count up, so that Delta skips what an older one brings after a newer.
+        self._number = time.time_ns()
+        self._schema: StructType | None = None
+
+    def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
+        """Write the rows to a hidden neighbour of the table; see `Placement`.
+
+        Raises:
+            TableMismatchError: they do not fit the table.
+            ColumnTypeError: a value of the partition is none of its column's type.
+            MissingColumnError: a key is not there.
+            InvalidJobError: they cannot be a Delta table.
+        """
+        frame = self._table.fitted(frame, notes)
+        self._schema = (frame if notes is None else frame.drop(notes)).schema
+        return stage(frame, self._replacement.staged, notes)
+
+    def count(self) -> int:
+        """The rows in the files that were staged."""
+        return count_rows(self._replacement.staged)
+
+    def require_owner(self) -> None:
+        """Raise PartitionTakenError where a newer try has begun."""
+        self._replacement.require_owner()
+
+    def commit(self, *, rows: int, model: str | None) -> None:
+        """Put the rows into the table by one commit, once more where others were faster.
+
+        Raises:
+            MergeKeysError: keys that stand twice among the rows, or are null.
+            TableBusyError: others were faster every time.
+            PartitionTakenError: a newer try has begun, or has committed.
+        """
+        assert self._schema is not None, "nothing was staged"
+        self._table.make(self._schema)
+        session = _own_session(self._table.spark)
+        staged = session.read.schema(self._schema).parquet(_files(self._replacement.staged))
+        self._table.require_distinct_keys(staged)
+        made = {"model_uri": model, **tables.label_of(self._schema)}
+        run = dataclasses.asdict(self._run) if self._run else None
+        note = json.dumps({**made, "run": run, "rows": rows, "try": secrets.token_hex(6)})
+        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", note)
+        if self._run is not None:
+            session.conf.set("spark.databricks.delta.write.txnAppId", _writer(self._run))
+            session.conf.set("spark.databricks.delta.write.txnVersion", str(self._number))
+        for attempt in range(ATTEMPTS):
+            self.require_owner()
+            try:
+                self._table.write(session, staged)
+            except spark_errors() as error:
+                if self._table.version_of(note) is not None:
+                    break  # it failed after it had committed
+                if not _is_conflict(error):
+                    raise
+                if attempt == ATTEMPTS - 1:
+                    raise TableBusyError(self.name, ATTEMPTS, root_cause(error)) from error
+                # Others wait as long: by chance not quite.
+                time.sleep(random.uniform(0.5, 1.0) * min(0.2 * 2**attempt, _LONGEST_WAIT_S))
+            else:
+                break
+        version = self._table.version_of(note)
+        if version is None:  # Delta has skipped it
+            raise PartitionTakenError(self.name, None)
+        print(f"committed version {version} of {self.name}", flush=True)
+
+
+class Table:
+    """A Delta table, which need not exist.
+
+    Args:
+        spark: the session.
+        sink: the table, and the partition of it that is written.
+        types: for a partition's columns where the table does not exist.
+
+    Raises:
+        InvalidJobError: the session has no Delta, or the folder holds something else.
+    """
+
+    def __init__(self, spark: SparkSession, sink: Sink, types: Types) -> None:
+        self.spark, self.sink = spark, sink
+        self._types = types
+        self._uri = uris.spark_uri(str(sink.uri))
+        self._name = f"delta.{quoted(self._uri)}"
+        if "delta" not in str(spark.conf.get(_CATALOG, "")).lower():
+            raise InvalidJobError(
+                f"sink {sink} needs a Spark with Delta: its package, {_CATALOG}="
+                "org.apache.spark.sql.delta.catalog.DeltaCatalog and spark.sql.extensions="
+                "io.delta.sql.DeltaSparkSessionExtension; the operators add them"
+            )
+        files = [] if self._schema() is not None else filesystems.list_files(str(sink.uri))
+        if any(not partition_files.is_hidden(name) for name, _size in files):
+            raise InvalidJobError(
+                f"sink {sink}: its folder holds files and no Delta table; name another folder, or remove them"
+            )
+
+    def _schema(self) -> StructType | None:
+        """Its columns as they are now; None where there is no table."""
+        log = filesystems.list_files(uris.join(str(self.sink.uri), "_delta_log"))
+        if not any(name.endswith((".json", ".checkpoint.parquet")) for name, _size in log):
+            return None
+        try:
+            return self.spark.read.format("delta").load(self._uri).schema
+        except spark_errors() as error:
+            raise InvalidJobError(f"sink {self.sink} cannot be opened: {root_cause(error)}") from error
+
+    def _partition_types(self, schema: StructType | None) -> dict[str, DataType]:
+        from pyspark.sql.types import StringType
+
+        if schema is None:
+            return {column: self._types.get(column, StringType()) for column in self.sink.partition}
+        fields = {field.name.lower(): field for field in schema}
+        if missing := [column for column in self.sink.partition if column.lower() not in fields]:
+            problems = [f"it has no column {column!r}, by which it is to be replaced" for column in missing]
+            raise TableMismatchError(str(self.sink), problems)
+        return {column: fields[column.lower()].dataType for column in self.sink.partition}
+
+    def fitted(self, frame: DataFrame, notes: str | None) -> DataFrame:
+        """The rows with the table's names and types; see `tables.fitted`."""
+        schema = self._schema()
+        tables.partition_values(self.spark, self.sink.partition, self._partition_types(schema))
+        own = {column.lower() for column in self.sink.partition}
+        if schema is None:
+            names = [name for name in [*frame.columns, *self.sink.partition] if _NO_COLUMN.search(name)]
+            if names:
+                raise InvalidJobError(
+                    f"column {', '.join(map(repr, names))}: columns of a Delta table have none of "
+                    "' ,;{}()=' in their names; rename them in the source's SQL, or with output_columns"
+                )
+        else:
+            fields = [field for field in schema if field.name.lower() not in own]
+            frame = tables.fitted(frame, fields, str(self.sink), notes)
+        there = [name for name in frame.columns if name != notes]
+        if missing := [key for key in self.sink.keys if key not in [*there, *self.sink.partition]]:
+            raise MissingColumnError("key", missing, there)
+        return frame
+
+    def require_distinct_keys(self, rows: DataFrame) -> None:
+        """Raise MergeKeysError where rows that are to be merged cannot be told apart by their keys."""
+        from pyspark.sql import functions
+
+        if self.sink.mode != "merge":
+            return
+        keys = [functions.col(quoted(key)) for key in self.sink.keys if key not in self.sink.partition]
+        has_null = functions.lit(False)
+        for key in keys:
+            has_null |= key.isNull()
+        counts = rows.groupBy(*keys).agg(functions.count(functions.lit(1)).alias("hydrogen_rows"))
+        many = functions.col("hydrogen_rows")
+        [found] = counts.agg(
+            functions.sum(functions.when(has_null, many)).alias("nulls"),
+            functions.count_if(~has_null & (many > 1)).alias("repeated"),
+        ).collect()
+        if found["nulls"] or found["repeated"]:
+            raise MergeKeysError(str(self.sink), self.sink.keys, found["nulls"] or 0, found["repeated"])
+
+    def make(self, rows: StructType) -> None:
+        """Make the table where there is none, without rows: what dies later leaves no files without a log."""
+        from pyspark.sql.types import StructField, StructType
+
+        if self._schema() is not None:
+            return
+        types = self._partition_types(None)
+        partition = [StructField(column, type_) for column, type_ in types.items()]
+        columns = tables.ddl(self.spark, StructType([*rows, *partition]))
+        by = f"partitioned by ({', '.join(map(quoted, types))})" if types else ""
+        try:
+            self.spark.sql(f"create table if not exists {self._name} ({columns}) using delta {by}")
+        except spark_errors():
+            if self._schema() is None:  # and not made by another run at the same moment
+                raise
+
+    def write(self, session: SparkSession, staged: DataFrame) -> None:
+        """Put the staged rows in, by one commit."""
+        from pyspark.sql import functions
+
+        types = self._partition_types(self._schema())
+        # The table would keep what made its first rows, and say it of all that come later.
+        columns = [functions.col(quoted(name)).alias(name, metadata={}) for name in staged.columns]
+        partition = [
+            functions.lit(value).cast(types[column]).alias(column)
+            for column, value in self.sink.partition.items()
+        ]
+        rows = staged.select(*columns, *partition)
+        if self.sink.mode == "merge":
+            self._merge(session, rows, types)
+            return
+        writer = rows.write.format("delta").mode("overwrite")
+        if self.sink.partition:
+            writer.option("replaceWhere", " and ".join(self._equations("", types))).save(self._uri)
+        else:
+            writer.option("partitionOverwriteMode", "static").save(self._uri)
+
+    def _merge(self, session: SparkSession, rows: DataFrame, types: Types) -> None:
+        rows.createOrReplaceTempView("hydrogen_rows")
+        keys = [quoted(key) for key in self.sink.keys if key not in self.sink.partition]
+        same = [*self._equations("old.", types), *(f"old.{key} = hydrogen_rows.{key}" for key in keys)]
+        session.sql(
+            f"merge into {self._name} as old using hydrogen_rows on {' and '.join(same)} "
+            "when matched then update set * when not matched then insert *"
+        )
+
+    def _equations(self, prefix: str, types: Types) -> list[str]:
+        """What is true of the partition's rows alone."""
+        return [
+            f"{prefix}{quoted(column)} = cast({tables.text(value)} as {types[column].simpleString()})"
+            for column, value in self.sink.partition.items()
+        ]
+
+    def version_of(self, note: str) -> int | None:
+        """The version whose commit has a note, among the newest; None where there is none."""
+        log = uris.join(str(self.sink.uri), "_delta_log")
+        commits = [name for name, _size in filesystems.list_files(log) if _COMMIT.fullmatch(name)]
+        for name in sorted(commits, reverse=True)[:_NEWEST]:
+            for line in filesystems.read_bytes(uris.join(log, name)).splitlines():
+                if json.loads(line).get("commitInfo", {}).get("userMetadata") == note:
+                    return int(name.removesuffix(".json"))
+        return None
+
+
+def _own_session(spark: SparkSession) -> SparkSession:
+    """A session like another, whose settings are those of one commit."""
+    session = type(spark)(spark.sparkContext, spark._jsparkSession.cloneSession())
+    if session.conf.get(_NO_ESCAPES) == "true":
+        session.conf.set(_NO_ESCAPES, "false")  # `tables.text` has some
+    return session
+
+
+def _files(folder: str) -> str:
+    """The files of a folder for Spark, which warns of folders that are hidden themselves."""
+    return re.sub(r"([{}\[\]*?\\])", r"\\\1", uris.spark_uri(folder)) + "/part-*"
+
+
+def _writer(run: Run) -> str:
+    """By what Delta knows the tries of a run again. A clear begins anew."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(run), sort_keys=True).encode()).hexdigest()
+    return f"airflow-hydrogen-{digest[:32]}"
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether another commit was first, so that this one may be tried again."""
+    java: Any = getattr(error, "_origin", None) or getattr(error, "java_exception", None)
+    while java is not None:
+        if _CONFLICT.fullmatch(java.getClass().getName()):
+            return True
+        java = java.getCause()
+    return False
