@@ -25,6 +25,7 @@ from airflow_hydrogen.runtime.data import scans, snapshots, sources
 from airflow_hydrogen.runtime.data.columns import dtype_of
 from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.snapshots import Kept, Opened, Snapshot
+from airflow_hydrogen.runtime.data.streams import FAULT, RAW, TRACES
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.log_groups import log_group
@@ -36,7 +37,7 @@ from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.direct import RowGroup
 from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting
 from airflow_hydrogen.runtime.scoring.quarantine import REASON, Quarantine
-from airflow_hydrogen.runtime.scoring.sinks import Written
+from airflow_hydrogen.runtime.scoring.sinks import Listed, Written
 from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
 from airflow_hydrogen.runtime.session import original_error, spark_session
 from airflow_hydrogen.runtime.sinks import placements
@@ -72,12 +73,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     if quarantine_uri is not None:
         filesystems.require_writable("quarantine", quarantine_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
-    manifest, _ = open_model(job.model_uri)
-    predictor = job.predictor or manifest.predictor
-    if predictor:
-        resolve_import_path(predictor)
-    else:
-        require_modules(job.model_uri, manifest)
+    manifest = usable_model(job)
     spark = scoring_session(job, manifest)
     warming.warm_workers(spark, _say)
     with _kept(job) as kept:
@@ -91,7 +87,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
             flush=True,
         )
         try:
-            written = _write(spark, _labelled(scoring, manifest, job, opened.snapshot), job)
+            written = _write(spark, labelled(scoring, manifest, job, opened.snapshot), job)
         except Exception as error:
             original = original_error(error)
             if original is error:
@@ -122,6 +118,17 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     )
 
 
+def usable_model(job: InferenceJob) -> Manifest:
+    """The model that lies at the job's URI now, found to be whole, and with the code that it needs."""
+    manifest, _ = open_model(job.model_uri)
+    predictor = job.predictor or manifest.predictor
+    if predictor:
+        resolve_import_path(predictor)
+    else:
+        require_modules(job.model_uri, manifest)
+    return manifest
+
+
 def _open(spark: SparkSession, job: InferenceJob, kept: Kept) -> Opened:
     """The source as the run's first try has found it, or as it is now."""
     opened = snapshots.open_pinned(spark, job.source, job.access, kept.earlier(_SOURCE))
@@ -147,7 +154,7 @@ def _kept(job: InferenceJob) -> Iterator[Kept]:
     kept.forget()
 
 
-def _labelled(scoring: Scoring, manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> Scoring:
+def labelled(scoring: Scoring, manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> Scoring:
     """Predictions whose files say what made them, in the metadata of the columns' types."""
     label = {
         "model_uri": uris.canonical(job.model_uri),
@@ -182,7 +189,8 @@ def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> Written:
             group.say(line)
             group.begin()
 
-        with progress_told(RowCounter(spark), scoring.rows, say):
+        total = scoring.rows if isinstance(scoring.rows, int) else None
+        with progress_told(RowCounter(spark), total, say):
             if job.on_bad_row != "fail":
                 return sinks.replace_sifted(scoring.frame, job, scoring.quarantine, scoring.rows)
             return sinks.replace(scoring.frame, job, scoring.rows)
@@ -195,13 +203,13 @@ class Scoring:
     Attributes:
         frame: kept columns and predictions.
         schema: theirs.
-        rows: how many there are; None where that takes reading them.
+        rows: how many there are, or what says so once they were read; None where that takes reading them.
         quarantine: where tasks leave rows that cannot be scored; None: they fail, or are dropped.
     """
 
     frame: DataFrame
     schema: StructType
-    rows: int | None
+    rows: Listed
     quarantine: Quarantine | None = None
 
 
@@ -213,10 +221,13 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
             sink.
     """
     check_features(manifest.signature, frame.schema)
-    keep, outputs = plan_columns(frame.columns, manifest.signature, job)
+    traces = [name for name in TRACES if job.stream is not None and name in frame.columns]
+    columns = [name for name in frame.columns if name not in (RAW, FAULT) or name not in traces]
+    keep, outputs = plan_columns(columns, manifest.signature, job)
     slots = task_slots(spark).total
     constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
-    needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
+    features = [column.name for column in manifest.signature.columns]
+    needed = list(dict.fromkeys([*features, *keep, *constants, *traces]))
     schema = written = output_schema(frame.schema, keep, outputs, manifest.signature)
     sifting = None
     if job.on_bad_row != "fail":
@@ -238,7 +249,7 @@ def score(spark: SparkSession, frame: DataFrame, manifest: Manifest, job: Infere
         sifting=sifting,
     )
     quarantine = sifting.quarantine if sifting else None
-    scan = None if job.prepare else scans.scan_of(frame, job.source, needed)
+    scan = None if job.prepare or job.stream else scans.scan_of(frame, job.source, needed)
     if scan and (groups := direct.row_groups(scan.files)):
         rows = scan.files.total_rows if scan.condition is None else None
         hands = direct.deal(groups, slots)
@@ -361,7 +372,7 @@ def plan_quarantine(schema: StructType, needed: Iterable[str], job: InferenceJob
     from pyspark.sql.pandas.types import to_arrow_type
 
     # The partition's own columns stand in the folder's name, as they do for scores.
-    names = [name for name in needed if name not in job.sink.partition]
+    names = [name for name in needed if name not in job.sink.partition and name != FAULT]
     if REASON in names:
         raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
     fields = [pa.field(name, to_arrow_type(schema[name].dataType)) for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +18,19 @@ from airflow_hydrogen.contract.errors import (
     ModelSignatureError,
     PartitionValueError,
     RaggedTensorError,
+    UndecodableError,
     ValueRangeError,
 )
 from airflow_hydrogen.runtime.data.columns import stack, to_numpy
+from airflow_hydrogen.runtime.data.streams import FAULT, RAW
 from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.bad_rows import BadRows
 from airflow_hydrogen.runtime.scoring.quarantine import BadRowsFile, Quarantine
 from airflow_hydrogen.runtime.scoring.sifting import Sifter
+
+_TOLD = 200
 
 # One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
 _loaded: dict[tuple[str, str, str | None], Predict] = {}
@@ -81,6 +85,7 @@ class Scorer:
             return
         for batch in rebatch(batches, self.batch_rows):
             self._require_constants(batch)
+            _require_decoded(batch)
             outputs = self._model()(model_inputs(batch, self.manifest.signature.inputs))
             yield self._assemble(batch, outputs)
 
@@ -101,7 +106,8 @@ class Scorer:
                     to_arrays = partial(model_inputs, inputs=inputs)
                     sifter = Sifter(inputs, to_arrays, self._model(), self._assemble, set_aside)
                     schema = self._schema(batch).append(pa.field(ACCOUNT, pa.string()))
-                for scored in sifter.score(batch):
+                decoded = _decoded(batch, set_aside)
+                for scored in sifter.score(decoded) if decoded is not None else ():
                     yield scored.append_column(ACCOUNT, pa.nulls(scored.num_rows, pa.string()))
                 account.require_few(sifting.limit, sifting.target, " so far in one task")
         if sifter is None or schema is None:
@@ -258,6 +264,42 @@ def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
         offsets = np.arange(0, len(flat) + 1, size, dtype=np.int32)
         flat = pa.ListArray.from_arrays(pa.array(offsets), flat)
     return flat
+
+
+def _undecoded(batch: pa.RecordBatch) -> np.ndarray:
+    """The places of rows that came from a message which is not what its schema says."""
+    if FAULT not in batch.schema.names:
+        return np.empty(0, int)
+    return np.flatnonzero(batch.column(FAULT).is_valid().to_numpy(zero_copy_only=False))
+
+
+def _require_decoded(batch: pa.RecordBatch) -> None:
+    if (rows := _undecoded(batch)).size:
+        first = int(rows[0])
+        value = batch.column(RAW)[first].as_py()
+        fault = batch.column(FAULT)[first].as_py()
+        raise UndecodableError(rows.size, batch.num_rows, fault, _beginning(value))
+
+
+def _decoded(
+    batch: pa.RecordBatch, set_aside: Callable[[pa.RecordBatch, BadRows], None]
+) -> pa.RecordBatch | None:
+    """The rows that could be decoded, once the others are set aside; None where none could."""
+    rows = _undecoded(batch)
+    if not rows.size:
+        return batch
+    faults = np.array(batch.column(FAULT).take(pa.array(rows)).to_pylist(), object)
+    for fault in dict.fromkeys(faults.tolist()):
+        places = rows[faults == fault]
+        set_aside(batch.take(pa.array(places)), BadRows(fault, places, [fault] * places.size))
+    good = batch.filter(batch.column(FAULT).is_null())
+    return good if good.num_rows else None
+
+
+def _beginning(value: Any) -> str:
+    """What came, in one line and not all of it."""
+    text = repr(value)
+    return text if len(text) <= _TOLD else f"{text[:_TOLD]} ..."
 
 
 def _require_constant(name: str, column: pa.Array, value: str) -> None:

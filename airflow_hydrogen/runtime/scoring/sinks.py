@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ from airflow_hydrogen.runtime.storage import swap
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+
+Listed = int | Callable[[], int] | None
+"""Rows of the source: their number, or what asks for it once they have been scored; None: nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,23 @@ class Written:
         """Rows that were read."""
         return self.rows + self.dropped + self.quarantined
 
-    def require_sum(self, read: int | None, uri: str) -> None:
+    def plus(self, other: Written) -> Written:
+        """Both together."""
+        return Written(
+            self.rows + other.rows,
+            self.dropped + other.dropped,
+            self.quarantined + other.quarantined,
+            self.bad + other.bad,
+        )
+
+    def require_sum(self, read: Listed, uri: str) -> None:
         """Raise RowCountError where other rows were read than these."""
+        read = read() if callable(read) else read
         if read is not None and read != self.rows_in:
             raise RowCountError(uri, read, self.rows, self.dropped, self.quarantined)
 
 
-def replace(frame: DataFrame, job: InferenceJob, listed: int | None = None) -> Written:
+def replace(frame: DataFrame, job: InferenceJob, listed: Listed = None) -> Written:
     """Put all scored rows in place at once.
 
     They are staged first; a failure leaves what was there as it was, and other partitions are never touched.
@@ -56,7 +71,7 @@ def replace(frame: DataFrame, job: InferenceJob, listed: int | None = None) -> W
     Args:
         frame: the rows, without the partition's columns.
         job: what is scored.
-        listed: rows of the source, where they were counted before; None: nobody knows.
+        listed: rows of the source, where somebody else has counted them.
 
     Raises:
         RowCountError: other rows were read than are written.
@@ -74,7 +89,7 @@ def replace(frame: DataFrame, job: InferenceJob, listed: int | None = None) -> W
 
 
 def replace_sifted(
-    frame: DataFrame, job: InferenceJob, quarantine: Quarantine | None, listed: int | None
+    frame: DataFrame, job: InferenceJob, quarantine: Quarantine | None, listed: Listed
 ) -> Written:
     """Put the rows that were scored in place, and in the quarantine's those that were not.
 
@@ -86,7 +101,7 @@ def replace_sifted(
         frame: scored rows and the accounts of tasks, from one pass over the source.
         job: what is scored.
         quarantine: where tasks leave bad rows; None: they are dropped.
-        listed: rows of the source, where they were counted before; None: nobody knows.
+        listed: rows of the source, where somebody else has counted them.
 
     Raises:
         BadRowsError: more than the job allows.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.sinks import parquet
+from airflow_hydrogen.runtime.sinks import kafka, parquet
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -61,7 +61,8 @@ def require_writable(sink: Sink, access: Access) -> None:
     Raises:
         HydrogenError: with what to change.
     """
-    parquet.require_writable("sink", sink)
+    if sink.kind == "parquet":
+        parquet.require_writable("sink", sink)
 
 
 def placing(
@@ -83,4 +84,6 @@ def placing(
         raise InvalidJobError(
             "mode='append' needs a run, by which its rows are known again: outside Airflow give the job one"
         )
+    if sink.kind == "kafka":
+        return kafka.placing(spark, sink, run, access)
     return parquet.placing(sink, run)
