@@ -299,7 +299,7 @@ def check_features(signature: Signature, schema: StructType) -> None:
     for spec in signature.inputs:
         for column in spec.columns:
             type_ = schema[column.name].dataType
-            dtype, tensor = dtype_of(column.name, to_arrow_type(type_))
+            dtype, tensor = dtype_of(column.name, to_arrow_type(type_, timezone="UTC"))
             expected = spec.dtype if column.width is None else f"a list of {column.width} {spec.dtype}"
             if tensor != (column.width is not None) or not _casts(dtype, spec.dtype):
                 raise ColumnTypeError(column.name, expected, type_.simpleString())
@@ -375,7 +375,8 @@ def plan_quarantine(schema: StructType, needed: Iterable[str], job: InferenceJob
     names = [name for name in needed if name not in job.sink.partition and name != FAULT]
     if REASON in names:
         raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
-    fields = [pa.field(name, to_arrow_type(schema[name].dataType)) for name in names]
+    # In UTC, whatever zone the session shows times in: they are instants, and stay the same ones.
+    fields = [pa.field(name, to_arrow_type(schema[name].dataType, timezone="UTC")) for name in names]
     folder = swap.staging_uri(str(job.quarantine_sink.folder), swap.new_token())
     return Quarantine(folder, pa.schema([*fields, pa.field(REASON, pa.string())]))
 

@@ -7,6 +7,7 @@ same batch once more, which replaces itself.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -186,10 +187,9 @@ def lag_of(progress: Any) -> int | None:
 
 
 def _behind(reached: Any, latest: Any) -> int | None:
-    """The messages between two maps of topic -> partition -> offset."""
-    if not isinstance(reached, dict) or not isinstance(latest, dict):
-        return None
+    """The messages between two maps of topic -> partition -> offset, as Spark writes them."""
     try:
+        reached, latest = json.loads(reached), json.loads(latest)
         return sum(
             max(0, int(offset) - int(reached.get(topic, {}).get(partition, 0)))
             for topic, partitions in latest.items()
