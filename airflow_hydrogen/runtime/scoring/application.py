@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ from airflow_hydrogen.runtime.storage import filesystems, swap
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.types import StructType
+    from pyspark.sql.types import DataType, StructType
 
 LABEL = "airflow_hydrogen"
 """The key of what made a prediction, in the metadata of its column."""
@@ -291,15 +292,13 @@ def check_features(signature: Signature, schema: StructType) -> None:
         MissingColumnError: the input lacks features of the model.
         ColumnTypeError: a feature cannot be turned into the model's dtype.
     """
-    from pyspark.sql.pandas.types import to_arrow_type
-
     missing = [column.name for column in signature.columns if column.name not in schema.names]
     if missing:
         raise MissingColumnError("feature", missing, schema.names)
     for spec in signature.inputs:
         for column in spec.columns:
             type_ = schema[column.name].dataType
-            dtype, tensor = dtype_of(column.name, to_arrow_type(type_, timezone="UTC"))
+            dtype, tensor = dtype_of(column.name, _arrow_type(type_))
             expected = spec.dtype if column.width is None else f"a list of {column.width} {spec.dtype}"
             if tensor != (column.width is not None) or not _casts(dtype, spec.dtype):
                 raise ColumnTypeError(column.name, expected, type_.simpleString())
@@ -369,16 +368,23 @@ def plan_quarantine(schema: StructType, needed: Iterable[str], job: InferenceJob
         ColumnCollisionError: a column of the source is called as the reason is.
     """
     import pyarrow as pa
-    from pyspark.sql.pandas.types import to_arrow_type
 
     # The partition's own columns stand in the folder's name, as they do for scores.
     names = [name for name in needed if name not in job.sink.partition and name != FAULT]
     if REASON in names:
         raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
-    # In UTC, whatever zone the session shows times in: they are instants, and stay the same ones.
-    fields = [pa.field(name, to_arrow_type(schema[name].dataType, timezone="UTC")) for name in names]
+    fields = [pa.field(name, _arrow_type(schema[name].dataType)) for name in names]
     folder = swap.staging_uri(str(job.quarantine_sink.folder), swap.new_token())
     return Quarantine(folder, pa.schema([*fields, pa.field(REASON, pa.string())]))
+
+
+def _arrow_type(type_: DataType) -> Any:
+    """Arrow's type for Spark's; times are in UTC, which from 4.2 on has to be said."""
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    has_zone = "timezone" in inspect.signature(to_arrow_type).parameters
+    zone: dict[str, Any] = {"timezone": "UTC"} if has_zone else {}
+    return to_arrow_type(type_, **zone)
 
 
 def _spark_type(spec: OutputSpec) -> Any:
