@@ -32,7 +32,7 @@ from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.runtime.data import kafka as kafka_client
-from airflow_hydrogen.runtime.scoring import positions
+from airflow_hydrogen.runtime.scoring import positions, streams
 from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
 from airflow_hydrogen.runtime.storage import filesystems
 from tests.integration import daemons
@@ -442,3 +442,27 @@ def test_a_topic_that_is_not_there_and_a_broker_that_does_not_answer(
     with pytest.raises(SourceError, match="no broker answered within 4 s"):
         stream(source=down)
     assert not (tmp_path / "checkpoint").exists()
+
+
+# --- Delta -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_appended_to_a_delta_table_is_scored_once(
+    warehouse: Any, stream, scores, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(streams, "scoring_session", lambda *_given: warehouse)
+    table = str(tmp_path / "table")
+
+    def append(first: int, last: int) -> None:
+        rows = warehouse.sql(f"SELECT id, double(id) AS a, int(id % 7) AS b FROM range({first}, {last})")
+        rows.write.format("delta").mode("append").save(table)
+
+    append(0, 5)
+    append(5, 10)
+    source = Source.delta_stream(table, version=1)
+    assert stream(source=source).rows == 5
+    append(10, 12)
+    assert stream(source=source).rows == 2
+    found = scores()
+    assert found["id"].tolist() == list(range(5, 12))
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])

@@ -25,6 +25,7 @@ from airflow_hydrogen.contract.errors import CheckpointMismatchError, StreamTake
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.streams import BATCH_COLUMN
 from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage.partition_files import is_hidden
 
 _OURS = "hydrogen.json"
 _MARK = ".stream.json"
@@ -103,7 +104,7 @@ def _require_own_batches(folder: str, position: Position, known: bool) -> None:
     checkpoint = position.checkpoint
     mark = _read(uris.join(folder, _MARK))
     if mark is None:
-        if any(not _is_hidden(name) for name, _size in filesystems.list_files(folder)):
+        if any(not is_hidden(name) for name, _size in filesystems.list_files(folder)):
             raise CheckpointMismatchError(
                 checkpoint,
                 f"is that of a stream into {folder!r}, which holds files that no stream has written. Give "
@@ -143,10 +144,6 @@ def _describe(job: InferenceJob) -> dict[str, str]:
     read = source.topic if source.topic is not None else uris.canonical(str(source.uri))
     written = sink.topic if sink.topic is not None else sink.folder
     return {"source": f"{source.kind} {read}", "sink": f"{sink.kind} {written}"}
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def _read(uri: str) -> dict[str, Any] | None:

@@ -88,12 +88,13 @@ def run_stream(job: InferenceJob) -> InferenceReport:
         filesystems.require_writable("quarantine", str(job.quarantine_sink.folder))
     if job.prepare:
         resolve_import_path(job.prepare)
-    manifest = usable_model(job)
+    model_uri = model_now(job.model_uri)
+    manifest = usable_model(replace(job, model_uri=model_uri))
     spark = scoring_session(job, manifest)
     if job.sink.kind == "kafka":
         kafka.require_topic(spark, job.sink, job.access)
     frame = streams.open_stream(spark, job.source, job.access, job.stream.max_rows_per_trigger)
-    batches = Batches(job, manifest)
+    batches = Batches(job, model_uri, manifest)
     batches.rehearse(spark, frame.schema)
     warming.warm_workers(spark, _say)
     position = positions.claim(job)
@@ -112,6 +113,11 @@ def run_stream(job: InferenceJob) -> InferenceReport:
     lag = lag_of(query.lastProgress)
     print(f"{stopped}: {batches.summary(time.monotonic() - started, lag)}", flush=True)
     return _report(job, batches, position, stopped, lag, time.monotonic() - started)
+
+
+def model_now(uri: str) -> str:
+    """The model that a job's URI names now: looked up before every batch."""
+    return uris.canonical(uri)
 
 
 def _start(frame: DataFrame, batches: Batches, job: InferenceJob) -> StreamingQuery:
@@ -204,9 +210,11 @@ class Batches:
 
     Args:
         job: of the stream.
-        manifest: of the model as it was found before the stream began.
+        model_uri: the model that its URI named before it began.
+        manifest: of that model.
 
     Attributes:
+        model_uri: of the model that scores.
         position: set before the first batch.
         ending: set when no other batch is to begin.
         failure: of the batch that has failed.
@@ -214,8 +222,9 @@ class Batches:
         last: the number of the last of them.
     """
 
-    def __init__(self, job: InferenceJob, manifest: Manifest) -> None:
+    def __init__(self, job: InferenceJob, model_uri: str, manifest: Manifest) -> None:
         self._job, self._manifest = job, manifest
+        self.model_uri = model_uri
         self._prepare = resolve_import_path(job.prepare) if job.prepare else None
         self._refused = ""
         self.position: Position | None = None
@@ -302,15 +311,15 @@ class Batches:
 
     def _job_of(self, number: int) -> InferenceJob:
         """The job of one batch: the folder of its number is replaced."""
-        job = self._job
+        job = replace(self._job, model_uri=self.model_uri, batch=number)
         if job.sink.kind == "kafka" and job.stream is not None:
             outbox = uris.sibling(job.stream.checkpoint_uri, "outbox")
             keep = None if job.keep_columns is None else [*dict.fromkeys([*job.keep_columns, *_SENT])]
-            return replace(job, batch=number, sink=replace(job.sink, work_uri=outbox), keep_columns=keep)
+            return replace(job, sink=replace(job.sink, work_uri=outbox), keep_columns=keep)
         partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
         quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
         sink = replace(job.sink, partition=partition)
-        return replace(job, batch=number, sink=sink, quarantine=quarantine)
+        return replace(job, sink=sink, quarantine=quarantine)
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
         from pyspark.sql import Observation, functions
@@ -346,16 +355,17 @@ class Batches:
         return found if kept is None else found.drop(*(name for name in _PLACE if name not in kept))
 
     def _renew_model(self, spark: SparkSession, schema: StructType) -> None:
-        """Take the model that lies at the job's URI now; where it cannot be used, the old one goes on."""
-        found = "that there is none"
+        """Take the model that the job's URI names now; where it cannot be used, the old one goes on."""
+        found = "nothing"
         try:
-            manifest = read_manifest(self._job.model_uri)
-            if manifest.version in (self._manifest.version, self._refused):
-                return
+            uri = model_now(self._job.model_uri)
+            manifest = read_manifest(uri)
             found = manifest.version
-            manifest = usable_model(self._job)
-            nothing = spark.createDataFrame([], schema)
-            self._scoring(nothing, self._job_of(0), manifest)
+            if (uri, found) == (self.model_uri, self._manifest.version) or found == self._refused:
+                return
+            job = replace(self._job_of(0), model_uri=uri)
+            manifest = usable_model(job)
+            self._scoring(spark.createDataFrame([], schema), job, manifest)
         except HydrogenError as error:
             if self._refused != found:
                 _say(
@@ -365,7 +375,7 @@ class Batches:
             self._refused = found
             return
         _say(f"model version {manifest.version[:12]} takes the place of {self._manifest.version[:12]}")
-        self._manifest, self._refused = manifest, ""
+        self.model_uri, self._manifest, self._refused = uri, manifest, ""
 
 
 def _report(
@@ -375,7 +385,7 @@ def _report(
     rows = batches.rows
     return InferenceReport(
         output_uri=job.sink.output,
-        model_uri=uris.canonical(job.model_uri),
+        model_uri=batches.model_uri,
         model_version=batches.manifest.version,
         rows=rows.rows,
         rows_in=rows.rows_in,
