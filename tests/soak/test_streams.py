@@ -35,12 +35,12 @@ _WAIT_S = 240.0
 
 
 class Driver:
-    """The application, in a process of its own, on a Spark in local mode."""
+    """The application, in a process of its own, on a Spark in local mode that tries tasks four times."""
 
     def __init__(self, folder: Path, job: InferenceJob) -> None:
         file = folder / "job.json"
         file.write_text(jobs.dumps(job))
-        submit = f"--master local[2] --jars {','.join(map(str, jars('kafka')))} --conf spark.ui.enabled=false"
+        submit = f"--master local[2,4] --jars {','.join(map(str, jars('kafka')))} --conf spark.ui.enabled=false"
         environ = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -130,7 +130,7 @@ def test_after_twenty_kills_in_mid_batch_every_key_is_there_once(tmp_path: Path)
 
         driver = Driver(tmp_path, job("1 second"))
         try:
-            for kind in [("driver", "worker", "broker")[number % 3] for number in range(KILLS)]:
+            for kind in [("broker", "worker", "driver")[number % 3] for number in range(KILLS)]:
                 made += _produce(kafka, topic, made)
                 while True:
                     if not driver.is_alive():
