@@ -21,6 +21,7 @@ import pytest
 from airflow_hydrogen.contract.errors import (
     CheckpointMismatchError,
     ColumnCollisionError,
+    EntrypointError,
     InvalidJobError,
     MissingColumnError,
     SinkError,
@@ -178,6 +179,31 @@ def test_an_older_try_leaves_the_stream_to_a_newer_one(incoming, stream, scores,
             stream()
     assert stream().rows == 5
     assert scores()["id"].tolist() == list(range(5))
+
+
+def features_alone(spark: Any, rows: Any) -> Any:
+    """A `prepare` that loses what tells rows apart that could not be decoded."""
+    return rows.select("id", "a", "b")
+
+
+def doubled(spark: Any, rows: Any) -> Any:
+    """A `prepare` that adds to what is there."""
+    return rows.withColumn("a", rows.a * 2)
+
+
+def test_prepare_gets_every_batch_and_keeps_the_marks_of_what_is_broken(stream, scores, tmp_path):
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    (folder / "lines.json").write_text('{"id": 1, "a": 1.0, "b": 2}\nno json')
+    given = {
+        "source": Source.files_stream(str(folder), format="json", schema=SCHEMA),
+        "on_bad_row": "drop",
+    }
+    with pytest.raises(EntrypointError, match="without raw_value, _hydrogen_fault"):
+        stream(**given, prepare="tests.integration.test_streams:features_alone")
+    report = stream(**given, prepare="tests.integration.test_streams:doubled")
+    assert (report.rows, report.rows_dropped) == (1, 1)
+    assert scores()["prediction"].tolist() == [22.0]
 
 
 def test_lines_that_are_not_json_are_dead_letters(stream, scores, tmp_path):

@@ -40,7 +40,8 @@ class Driver:
     def __init__(self, folder: Path, job: InferenceJob) -> None:
         file = folder / "job.json"
         file.write_text(jobs.dumps(job))
-        submit = f"--master local[2,4] --jars {','.join(map(str, jars('kafka')))} --conf spark.ui.enabled=false"
+        connector = ",".join(map(str, jars("kafka")))
+        submit = f"--master local[2,4] --jars {connector} --conf spark.ui.enabled=false"
         environ = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
