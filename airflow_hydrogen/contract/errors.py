@@ -32,6 +32,7 @@ HydrogenError
 │   ├── PartitionValueError
 │   ├── MergeKeysError              rows of which a key is null, or stands twice
 │   ├── BadRowsError                more rows that cannot be scored than the job allows
+│   ├── UndecodableError            messages that are not what their schema says
 │   └── PartitionFilesError         files are not those that a partition's list names
 ├── SinkError                       a partition could not be replaced: the old one is as it was
 │   ├── RowsLostError               the rows that were written are not those that are there
@@ -41,7 +42,9 @@ HydrogenError
 │   ├── OtherRowsError              a table that would hold other rows than those that were written
 │   ├── DatabaseRefusedError        a database that does not do what it is told
 │   ├── TableBusyError              others have committed to a table first, every time
-│   └── PartitionTakenError         a newer try writes the same partition
+│   ├── PartitionTakenError         a newer try writes the same partition
+│   ├── CheckpointMismatchError     a checkpoint that is not that of the sink's batches
+│   └── StreamTakenError            a newer try scores the same stream
 ├── RowsNotCountedError             rows were written, and Spark does not say how many
 ├── ModelError                      the model directory is not usable
 │   ├── NotAModelError
@@ -522,6 +525,21 @@ class BadRowsError(DataError):
         self.limit = limit
 
 
+class UndecodableError(DataError):
+    """Messages of a stream are not what the schema of their payload says, and the job has no place for them.
+
+    Example: a producer that writes XML into a topic of JSON, and `on_bad_row="fail"`.
+    """
+
+    def __init__(self, bad: int, rows: int, fault: str, value: str) -> None:
+        super().__init__(
+            f"{bad} of {rows} rows of a batch cannot be decoded, the first one: {fault}: {value}. Repair the "
+            "source's schema or payload, or let on_bad_row='quarantine' set such rows aside"
+        )
+        self.bad = bad
+        self.rows = rows
+
+
 class PartitionFilesError(DataError):
     """The files of a partition are not those that its list of files names."""
 
@@ -692,6 +710,28 @@ class PartitionTakenError(SinkError):
         self.uri = uri
         self.owner = owner
         self.retryable = owner is None  # type: ignore[misc]
+
+
+class CheckpointMismatchError(SinkError):
+    """The checkpoint of a stream and what lies at its sink do not belong together.
+
+    Example: a checkpoint that was removed, so that batches are counted from 0 again and would replace others.
+    """
+
+    def __init__(self, checkpoint_uri: str, problem: str) -> None:
+        super().__init__(f"checkpoint_uri {checkpoint_uri!r} {problem}")
+        self.checkpoint_uri = checkpoint_uri
+
+
+class StreamTakenError(SinkError):
+    """A newer try scores the same stream, and this one has to leave it alone."""
+
+    def __init__(self, checkpoint_uri: str) -> None:
+        super().__init__(
+            f"another try has begun to score the stream with checkpoint_uri {checkpoint_uri!r}; this one has "
+            "written nothing since"
+        )
+        self.checkpoint_uri = checkpoint_uri
 
 
 # --- the model ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobErr
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
 from airflow_hydrogen.contract.sources import Source as Source  # likewise
+from airflow_hydrogen.contract.streams import BATCH_COLUMN, StreamOptions
 from airflow_hydrogen.contract.values import (
     refuse_unknown_fields,
     require_int,
@@ -151,6 +152,11 @@ class TrainJob:
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
         require_int("np", self.np)
+        if streams := [name for name, source in self.datasets.items() if source.is_stream]:
+            raise InvalidJobError(
+                f"datasets {', '.join(map(repr, streams))} are streams, which have no end: training reads "
+                "files and tables, such as the folder into which a stream is written"
+            )
         _require_import_path("prepare", self.prepare)
         require_json("entrypoint_kwargs", self.entrypoint_kwargs)
         require_json("prepare_kwargs", self.prepare_kwargs)
@@ -281,6 +287,9 @@ class InferenceJob:
         quarantine: that table; None: beside the sink's. Its partition is always the sink's.
         max_bad_rows: how many there may be, as a number or, below 1, as a share of all rows; None: any.
         run: the Airflow run, or None outside Airflow.
+        stream: when and how long a stream is scored; None where the source is none.
+        batch: the number of the micro-batch that is scored, in whose partition the sink is; None: all. It
+            does not travel.
         access: what opens the connections that the source names, as in a TrainJob.
     """
 
@@ -300,6 +309,8 @@ class InferenceJob:
     quarantine: Sink | None = None
     max_bad_rows: int | float | None = None
     run: Run | None = None
+    stream: StreamOptions | None = None
+    batch: int | None = None
     report_nonce: str | None = None
     spark_log_uri: str | None = None
     access: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
@@ -318,6 +329,55 @@ class InferenceJob:
         if self.batch_rows < 1:
             raise InvalidJobError(f"batch_rows must be at least 1, found {self.batch_rows}")
         self._check_bad_rows()
+        self._check_stream()
+
+    def _check_stream(self) -> None:
+        if self.stream is None:
+            if self.source.is_stream:
+                raise InvalidJobError(
+                    f"source {self.source} is a stream: say by trigger when it is scored, 'available_now' or "
+                    "an interval such as '30 seconds', and by checkpoint_uri where its position is kept"
+                )
+            if self.sink.kind == "kafka":
+                raise InvalidJobError(
+                    f"sink {self.sink} takes the rows of a Kafka stream; the rows of {self.source} go into "
+                    "files or a table"
+                )
+            return
+        if not self.source.is_stream:
+            raise InvalidJobError(
+                f"trigger={self.stream.trigger!r} is for streams, and source {self.source} is none: take "
+                "Source.kafka, Source.files_stream or Source.delta_stream, or leave trigger out"
+            )
+        if self.sink.kind not in ("parquet", "kafka") or self.sink.mode != "replace":
+            raise InvalidJobError(
+                f"a stream is written to Sink.parquet(uri), whose batches replace themselves, or to "
+                f"Sink.kafka; found {self.sink.kind} with mode={self.sink.mode!r}"
+            )
+        if self.sink.kind == "kafka" and self.source.kind != "kafka":
+            raise InvalidJobError(
+                f"sink {self.sink} knows rows again by their offsets, and source {self.source} has none: "
+                "stream it into Sink.parquet(uri)"
+            )
+        if BATCH_COLUMN in self.sink.partition and self.batch is None:
+            raise InvalidJobError(
+                f"sink partition has {BATCH_COLUMN!r}, which a stream adds itself: a folder for every batch"
+            )
+        if self.stream.max_rows_per_trigger is not None and self.source.kind != "kafka":
+            raise InvalidJobError(
+                f"max_rows_per_trigger counts messages of Kafka, and {self.source} is read by files: give "
+                "the source the option maxFilesPerTrigger"
+            )
+        places = [("sink", self.sink.folder), ("source", self.source.uri)]
+        if self.on_bad_row == "quarantine":
+            places.append(("quarantine", self.quarantine_sink.folder))
+        for name, place in places:
+            checkpoint = self.stream.checkpoint_uri
+            if place is not None and (uris.holds(place, checkpoint) or uris.holds(checkpoint, place)):
+                raise InvalidJobError(
+                    f"checkpoint_uri {checkpoint!r} and {name} {place!r} lie in each other: give the "
+                    "checkpoint a folder of its own"
+                )
 
     def _check_bad_rows(self) -> None:
         if self.on_bad_row not in ON_BAD_ROW:
@@ -412,6 +472,7 @@ class InferenceJob:
             "quarantine": self.quarantine.to_dict() if self.quarantine else None,
             "max_bad_rows": self.max_bad_rows,
             "run": dataclasses.asdict(self.run) if self.run else None,
+            **unless_none("stream", self.stream.to_dict() if self.stream else None),
             **unless_none("report_nonce", self.report_nonce),
             **unless_none("spark_log_uri", self.spark_log_uri),
             **unless_none("access", _plain(self.access)),
@@ -429,6 +490,7 @@ class InferenceJob:
         fields["source"] = Source.from_dict(fields["source"])
         fields["sink"] = Sink.from_dict(fields["sink"])
         fields["quarantine"] = Sink.from_dict(fields["quarantine"]) if fields.get("quarantine") else None
+        fields["stream"] = StreamOptions.from_dict(fields["stream"]) if fields.get("stream") else None
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
         return cls(**fields)
 

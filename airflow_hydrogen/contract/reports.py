@@ -103,7 +103,9 @@ class InferenceReport:
         columns: the columns of what was written -> Spark's names of their types.
         seconds: seconds by stage: score, commit, total.
         rows_per_second: rows per second of the score stage, start of the Python workers included.
-        source: what was scored: the source, and the version, rows or files that it had.
+        source: what was scored: the source, and the version, rows, files or offsets that it had.
+        stream: of a stream: batches, last_batch, stopped (why it has ended), lag (messages that wait) and
+            models (version -> rows that it has scored); {} of what is none.
         versions: package -> version.
         failure: None on success.
     """
@@ -124,6 +126,7 @@ class InferenceReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows_per_second: float | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
+    stream: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     failure: Failure | None = None
 

@@ -15,7 +15,7 @@ from airflow_hydrogen.contract.values import refuse_unknown_fields
 if TYPE_CHECKING:
     from airflow_hydrogen.contract.jobs import Run
 
-SinkKind = Literal["parquet", "delta", "hive", "jdbc"]
+SinkKind = Literal["parquet", "delta", "hive", "jdbc", "kafka"]
 SinkMode = Literal["replace", "append", "merge"]
 
 RUN_COLUMN = "hydrogen_run"
@@ -41,14 +41,22 @@ _KINDS: dict[str, _Fields] = {
         ("replace", "append", "merge"),
         'Sink.jdbc("my_database", table="scores")',
     ),
+    "kafka": _Fields(
+        ("topic",), ("servers", "conn_id", "work_uri"), ("replace",), 'Sink.kafka("host:9092", "topic")'
+    ),
 }
-_WANTED = {"uri": "the URI of a folder", "table_name": "a table", "conn_id": "a connection"}
+_WANTED = {
+    "uri": "the URI of a folder",
+    "table_name": "a table",
+    "conn_id": "a connection",
+    "topic": "a topic",
+}
 _COMMON = ("kind", "partition", "mode", "keys")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sink:
-    """Where scores go. Use the constructors: `parquet`, `delta`, `hive`, `jdbc`.
+    """Where scores go. Use the constructors: `parquet`, `delta`, `hive`, `jdbc`, and `kafka` for streams.
 
     A run replaces its partition: completely, at once, and again where it is repeated. With `mode="append"`
     the partition has one column more, `hydrogen_run`, and with `mode="merge"` rows take the place of those
@@ -63,6 +71,8 @@ class Sink:
     mode: SinkMode = "replace"
     keys: Sequence[str] = ()
     work_uri: str | None = None
+    servers: str | None = None
+    topic: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", tuple(self.keys))
@@ -82,6 +92,15 @@ class Sink:
         ]
         if wrong := [name for name in given if name not in (*_COMMON, *kinds.needed, *kinds.allowed)]:
             raise InvalidJobError(f"a {self.kind} sink has no {', '.join(wrong)}")
+        if self.kind == "kafka" and (self.servers is None) == (self.conn_id is None):
+            raise InvalidJobError(
+                "a kafka sink needs either servers, such as 'host:9092', or an Airflow connection of type "
+                f"kafka; found servers={self.servers!r}, conn_id={self.conn_id!r}"
+            )
+        if self.kind == "kafka" and self.partition:
+            raise InvalidJobError(
+                "a kafka sink has no partition: a topic is not replaced, messages are added"
+            )
         self._check_mode(kinds.modes)
         for key, value in self.partition.items():
             if not isinstance(value, str) or not value:
@@ -196,6 +215,27 @@ class Sink:
             work_uri=work_uri,
         )
 
+    @classmethod
+    def kafka(cls, servers_or_conn_id: str, topic: str, *, work_uri: str | None = None) -> Sink:
+        """A Kafka topic, for streams from Kafka: a message of JSON for every row, at least once.
+
+        Messages keep the key and the headers of those that they were made of. `hydrogen_id` in them is the
+        same where a row is sent again: consumers drop what they have seen.
+
+        Args:
+            servers_or_conn_id: as for `Source.kafka`.
+            topic: the topic, which must be there.
+            work_uri: as for `hive`.
+        """
+        has_port = ":" in servers_or_conn_id
+        return cls(
+            kind="kafka",
+            servers=servers_or_conn_id if has_port else None,
+            conn_id=None if has_port else servers_or_conn_id,
+            topic=topic,
+            work_uri=work_uri,
+        )
+
     def for_run(self, run: Run | None) -> Sink:
         """The sink of one Airflow run: what is appended is the run's own partition.
 
@@ -215,7 +255,7 @@ class Sink:
     @property
     def output(self) -> str:
         """By what the result is found: the partition's folder of files, the folder or name of a table."""
-        return self.folder or self.uri or str(self.table_name)
+        return self.folder or self.uri or str(self.table_name or self.topic)
 
     @property
     def home(self) -> str | None:
@@ -226,6 +266,8 @@ class Sink:
         """How messages call it."""
         if self.folder:
             return self.folder
+        if self.kind == "kafka":
+            return f"kafka {self.topic} at {self.conn_id or self.servers}"
         where = f"{self.kind} {self.conn_id}: " if self.conn_id else f"{self.kind} "
         partition = ", ".join(f"{column}={value}" for column, value in self.partition.items())
         return where + (self.uri or str(self.table_name)) + (f" ({partition})" if partition else "")

@@ -1,4 +1,4 @@
-"""Where rows come from: files, tables, databases and queries over them."""
+"""Where rows come from: files, tables, databases and queries over them, and streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.values import refuse_unknown_fields, require_json
 
 SourceKind = Literal[
-    "parquet", "orc", "avro", "csv", "json", "tfrecord", "delta", "table", "hive", "jdbc", "read", "sql"
+    "parquet",
+    "orc",
+    "avro",
+    "csv",
+    "json",
+    "tfrecord",
+    "delta",
+    "table",
+    "hive",
+    "jdbc",
+    "read",
+    "sql",
+    "kafka",
+    "files_stream",
+    "delta_stream",
 ]
 
 SqlValue = str | int | float | bool | None
@@ -39,7 +53,11 @@ _KINDS: dict[str, _Fields] = {
     "jdbc": _Fields(("conn_id",), ("table_name", "query", "partition_column", "partitions", "options")),
     "read": _Fields(("format",), ("uri", "options")),
     "sql": _Fields(("query",), ("query_args", "tables")),
+    "kafka": _Fields(("topic", "payload", "schema"), ("servers", "conn_id", "options")),
+    "files_stream": _Fields(("uri", "format"), ("schema", "options")),
+    "delta_stream": _Fields(("uri",), ("version", "options")),
 }
+_STREAMS = ("kafka", "files_stream", "delta_stream")
 _EXAMPLES = {
     "delta": "Source.delta(uri)",
     "table": 'Source.table("catalog.schema.table")',
@@ -47,8 +65,20 @@ _EXAMPLES = {
     "jdbc": 'Source.jdbc("my_database", table="orders")',
     "read": 'Source.read("format", uri)',
     "sql": 'Source.sql("select ...")',
+    "kafka": 'Source.kafka("host:9092", "topic", schema="a DOUBLE, b INT")',
+    "files_stream": 'Source.files_stream(uri, format="json", schema="a DOUBLE, b INT")',
+    "delta_stream": "Source.delta_stream(uri)",
 }
-_WANTED = {"uri": "the URI of a file or folder", "table_name": "a table", "conn_id": "a connection"}
+_WANTED = {
+    "uri": "the URI of a file or folder",
+    "table_name": "a table",
+    "conn_id": "a connection",
+    "schema": "the schema of its messages",
+}
+_STREAMED_FORMATS = ("parquet", "orc", "avro", "csv", "json")
+_WITH_SCHEMA = ("csv", "json")
+_PAYLOADS = ("json", "avro")
+_SECRETS = ("kafka.sasl.", "kafka.ssl.", "kafka.security.")
 _OF_CONNECTION = {"url", "user", "password", "driver", "dbtable", "query"}
 _COMMON = ("kind", "columns", "where", "where_args")
 
@@ -81,6 +111,10 @@ class Source:
     query: str | None = None
     query_args: Mapping[str, SqlValue] = field(default_factory=dict)
     tables: Mapping[str, Source] = field(default_factory=dict)
+    servers: str | None = None
+    topic: str | None = None
+    payload: str | None = None
+    schema: str | None = None
 
     def __post_init__(self) -> None:
         if self.columns is not None:
@@ -108,7 +142,8 @@ class Source:
             raise InvalidJobError(
                 f"partition_column is the name of a column, without quotes, found {self.partition_column!r}"
             )
-        if self.format == "delta":
+        self._check_stream()
+        if self.kind == "read" and self.format == "delta":
             raise InvalidJobError("read Delta tables by Source.delta, which keeps their version for retries")
         if (self.partition_column is None) != (self.partitions is None):
             raise InvalidJobError(
@@ -136,8 +171,49 @@ class Source:
         given = [
             item.name for item in dataclasses.fields(self) if getattr(self, item.name) not in (None, {}, ())
         ]
-        if wrong := [name for name in given if name not in (*_COMMON, *kinds.needed, *kinds.allowed)]:
+        common = ("kind",) if self.is_stream else _COMMON
+        if wrong := [name for name in given if name not in (*common, *kinds.needed, *kinds.allowed)]:
             raise InvalidJobError(f"a {self.kind} source has no {', '.join(wrong)}")
+
+    def _check_stream(self) -> None:
+        if streams := [name for name, table in self.tables.items() if table.is_stream]:
+            raise InvalidJobError(
+                f"tables of a sql source are no streams, found {', '.join(map(repr, streams))}: join what "
+                "belongs to a stream's rows in 'prepare', which gets every micro-batch"
+            )
+        if self.kind == "kafka" and (self.servers is None) == (self.conn_id is None):
+            raise InvalidJobError(
+                "a kafka source needs either servers, such as 'host:9092', or an Airflow connection of type "
+                f"kafka; found servers={self.servers!r}, conn_id={self.conn_id!r}"
+            )
+        if self.kind == "kafka" and self.payload not in _PAYLOADS:
+            raise InvalidJobError(
+                f"payload of a kafka source must be one of {', '.join(map(repr, _PAYLOADS))}, found "
+                f"{self.payload!r}"
+            )
+        if self.kind == "files_stream":
+            if self.format not in _STREAMED_FORMATS:
+                raise InvalidJobError(
+                    f"format of a files_stream must be one of {', '.join(map(repr, _STREAMED_FORMATS))}, "
+                    f"found {self.format!r}"
+                )
+            if self.format in _WITH_SCHEMA and not self.schema:
+                raise InvalidJobError(
+                    f"a files_stream of {self.format} files needs a schema, Spark's DDL of its columns, as "
+                    f"in {_EXAMPLES['files_stream']}"
+                )
+        if self.kind == "kafka" and (
+            given := sorted(name for name in self.options if name.startswith(_SECRETS))
+        ):
+            raise InvalidJobError(
+                f"options of a kafka source name {', '.join(given)}, which come from an Airflow connection; "
+                "a DAG holds no password"
+            )
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether rows keep coming: such a source is scored in micro-batches."""
+        return self.kind in _STREAMS
 
     @classmethod
     def parquet(
@@ -393,6 +469,68 @@ class Source:
         return cls(kind="sql", query=query, query_args=query_args or {}, tables=tables)
 
     @classmethod
+    def kafka(
+        cls,
+        servers_or_conn_id: str,
+        topic: str,
+        *,
+        payload: str = "json",
+        schema: str,
+        **options: str,
+    ) -> Source:
+        """The messages of a Kafka topic, a stream. The operators add Spark's Kafka package.
+
+        Beside the columns of the schema, rows have `kafka_key` (bytes), `kafka_topic`, `kafka_partition`,
+        `kafka_offset`, `kafka_timestamp` and `kafka_headers`.
+
+        Args:
+            servers_or_conn_id: "host:9092" or more of them with commas between; what has no colon is an
+                Airflow connection of type `kafka`, from which credentials come as well.
+            topic: the topic.
+            payload: "json" or "avro": what the messages' values are.
+            schema: their columns: Spark's DDL such as "a DOUBLE, b INT" for JSON, the schema's JSON for Avro.
+            options: options of Spark's Kafka reader, such as `startingOffsets`: "earliest" unless given. A
+                stream that has a checkpoint goes on from there.
+        """
+        has_port = ":" in servers_or_conn_id
+        return cls(
+            kind="kafka",
+            servers=servers_or_conn_id if has_port else None,
+            conn_id=None if has_port else servers_or_conn_id,
+            topic=topic,
+            payload=payload,
+            schema=schema,
+            options=options,
+        )
+
+    @classmethod
+    def files_stream(
+        cls, uri: str, *, format: str = "parquet", schema: str | None = None, **options: str
+    ) -> Source:
+        """The files that come into a folder, a stream: each is read once.
+
+        Args:
+            uri: the folder. Files have to appear in it whole, as a rename makes them.
+            format: "parquet", "orc", "avro", "csv" or "json".
+            schema: Spark's DDL of the columns, such as "a DOUBLE, b INT"; for CSV and JSON needed, otherwise
+                found in the files that are there when the stream starts.
+            options: options of Spark's reader, such as `maxFilesPerTrigger`.
+        """
+        return cls(kind="files_stream", uri=uri, format=format, schema=schema, options=options)
+
+    @classmethod
+    def delta_stream(cls, uri: str, *, version: int | str | None = None, **options: str) -> Source:
+        """The rows that are appended to a Delta table, a stream. The operators add Delta's package.
+
+        Args:
+            uri: the table's folder.
+            version: the version whose changes are the first that are read; without it the rows of the newest
+                version are, and all changes after it.
+            options: options of Delta's streaming reader, such as `maxFilesPerTrigger` or `skipChangeCommits`.
+        """
+        return cls(kind="delta_stream", uri=uri, version=version, options=options)
+
+    @classmethod
     def _of(
         cls,
         kind: SourceKind,
@@ -429,6 +567,8 @@ class Source:
             what = f"jdbc {self.conn_id}: {self.table_name or repr(self.query)}"
         elif self.kind in ("table", "hive"):
             what = f"{self.kind} {self.table_name}"
+        elif self.kind == "kafka":
+            what = f"kafka {self.topic} at {self.conn_id or self.servers}"
         elif self.kind == "read":
             what = f"{self.format}" + (f" {self.uri!r}" if self.uri else "")
         else:

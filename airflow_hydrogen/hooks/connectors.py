@@ -68,6 +68,12 @@ _OF_KIND = {
     "delta": _DELTA,
     "avro": Connector(coordinate="org.apache.spark:spark-avro_{scala}:{whole}", jar="spark-avro_"),
     "hive": Connector(conf={"spark.sql.catalogImplementation": "hive"}),
+    "delta_stream": _DELTA,
+    "kafka": Connector(
+        coordinate="org.apache.spark:spark-sql-kafka-0-10_{scala}:{whole}",
+        jar="spark-sql-kafka-0-10_",
+        companions=("spark-token-provider-kafka-0-10_", "kafka-clients-", "commons-pool2-"),
+    ),
 }
 _DRIVERS = {
     POSTGRESQL_DRIVER: Connector(coordinate="org.postgresql:postgresql:42.7.14", jar="postgresql-"),
@@ -106,13 +112,13 @@ def needed(places: Iterable[Source | Sink], access: Mapping[str, Mapping[str, st
     """The connectors of a job's sources and sinks, each once."""
     found: list[Connector] = []
     for place in places:
-        if place.conn_id is not None:
-            connector = _DRIVERS.get(access[place.conn_id]["driver"])
+        if place.conn_id is not None and place.kind == "jdbc":
+            wanted = [_DRIVERS.get(access[place.conn_id]["driver"])]
+        elif isinstance(place, Source):
+            wanted = [_OF_KIND.get(place.format or place.kind), _OF_KIND.get(place.payload or "")]
         else:
-            form = place.format if isinstance(place, Source) else None
-            connector = _OF_KIND.get(form or place.kind)
-        if connector is not None and connector not in found:
-            found.append(connector)
+            wanted = [_OF_KIND.get(place.kind)]
+        found += [connector for connector in wanted if connector is not None and connector not in found]
     return found
 
 

@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.hooks import brokers
 
 POSTGRESQL_DRIVER = "org.postgresql.Driver"
 MYSQL_DRIVER = "com.mysql.cj.jdbc.Driver"
@@ -28,7 +29,7 @@ def connections_of(places: Iterable[Source | Sink], get_connection: Callable[[st
         get_connection: Airflow's.
 
     Raises:
-        InvalidJobError: a connection that is not there.
+        InvalidJobError: a connection that is not there, or of a type that cannot be that of the place.
     """
     connections: dict[str, Any] = {}
     for place in places:
@@ -41,6 +42,12 @@ def connections_of(places: Iterable[Source | Sink], get_connection: Callable[[st
             raise InvalidJobError(
                 f"{kind} {place} names the connection {place.conn_id!r}, which is not there"
             ) from None
+        found = connections[place.conn_id].conn_type
+        if (place.kind == "kafka") != (found == brokers.CONNECTION_TYPE):
+            raise InvalidJobError(
+                f"{place} names the connection {place.conn_id!r} of type {found!r}; expected "
+                + (brokers.CONNECTION_TYPE if place.kind == "kafka" else f"one of {_TYPES}")
+            )
     return connections
 
 
@@ -48,9 +55,16 @@ def access_of(connections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """What opens connections: connection -> options of Spark's reader.
 
     Raises:
-        InvalidJobError: one names no database.
+        InvalidJobError: one names no database and no broker.
     """
-    return {conn_id: reader_options(connection) for conn_id, connection in connections.items()}
+    return {
+        conn_id: (
+            brokers.reader_options(connection)
+            if connection.conn_type == brokers.CONNECTION_TYPE
+            else reader_options(connection)
+        )
+        for conn_id, connection in connections.items()
+    }
 
 
 def reader_options(connection: Any) -> dict[str, str]:

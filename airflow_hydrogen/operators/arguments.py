@@ -13,12 +13,14 @@ from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Sink
 from airflow_hydrogen.contract.pickling import callable_name
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.contract.streams import StreamOptions
 
 _TEXT_OF_ONE = "a template renders to text unless the DAG has render_template_as_native_obj=True"
 _SOURCE_TEXTS = (
     *("uri", "format", "table_name", "timestamp", "conn_id", "partition_column"),
-    *("where", "query"),
+    *("where", "query", "servers", "topic", "payload", "schema"),
 )
+_SINK_TEXTS = ("uri", "table_name", "conn_id", "mode", "work_uri", "servers", "topic")
 _NATIVE = "a template of a DAG with render_template_as_native_obj=True renders to such values"
 
 
@@ -157,7 +159,7 @@ def _source_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sink_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    document = _with_texts(argument, value, ("uri", "table_name", "conn_id", "mode", "work_uri"))
+    document = _with_texts(argument, value, _SINK_TEXTS)
     if "keys" in document:
         document["keys"] = to_texts(f"{argument} keys", document["keys"])
     if "partition" in document:
@@ -201,6 +203,50 @@ def at_least(argument: str, value: Any, minimum: int) -> int:
     if number < minimum:
         raise InvalidJobError(f"{argument} must be at least {minimum}, found {number}")
     return number
+
+
+def to_seconds(argument: str, value: Any) -> float | None:
+    """A number of seconds, also as the text that a template renders to; None stays None.
+
+    Raises:
+        InvalidJobError: the text of something else. What the number may be says the job.
+    """
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]
+    try:
+        return float(value)
+    except ValueError:
+        raise InvalidJobError(f"{argument} must be a number of seconds, found {value!r}") from None
+
+
+def to_stream(
+    trigger: Any, checkpoint_uri: Any, max_rows_per_trigger: Any, stop_after_s: Any
+) -> StreamOptions | None:
+    """How a stream is scored; None where no argument speaks of one.
+
+    Raises:
+        InvalidJobError: one of them cannot work, or is there without `trigger`.
+    """
+    given = {
+        "checkpoint_uri": checkpoint_uri,
+        "max_rows_per_trigger": max_rows_per_trigger,
+        "stop_after_s": stop_after_s,
+    }
+    if trigger is None:
+        if named := [name for name, value in given.items() if value is not None]:
+            raise InvalidJobError(
+                f"{', '.join(named)} belong to a stream, which needs a trigger: 'available_now' or an "
+                "interval such as '30 seconds'"
+            )
+        return None
+    return StreamOptions(
+        trigger=to_text("trigger", trigger),
+        checkpoint_uri=to_uri("checkpoint_uri", checkpoint_uri),
+        max_rows_per_trigger=(
+            None if max_rows_per_trigger is None else to_integer("max_rows_per_trigger", max_rows_per_trigger)
+        ),
+        stop_after_s=to_seconds("stop_after_s", stop_after_s),
+    )
 
 
 def to_limit(argument: str, value: Any) -> int | float | None:

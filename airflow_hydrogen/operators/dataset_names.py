@@ -87,6 +87,11 @@ def of_rows(uri: str) -> DatasetName:
     return DatasetName(whole.namespace, folder, dict(reversed(partition.items())))
 
 
+def of_topic(servers: str, topic: str) -> DatasetName:
+    """A topic of Kafka, at the first of its servers."""
+    return DatasetName(f"kafka://{servers.partition(',')[0].strip()}", topic)
+
+
 def of_table(table: str | Sequence[str], conf: Mapping[str, str]) -> DatasetName:
     """A table of one of Spark's catalogs.
 

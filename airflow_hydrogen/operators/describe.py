@@ -24,7 +24,9 @@ def describe_report(report: Report) -> str:
     took = (f" in {seconds:.1f} s" if seconds is not None else "") + speed
     rows = "" if report.rows is None else f" {report.rows:,} rows"
     if isinstance(report, InferenceReport):
-        return f"Scored{rows}{_bad_rows(report)}{took}{_made_of(report)}: {report.output_uri}"
+        return (
+            f"Scored{rows}{_bad_rows(report)}{_batches(report)}{took}{_made_of(report)}: {report.output_uri}"
+        )
     if report.reused:
         return f"The model is there already, from an earlier try: {report.model_uri}"
     metrics = ", ".join(f"{name}={value:.6g}" for name, value in sorted(report.metrics.items()))
@@ -40,6 +42,13 @@ def _made_of(report: InferenceReport) -> str:
     version = report.source.get("version")
     at = "" if version is None or " at version " in report.source["source"] else f" at version {version}"
     return f", from {report.source['source']}{at} by model {report.model_version[:12]}"
+
+
+def _batches(report: InferenceReport) -> str:
+    """Of a stream, in how many parts, and why it has ended."""
+    if not report.stream:
+        return ""
+    return f" in {report.stream['batches']:,} batches, ended by {report.stream['stopped']!r},"
 
 
 def _bad_rows(report: InferenceReport) -> str:

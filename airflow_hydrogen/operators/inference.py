@@ -17,6 +17,7 @@ from airflow_hydrogen.operators.arguments import (
     to_mapping,
     to_sink,
     to_source,
+    to_stream,
     to_text,
     to_texts,
     to_uri,
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class ArrowInferenceOperator(HydrogenOperator):
-    """Score a table or a partition of it with a model: one model load per Python worker, Arrow batches.
+    """Score a table, a partition of it or a stream: one model load per Python worker, Arrow batches.
 
-    The run replaces exactly its partition of the sink, atomically. The task returns the URI of the output;
-    the XCom `report` holds rows, seconds, rows per second and versions.
+    The run replaces exactly its partition of the sink, atomically; of a stream every micro-batch does. The
+    task returns the URI of the output; the XCom `report` holds rows, seconds, rows per second and versions.
 
     Args:
         model_uri: a published model, such as the return value of a HorovodTrainOperator, or an alias of one:
@@ -56,7 +57,14 @@ class ArrowInferenceOperator(HydrogenOperator):
         quarantine: that table, a `Sink` without partition: it has the sink's. None: the sink's name with
             `_quarantine` behind it (templated).
         max_bad_rows: fail the task, and replace nothing, where more rows than that are bad: a number, or a
-            share between 0 and 1. None: no limit (templated).
+            share between 0 and 1. None: no limit. Of a stream, in one micro-batch (templated).
+        trigger: of a stream: "available_now" scores what is new and ends, an interval such as "30 seconds"
+            goes on until something ends it (templated).
+        checkpoint_uri: of a stream: a folder for its position, of this stream alone (templated).
+        max_rows_per_trigger: of a stream from Kafka: how many messages make a micro-batch; None: all that are
+            there (templated).
+        stop_after_s: of a stream: seconds after which it ends between two micro-batches; None: never
+            (templated).
         kwargs: options of SparkSubmitOperator and of every operator.
     """
 
@@ -74,6 +82,10 @@ class ArrowInferenceOperator(HydrogenOperator):
         "on_bad_row",
         "quarantine",
         "max_bad_rows",
+        "trigger",
+        "checkpoint_uri",
+        "max_rows_per_trigger",
+        "stop_after_s",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **HydrogenOperator.template_fields_renderers,
@@ -101,6 +113,10 @@ class ArrowInferenceOperator(HydrogenOperator):
         on_bad_row: OnBadRow = "fail",
         quarantine: Sink | Mapping[str, Any] | None = None,
         max_bad_rows: float | str | None = None,
+        trigger: str | None = None,
+        checkpoint_uri: str | None = None,
+        max_rows_per_trigger: int | str | None = None,
+        stop_after_s: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -118,6 +134,10 @@ class ArrowInferenceOperator(HydrogenOperator):
         self.on_bad_row = on_bad_row
         self.quarantine = as_template(quarantine)
         self.max_bad_rows = max_bad_rows
+        self.trigger = trigger
+        self.checkpoint_uri = checkpoint_uri
+        self.max_rows_per_trigger = max_rows_per_trigger
+        self.stop_after_s = stop_after_s
 
     @property
     def output_location(self) -> str:
@@ -148,6 +168,7 @@ class ArrowInferenceOperator(HydrogenOperator):
             quarantine=None if self.quarantine is None else to_sink("quarantine", self.quarantine),
             max_bad_rows=to_limit("max_bad_rows", self.max_bad_rows),
             run=run,
+            stream=to_stream(self.trigger, self.checkpoint_uri, self.max_rows_per_trigger, self.stop_after_s),
         )
 
     def _check_data(self, context: Context, job: InferenceJob, hook: HydrogenSparkSubmitHook) -> None:
@@ -179,7 +200,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         return of_scoring(self._build_job(None, "", False), report, around)
 
     def _asset_extra(self, report: InferenceReport) -> dict[str, Any]:
-        told = (
+        told = [
             "output_uri",
             "model_uri",
             "model_version",
@@ -190,5 +211,6 @@ class ArrowInferenceOperator(HydrogenOperator):
             "rows_dropped",
             "rows_quarantined",
             "quarantine_uri",
-        )
+            *(["stream"] if report.stream else []),
+        ]
         return {name: getattr(report, name) for name in told}

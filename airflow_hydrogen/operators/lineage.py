@@ -32,7 +32,7 @@ from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.hooks import databases
+from airflow_hydrogen.hooks import brokers, databases
 from airflow_hydrogen.operators import dataset_names
 from airflow_hydrogen.operators.dataset_names import DatasetName
 
@@ -223,6 +223,8 @@ def _reads(
 
 
 def _names(source: Source, around: Surroundings) -> list[DatasetName]:
+    if source.topic is not None:
+        return _topic(source, around)
     if source.kind == "jdbc":
         url = _url(source, around)
         if url is None:
@@ -293,6 +295,8 @@ def _sum(one: int | None, other: int | None) -> int | None:
 
 def _of_sink(sink: Sink, around: Surroundings) -> list[DatasetName]:
     """The dataset that is written, where its name can be told."""
+    if sink.topic is not None:
+        return _topic(sink, around)
     if sink.conn_id is not None:
         url = _url(sink, around)
         names = [] if url is None else [dataset_names.of_jdbc(url, str(sink.table_name))]
@@ -301,6 +305,19 @@ def _of_sink(sink: Sink, around: Surroundings) -> list[DatasetName]:
     else:
         names = [dataset_names.of_rows(str(sink.uri))]
     return [replace(name, partition={**name.partition, **sink.partition}) for name in names]
+
+
+def _topic(place: Source | Sink, around: Surroundings) -> list[DatasetName]:
+    """The topic of a stream, where its servers can be told."""
+    servers = place.servers
+    if servers is None:
+        try:
+            [connection] = databases.connections_of([place], around.get_connection).values()
+            servers = brokers.reader_options(connection)["kafka.bootstrap.servers"]
+        except InvalidJobError as error:
+            log.warning("%s has no place in the lineage: %s", place, error)
+            return []
+    return [dataset_names.of_topic(servers, str(place.topic))]
 
 
 def _url(place: Source | Sink, around: Surroundings) -> str | None:

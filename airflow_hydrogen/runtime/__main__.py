@@ -99,6 +99,10 @@ def run(job: jobs.Job, prepare: Callable[[], None] | None = None) -> reports.Rep
             from airflow_hydrogen.runtime.training import run_training
 
             return run_training(job)
+        if job.stream is not None:
+            from airflow_hydrogen.runtime.scoring.streams import run_stream
+
+            return run_stream(job)
         from airflow_hydrogen.runtime.scoring.application import run_inference
 
         return run_inference(job)

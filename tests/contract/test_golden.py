@@ -16,6 +16,7 @@ from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, TrainReport
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.runtime.models.manifest import FileEntry, Manifest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,6 +77,20 @@ JOBS = {
         quarantine=Sink.parquet("/bad"),
         max_bad_rows=0.01,
     ),
+    "inference_job_stream": InferenceJob(
+        model_uri="/models/flight_delay",
+        source=Source.kafka("events", "flights", schema="temp DOUBLE", startingOffsets="latest"),
+        sink=Sink.parquet("/scores"),
+        report_uri="/tmp/report.json",
+        on_bad_row="quarantine",
+        stream=StreamOptions(
+            trigger="30 seconds",
+            checkpoint_uri="/checkpoints/flights",
+            max_rows_per_trigger=100000,
+            stop_after_s=3600.0,
+        ),
+        access={"events": {"kafka.bootstrap.servers": "broker:9092"}},
+    ),
 }
 
 REPORTS = {
@@ -108,6 +123,25 @@ REPORTS = {
         columns={"flight": "int", "delay": "float"},
         seconds={"total": 9.0},
         rows_per_second=110.4,
+        versions=VERSIONS,
+    ),
+    "inference_report_stream": InferenceReport(
+        output_uri="/scores",
+        model_uri="/models/flight_delay",
+        model_version="ef" * 32,
+        rows=1000,
+        rows_in=1000,
+        columns={"temp": "double", "delay": "float", "model_version": "string"},
+        seconds={"total": 9.0},
+        rows_per_second=111.1,
+        source={"source": "kafka flights at events", "offsets": {"flights": {"0": 600, "1": 400}}},
+        stream={
+            "batches": 2,
+            "last_batch": 7,
+            "stopped": "drained",
+            "lag": 0,
+            "models": {"ef" * 32: 1000},
+        },
         versions=VERSIONS,
     ),
 }

@@ -59,19 +59,18 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         filesystems.require_writable("quarantine", quarantine_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     with _kept(job) as kept:
-        model, manifest = _open_model(job, kept)
+        model = _named_model(job, kept)
+        manifest = usable_model(job, model)
+        if model.alias is not None:
+            pinned = {"model_uri": model.uri, "model_version": manifest.version}
+            kept.note(_MODEL, {"source": model.alias, **pinned})
         job = replace(job, model_uri=model.uri)
-        predictor = job.predictor or manifest.predictor
-        if predictor:
-            resolve_import_path(predictor)
-        else:
-            require_modules(job.model_uri, manifest)
         spark = scoring_session(job, manifest)
         warming.warm_workers(spark, _say)
         with log_group("Preparation", folded=job.run is not None):
             opened = _open(spark, job, kept)
             frame = sources.prepared(opened.frame, prepare, job.prepare_kwargs)
-            label = _label(manifest, job, opened.snapshot)
+            label = label_of(manifest, job, opened.snapshot)
             scoring = score(spark, frame, manifest, replace(job, source=opened.source), label)
         print(
             f"scoring {opened.source} with {manifest.framework} model {job.model_uri}, "
@@ -120,13 +119,15 @@ def manifest_of(job: InferenceJob) -> Manifest:
     return read_manifest(_named_model(job, Kept(job.snapshot_uri, job.run)).uri)
 
 
-def _open_model(job: InferenceJob, kept: Kept) -> tuple[NamedModel, Manifest]:
-    """The model, and that of an alias the same one in every try of the run."""
-    model = _named_model(job, kept)
+def usable_model(job: InferenceJob, model: NamedModel) -> Manifest:
+    """The model that is named, found to be whole, and with the code that it needs."""
     manifest = model.open()
-    if model.alias is not None:
-        kept.note(_MODEL, {"source": model.alias, "model_uri": model.uri, "model_version": manifest.version})
-    return model, manifest
+    predictor = job.predictor or manifest.predictor
+    if predictor:
+        resolve_import_path(predictor)
+    else:
+        require_modules(model.uri, manifest)
+    return manifest
 
 
 def _named_model(job: InferenceJob, kept: Kept) -> NamedModel:
@@ -156,7 +157,7 @@ def _kept(job: InferenceJob) -> Iterator[Kept]:
     kept.forget()
 
 
-def _label(manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> dict[str, Any]:
+def label_of(manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> dict[str, Any]:
     """What made predictions, for the metadata of their columns."""
     return {
         "model_uri": uris.canonical(job.model_uri),
@@ -188,5 +189,6 @@ def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> Written:
             group.begin()
 
         counter = RowCounter(spark)
-        with progress_told(counter, scoring.rows, say):
+        total = scoring.rows if isinstance(scoring.rows, int) else None
+        with progress_told(counter, total, say):
             return sinks.place(spark, scoring, job, counter)

@@ -18,10 +18,12 @@ from airflow_hydrogen.contract.errors import (
     ModelSignatureError,
     PartitionValueError,
     RaggedTensorError,
+    UndecodableError,
     ValueRangeError,
 )
 from airflow_hydrogen.contract.signatures import InputSpec, OutputSpec
 from airflow_hydrogen.runtime.data.columns import stack, to_numpy
+from airflow_hydrogen.runtime.data.streams import FAULT, RAW
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
@@ -34,6 +36,9 @@ ANSWER = pa.schema([(ACCOUNT, pa.string())])
 
 REASON = "reason"
 """The column of what is wrong with a bad row."""
+
+_TOLD = 200
+_SetAside = Callable[[pa.RecordBatch, BadRows], None]
 
 # One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
 _loaded: dict[tuple[str, str, str | None], Predict] = {}
@@ -99,8 +104,9 @@ class Scorer:
                 if score is not None and written is not None:
                     yield _rows_of_nulls(ANSWER)
                 if score is None:
-                    sifter = self._sifter(account, bad) if self.sifting else None
-                    score = self._score if sifter is None else sifter.score
+                    set_aside = _set_aside(account, bad)
+                    sifter = self._sifter(set_aside) if self.sifting else None
+                    score = self._score if sifter is None else partial(_sifted, sifter, set_aside)
                     schema = ANSWER if written is not None else self._schema(batch)
                 for scored in score(batch):
                     account.rows += scored.num_rows
@@ -122,17 +128,11 @@ class Scorer:
 
     def _score(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         """All rows of a batch, or the error of the first that cannot be scored."""
+        _require_decoded(batch)
         return [self._assemble(batch, self._model()(model_inputs(batch, self.manifest.signature.inputs)))]
 
-    def _sifter(self, account: Account, file: TaskFile | None) -> Sifter:
-        """Scores what can be scored, and notes what cannot."""
+    def _sifter(self, set_aside: _SetAside) -> Sifter:
         inputs = self.manifest.signature.inputs
-
-        def set_aside(rows: pa.RecordBatch, bad: BadRows) -> None:
-            account.bad[bad.fault] += rows.num_rows
-            if file is not None:
-                file.add(rows.append_column(REASON, pa.array(bad.reasons, pa.string())))
-
         return Sifter(inputs, partial(model_inputs, inputs=inputs), self._model(), self._assemble, set_aside)
 
     def _schema(self, batch: pa.RecordBatch) -> pa.Schema:
@@ -169,6 +169,23 @@ class Scorer:
             if spec.name in self.outputs:
                 arrays.append(output_column(spec, outputs, batch.num_rows))
         return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values()])
+
+
+def _set_aside(account: Account, file: TaskFile | None) -> _SetAside:
+    """What takes the rows that cannot be scored: into the account, and into a file where there is one."""
+
+    def set_aside(rows: pa.RecordBatch, bad: BadRows) -> None:
+        account.bad[bad.fault] += rows.num_rows
+        if file is not None:
+            file.add(rows.append_column(REASON, pa.array(bad.reasons, pa.string())))
+
+    return set_aside
+
+
+def _sifted(sifter: Sifter, set_aside: _SetAside, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    """What is written of a batch, once the rows that could not be decoded are set aside."""
+    decoded = _decoded(batch, set_aside)
+    return sifter.score(decoded) if decoded is not None else []
 
 
 def _file(place: TaskFiles | None) -> AbstractContextManager[TaskFile | None]:
@@ -290,6 +307,40 @@ def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
         offsets = np.arange(0, len(flat) + 1, size, dtype=np.int32)
         flat = pa.ListArray.from_arrays(pa.array(offsets), flat)
     return flat
+
+
+def _undecoded(batch: pa.RecordBatch) -> np.ndarray:
+    """The places of rows that came from a message which is not what its schema says."""
+    if FAULT not in batch.schema.names:
+        return np.empty(0, int)
+    return np.flatnonzero(batch.column(FAULT).is_valid().to_numpy(zero_copy_only=False))
+
+
+def _require_decoded(batch: pa.RecordBatch) -> None:
+    if (rows := _undecoded(batch)).size:
+        first = int(rows[0])
+        value = batch.column(RAW)[first].as_py()
+        fault = batch.column(FAULT)[first].as_py()
+        raise UndecodableError(rows.size, batch.num_rows, fault, _beginning(value))
+
+
+def _decoded(batch: pa.RecordBatch, set_aside: _SetAside) -> pa.RecordBatch | None:
+    """The rows that could be decoded, once the others are set aside; None where none could."""
+    rows = _undecoded(batch)
+    if not rows.size:
+        return batch
+    faults = np.array(batch.column(FAULT).take(pa.array(rows)).to_pylist(), object)
+    for fault in dict.fromkeys(faults.tolist()):
+        places = rows[faults == fault]
+        set_aside(batch.take(pa.array(places)), BadRows(fault, places, [fault] * places.size))
+    good = batch.filter(batch.column(FAULT).is_null())
+    return good if good.num_rows else None
+
+
+def _beginning(value: Any) -> str:
+    """What came, in one line and not all of it."""
+    text = repr(value)
+    return text if len(text) <= _TOLD else f"{text[:_TOLD]} ..."
 
 
 def _require_constant(name: str, column: pa.Array, value: str) -> None:

@@ -16,11 +16,13 @@ from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.runtime.data import scans
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
+from airflow_hydrogen.runtime.data.streams import FAULT, RAW, TRACES
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
+from airflow_hydrogen.runtime.scoring.sinks import Listed
 from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 from airflow_hydrogen.runtime.sinks.tables import LABEL, Types
 
@@ -47,7 +49,7 @@ class Scoring:
 
     Attributes:
         schema: of what is written: kept columns and predictions.
-        rows: how many there are; None where that takes reading them.
+        rows: how many there are, or what says so once they were read; None where that takes reading them.
         types: of the partition's columns that the source has.
         bad_rows: the schema of rows that cannot be scored; None: they fail, or are dropped.
         scorer: what each task does.
@@ -56,10 +58,11 @@ class Scoring:
         through_spark: the batches come from Spark, and not from files that tasks read.
         codec: of Parquet files that Spark would write.
         spark: its version.
+        finish: what Spark adds to the scored rows, and then has to write them; None: nothing.
     """
 
     schema: StructType
-    rows: int | None
+    rows: Listed
     types: Types
     bad_rows: pa.Schema | None
     scorer: Scorer
@@ -68,6 +71,7 @@ class Scoring:
     through_spark: bool
     codec: str
     spark: str
+    finish: Callable[[DataFrame], DataFrame] | None = None
 
     def frame(self, output: TaskFiles | None = None, bad_output: TaskFiles | None = None) -> DataFrame:
         """The scored rows and the accounts of the tasks, or the accounts alone.
@@ -77,17 +81,22 @@ class Scoring:
             bad_output: where they write those that cannot be scored.
         """
         scorer = replace(self.scorer, output=output, bad_output=bad_output)
-        return self.run(scorer, _answers(self.schema if output is None else None))
+        if output is not None:
+            return self.run(scorer, _answers(None))
+        scored = self.run(scorer, _answers(self.schema))
+        return scored if self.finish is None else self.finish(scored)
 
     def is_written_by_workers(self, folder: str) -> bool:
-        """Whether tasks may write the files of a folder: of types that they write as Spark does, to a store
-        from which they load the model."""
+        """Whether tasks may write the files of a folder.
+
+        The store has to be one from which they load the model, and the types ones that they write as Spark does.
+        """
         model, target = uris.parse(self.job.model_uri), uris.parse(folder)
-        is_seen = target.scheme == "file" or (model.store, model.authority) == (
-            target.store,
-            target.authority,
+        is_seen = target.scheme == "file" or (
+            target.store == model.store and target.authority == model.authority
         )
-        return is_seen and all(_is_plain(item.dataType.jsonValue()) for item in self.schema)
+        are_plain = all(_is_plain(item.dataType.jsonValue()) for item in self.schema)
+        return is_seen and are_plain and self.finish is None
 
     def files(self, folder: str) -> TaskFiles:
         """Where tasks write scored rows, with what Spark would put into the files."""
@@ -123,10 +132,13 @@ def score(
         SourceMisfitError: more than one of these.
     """
     require_fit(manifest.signature, columns_of(frame.schema), job)
-    keep, outputs = plan_columns(frame.columns, manifest.signature, job)
+    traces = [name for name in TRACES if job.stream is not None and name in frame.columns]
+    columns = [name for name in frame.columns if name not in (RAW, FAULT) or name not in traces]
+    keep, outputs = plan_columns(columns, manifest.signature, job)
     slots = task_slots(spark).total
     constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
-    needed = list(dict.fromkeys([*(column.name for column in manifest.signature.columns), *keep, *constants]))
+    features = [column.name for column in manifest.signature.columns]
+    needed = list(dict.fromkeys([*features, *keep, *constants, *traces]))
     sifting = None
     if job.on_bad_row != "fail":
         limit = job.max_bad_rows if isinstance(job.max_bad_rows, int) else None
@@ -142,7 +154,7 @@ def score(
         threads=threads_per_task(spark, slots),
         sifting=sifting,
     )
-    scan = None if job.prepare else scans.scan_of(frame, job.source, needed)
+    scan = None if job.prepare or job.stream else scans.scan_of(frame, job.source, needed)
     groups = direct.row_groups(scan.files) if scan else []
     rows = scan.files.total_rows if scan and groups and scan.condition is None else None
 
@@ -225,7 +237,7 @@ def quarantine_schema(schema: StructType, needed: Iterable[str], job: InferenceJ
     import pyarrow as pa
 
     # The partition's own columns stand in the folder's name, as they do for scores.
-    names = [name for name in needed if name not in job.sink.partition]
+    names = [name for name in needed if name not in job.sink.partition and name != FAULT]
     if REASON in names:
         raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
     fields = [pa.field(name, arrow_type(schema[name].dataType)) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     from airflow_hydrogen.runtime.scoring.planning import Scoring
     from airflow_hydrogen.runtime.scoring.watching import RowCounter
+
+
+Listed = int | Callable[[], int] | None
+"""Rows of the source: their number, or what asks for it once they have been scored; None: nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,18 @@ class Written:
         """Rows that were read."""
         return self.rows + self.dropped + self.quarantined
 
-    def require_sum(self, read: int | None, uri: str) -> None:
+    def plus(self, other: Written) -> Written:
+        """Both together."""
+        return Written(
+            self.rows + other.rows,
+            self.dropped + other.dropped,
+            self.quarantined + other.quarantined,
+            self.bad + other.bad,
+        )
+
+    def require_sum(self, read: Listed, uri: str) -> None:
         """Raise RowCountError where other rows were read than these."""
+        read = read() if callable(read) else read
         if read is not None and read != self.rows_in:
             raise RowCountError(uri, read, self.rows, self.dropped, self.quarantined)
 

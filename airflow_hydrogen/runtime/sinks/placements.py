@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.sinks import delta, hive, jdbc, parquet
+from airflow_hydrogen.runtime.sinks import delta, hive, jdbc, kafka, parquet
 from airflow_hydrogen.runtime.sinks.tables import Types
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def require_writable(sink: Sink, access: Access) -> None:
 
 
 def placing(
-    spark: SparkSession, sink: Sink, run: Run | None, access: Access, types: Types
+    spark: SparkSession, sink: Sink, run: Run | None, access: Access, types: Types | None = None
 ) -> AbstractContextManager[Placement]:
     """Begin a try: the block stages and commits; what it leaves uncommitted is swept.
 
@@ -98,7 +98,9 @@ def placing(
     if sink.kind == "jdbc":
         return jdbc.placing(sink, run, access)
     if sink.kind == "delta":
-        return delta.placing(spark, sink, run, types)
+        return delta.placing(spark, sink, run, types or {})
     if sink.kind == "hive":
         return hive.placing(spark, sink, run)
+    if sink.kind == "kafka":
+        return kafka.placing(spark, sink, run, access)
     return parquet.placing(sink, run)

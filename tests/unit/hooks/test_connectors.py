@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.hooks.connectors import SparkVersion, Submission, additions, needed, spark_version
 
@@ -128,3 +129,28 @@ def test_of_several_jars_the_newest_is_taken_and_none_of_another_scala(home, tmp
 def test_a_spark_of_unknown_version_asks_for_the_package(tmp_path):
     with pytest.raises(InvalidJobError, match="the version of Spark cannot be told .* name it as packages"):
         additions(of(Source.delta("/a")), Submission(), tmp_path, None)
+
+
+def test_streams_bring_their_connectors(home, tmp_path):
+    events = Source.kafka("events", "t", payload="avro", schema="{}")
+    added = additions(of(events, Source.delta_stream("/t")), Submission(), home, None)
+    assert added.packages == [
+        "org.apache.spark:spark-sql-kafka-0-10_2.13:4.2.0",
+        "org.apache.spark:spark-avro_2.13:4.2.0",
+        DELTA,
+    ]
+    for name in (
+        "spark-sql-kafka-0-10_2.13",
+        "spark-token-provider-kafka-0-10_2.13",
+        "kafka-clients",
+        "commons-pool2",
+    ):
+        (tmp_path / f"{name}-1.0.jar").touch()
+    sink = Sink.kafka("b:1", "t")
+    jars = additions(needed([Source.files_stream("/a"), sink], {}), Submission(), home, tmp_path).jars
+    assert [Path(jar).name.rpartition("-")[0] for jar in jars] == [
+        "spark-sql-kafka-0-10_2.13",
+        "spark-token-provider-kafka-0-10_2.13",
+        "kafka-clients",
+        "commons-pool2",
+    ]

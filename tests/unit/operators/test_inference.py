@@ -15,6 +15,7 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import NotAModelError
 from airflow_hydrogen.contract.jobs import Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
+from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.testing import fake_spark_submit, run_task
 
@@ -264,6 +265,13 @@ def test_failure_that_a_retry_cannot_mend() -> None:
             {"predictor": "flno.such:load"},
             r"predictor 'flno.such:load' does not import: no module 'flno.such'",
         ),
+        ({"checkpoint_uri": "/c"}, r"checkpoint_uri belong to a stream, which needs a trigger"),
+        ({"trigger": "available_now"}, r"checkpoint_uri must be a URI or a path, found None"),
+        ({"trigger": "now", "checkpoint_uri": "/c"}, r"trigger must be 'available_now' or an interval"),
+        (
+            {"trigger": "available_now", "checkpoint_uri": "/c", "stop_after_s": "soon"},
+            r"stop_after_s must be a number of seconds, found 'soon'",
+        ),
         ({"predictor": "load"}, r"predictor must have the form 'package.module:function', found 'load'"),
     ],
 )
@@ -355,6 +363,35 @@ def test_a_table_of_hive_is_written_by_a_spark_that_knows_its_metastore(tmp_path
     found = submissions[0].job.sink
     assert (found.table_name, dict(found.partition)) == ("lake.scores", {"ds": "1"})
     assert submissions[0].job.spark_log_uri.startswith(f"{tmp_path.parent}/.{tmp_path.name}.spark-")
+
+
+def test_a_stream_has_its_arguments_rendered_and_its_connection_opened(capsys: Any) -> None:
+    login = {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": "me"}
+    extra = {"bootstrap.servers": "broker:9092", **login, "sasl.password": "hush"}
+    events = Connection(conn_id="events", conn_type="kafka", extra=json.dumps(extra))
+    task = operator(
+        source=Source.kafka("{{ 'events' }}", "{{ 'topic' }}", payload="avro", schema='{"fields": []}'),
+        sink=Sink.parquet("/lake/scores"),
+        trigger="{{ 'available_now' }}",
+        checkpoint_uri="/lake/{{ 'checkpoint' }}",
+        max_rows_per_trigger="{{ 1000 }}",
+        stop_after_s="{{ 60 }}",
+    )
+    with fake_spark_submit(connections=[events]) as submissions:
+        ran = run_task(task, ds="1")
+    job, command = submissions[0].job, " ".join(submissions[0].command)
+    assert job.stream == StreamOptions(
+        trigger="available_now",
+        checkpoint_uri="/lake/checkpoint",
+        max_rows_per_trigger=1000,
+        stop_after_s=60.0,
+    )
+    assert (job.source.conn_id, job.source.topic) == ("events", "topic")
+    assert 'username="me" password="hush"' in job.access["events"]["kafka.sasl.jaas.config"]
+    packages = [package.rpartition(":")[0] for package in submissions[0].option("--packages").split(",")]
+    assert packages == ["org.apache.spark:spark-sql-kafka-0-10_2.13", "org.apache.spark:spark-avro_2.13"]
+    log = capsys.readouterr().out
+    assert "hush" not in "".join([command, log, repr(job), repr(ran.xcoms), repr(ran.outlet_extra)])
 
 
 def test_packages_and_jars_in_conf_stay_where_sources_bring_their_own() -> None:

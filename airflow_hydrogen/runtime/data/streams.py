@@ -1,0 +1,193 @@
+"""Source -> streaming DataFrame: messages decoded, and those set apart that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import ColumnCollisionError, InvalidJobError, SourceError
+from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.runtime.data import kafka, sources
+from airflow_hydrogen.runtime.data.databases import Access
+from airflow_hydrogen.runtime.session import root_cause, spark_errors
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.types import StructType
+
+FAULT = "_hydrogen_fault"
+"""The column that says why a row could not be decoded; null in every row that could."""
+RAW = "raw_value"
+"""The column of what could not be decoded, as it came; null in every other row."""
+KAFKA = ("kafka_key", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp", "kafka_headers")
+"""What rows of Kafka have beside the columns of their values."""
+TRACES = (*KAFKA, RAW, FAULT)
+"""Columns by which a row that was set aside is found again at its source."""
+
+_BROKEN = "_hydrogen_broken"
+_DECODED = "_hydrogen_decoded"
+
+
+def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> DataFrame:
+    """Open a stream.
+
+    Args:
+        spark: the session.
+        source: of messages, files or changes of a table.
+        access: what opens the connection that the source names.
+        max_rows: of one micro-batch; None: all that are there.
+
+    Returns:
+        Rows with the columns of the schema, those of `KAFKA` where they come from there, and where they had
+        to be decoded `RAW` and `FAULT`.
+
+    Raises:
+        InvalidJobError: a schema that is none.
+        SourceError: a topic, folder or table that is not there, or a broker that does not answer.
+        ColumnCollisionError: the schema names one of our own columns.
+    """
+    try:
+        if source.kind == "kafka":
+            return _messages(spark, source, access, max_rows)
+        if source.kind == "files_stream":
+            return _files(spark, source)
+        return _changes(spark, source)
+    except spark_errors() as error:
+        raise SourceError(str(source), root_cause(error)) from error
+
+
+def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> DataFrame:
+    from pyspark.sql import functions
+
+    kafka.require_topic(spark, source, access)
+    reader = spark.readStream.format("kafka").option("startingOffsets", "earliest")
+    reader = reader.options(**kafka.client_options(source, access), **source.options)
+    reader = reader.option("subscribe", str(source.topic)).option("includeHeaders", "true")
+    if max_rows is not None:
+        reader = reader.option("maxOffsetsPerTrigger", max_rows)
+    value = functions.col("value")
+    decode = _decode_json if source.payload == "json" else _decode_avro
+    decoded, names, broken = decode(spark, source, value)
+    _require_free(names)
+    fault = functions.when(value.isNull(), "the message has no value").when(
+        broken, f"the value is not {str(source.payload).upper()} of the schema"
+    )
+    return (
+        reader.load()
+        .withColumn(_DECODED, decoded)
+        .select(
+            *(functions.col(_DECODED).getField(name).alias(name) for name in names),
+            *(functions.col(name.removeprefix("kafka_")).alias(name) for name in KAFKA),
+            value.alias(RAW),
+            fault.alias(FAULT),
+        )
+        .withColumn(RAW, functions.when(functions.col(FAULT).isNotNull(), functions.col(RAW)))
+    )
+
+
+def _decode_json(spark: SparkSession, source: Source, value: Column) -> tuple[Column, list[str], Column]:
+    """The decoded value, the names of its fields, and whether it is broken."""
+    from pyspark.sql import functions
+    from pyspark.sql.types import StringType
+
+    schema = _schema(source)
+    decoded = functions.from_json(
+        value.cast("string"), schema.add(_BROKEN, StringType()), {"columnNameOfCorruptRecord": _BROKEN}
+    )
+    found = functions.col(_DECODED)
+    names = [name for name in schema.names if name != _BROKEN]
+    return decoded, names, found.isNull() | found.getField(_BROKEN).isNotNull()
+
+
+def _decode_avro(spark: SparkSession, source: Source, value: Column) -> tuple[Column, list[str], Column]:
+    """The same; Spark makes nulls of all columns of a message that it cannot decode."""
+    import json
+    from functools import reduce
+
+    from pyspark.sql import functions
+    from pyspark.sql.avro.functions import from_avro
+
+    try:
+        document = json.loads(str(source.schema))
+        names = [str(item["name"]) for item in document["fields"]]
+    except (ValueError, KeyError, TypeError):
+        raise _no_schema(source, "the JSON of an Avro record", "") from None
+    if not names:
+        raise _no_schema(source, "the JSON of an Avro record", "it has no fields")
+    decoded = from_avro(value, str(source.schema), {"mode": "PERMISSIVE"})
+    found = functions.col(_DECODED)
+    nothing = reduce(lambda all_, name: all_ & found.getField(name).isNull(), names, functions.lit(True))
+    return decoded, names, found.isNull() | nothing
+
+
+def _files(spark: SparkSession, source: Source) -> DataFrame:
+    from pyspark.sql import functions
+    from pyspark.sql.types import StringType
+
+    assert source.uri is not None
+    assert source.format is not None
+    texts = source.format in ("csv", "json")
+    if source.schema is not None:
+        schema = _schema(source)
+        _require_free(schema.names)
+    else:
+        schema = _schema_of_files(spark, source)
+    reader = spark.readStream.format(source.format)
+    if texts:
+        schema = schema.add(RAW, StringType())
+        reader = reader.option("columnNameOfCorruptRecord", RAW)
+    if source.format == "csv":
+        reader = reader.option("header", "true")
+    frame = reader.options(**source.options).schema(schema).load(uris.spark_uri(source.uri))
+    if not texts:
+        return frame
+    broken = f"the line is not {source.format.upper()} of the schema"
+    return frame.withColumn(FAULT, functions.when(functions.col(RAW).isNotNull(), broken))
+
+
+def _schema_of_files(spark: SparkSession, source: Source) -> StructType:
+    from pyspark.sql.types import StructType
+
+    there = Source.read(str(source.format), source.uri)
+    try:
+        return StructType(list(sources.read(spark, there).schema))
+    except SourceError as error:
+        raise SourceError(
+            str(source),
+            f"its columns are found in the files that are there: {error.reason}. Give it a schema where the "
+            "stream begins before the first file",
+        ) from error
+
+
+def _changes(spark: SparkSession, source: Source) -> DataFrame:
+    assert source.uri is not None
+    reader = spark.readStream.format("delta").options(**source.options)
+    if source.version is not None:
+        reader = reader.option("startingVersion", str(source.version))
+    return reader.load(uris.spark_uri(source.uri))
+
+
+def _schema(source: Source) -> StructType:
+    from pyspark.sql.types import StructType
+
+    try:
+        schema: Any = StructType.fromDDL(str(source.schema))
+    except spark_errors() as error:
+        raise _no_schema(
+            source, "Spark's DDL of columns, such as 'a DOUBLE, b INT'", root_cause(error)
+        ) from None
+    if not isinstance(schema, StructType) or not schema.names:
+        raise _no_schema(source, "Spark's DDL of columns, such as 'a DOUBLE, b INT'", "")
+    return schema
+
+
+def _no_schema(source: Source, expected: str, why: str) -> InvalidJobError:
+    return InvalidJobError(
+        f"schema of source {source} must be {expected}, found {source.schema!r}" + (f": {why}" if why else "")
+    )
+
+
+def _require_free(names: Sequence[str]) -> None:
+    if taken := {*TRACES, _BROKEN, _DECODED} & set(names):
+        raise ColumnCollisionError(taken, "the source's schema")

@@ -1,0 +1,154 @@
+"""How far a stream is, and whether its checkpoint and its batches belong together.
+
+Batches are numbered by the checkpoint, and each replaces the folder of its number. A checkpoint that was
+emptied counts from 0 again, and one of another stream has numbers of its own: either would replace batches
+that are none of its business. So both sides hold the stream's id, in two small files:
+
+- `CHECKPOINT/hydrogen.json` says which stream it is, from where into what, and which try scores it now;
+- `SINK/.stream.json` says by which stream the batches there were written.
+
+Spark writes the offsets of a batch before the batch is scored. Hence no batch at the sink has a higher number
+than the newest offsets of its own checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import CheckpointMismatchError, StreamTakenError
+from airflow_hydrogen.contract.jobs import InferenceJob
+from airflow_hydrogen.contract.streams import BATCH_COLUMN
+from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage.partition_files import is_hidden
+
+_OURS = "hydrogen.json"
+_MARK = ".stream.json"
+_BATCH = re.compile(rf"{BATCH_COLUMN}=(\d+)")
+
+
+@dataclass(frozen=True)
+class Position:
+    """The place of one try in its stream.
+
+    Attributes:
+        checkpoint: its folder.
+        stream: the id of the stream, the same for every try.
+        token: of this try alone.
+    """
+
+    checkpoint: str
+    stream: str
+    token: str
+
+    def require_owner(self) -> None:
+        """Raise StreamTakenError where a newer try scores the stream."""
+        found = _read(uris.join(self.checkpoint, _OURS))
+        if found is None or found.get("token") != self.token:
+            raise StreamTakenError(self.checkpoint)
+
+    def offsets(self) -> Any:
+        """Up to where the source has been scored, as Spark writes it; None where nothing has."""
+        number = newest(self.checkpoint, "commits")
+        if number is None:
+            return None
+        text = filesystems.read_bytes(uris.join(self.checkpoint, "offsets", str(number))).decode()
+        return json.loads(text.strip().splitlines()[-1])
+
+
+def claim(job: InferenceJob) -> Position:
+    """Begin a try to score a stream; the newest try wins.
+
+    Raises:
+        CheckpointMismatchError: the checkpoint is that of another stream, or not that of the sink's batches.
+    """
+    assert job.stream is not None
+    checkpoint = uris.canonical(job.stream.checkpoint_uri)
+    described = _describe(job)
+    found = _read(uris.join(checkpoint, _OURS))
+    if found is None and filesystems.exists(uris.join(checkpoint, "metadata")):
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"is that of a query that this package has not started: it has no {_OURS}. Name another folder",
+        )
+    if found is not None and (found["source"], found["sink"]) != (described["source"], described["sink"]):
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"is that of another stream, from {found['source']} into {found['sink']}, and not from "
+            f"{described['source']} into {described['sink']}. Each stream has a checkpoint of its own, and "
+            "the same source and sink in every run",
+        )
+    position = Position(checkpoint, found["stream"] if found else uuid.uuid4().hex, secrets.token_hex(6))
+    if job.sink.folder is not None:
+        _require_own_batches(job.sink.folder, position, known=found is not None)
+    document = {"stream": position.stream, **described, "token": position.token}
+    filesystems.write_bytes(uris.join(checkpoint, _OURS), json.dumps(document, indent=1).encode())
+    if job.sink.folder is not None:
+        mark = {"stream": position.stream, "checkpoint": checkpoint}
+        filesystems.write_bytes(uris.join(job.sink.folder, _MARK), json.dumps(mark).encode())
+    return position
+
+
+def newest(checkpoint: str, log: str) -> int | None:
+    """The highest number in one of Spark's logs, "offsets" or "commits"; None where there is none."""
+    names = [name for name, _size in filesystems.list_files(uris.join(checkpoint, log))]
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def _require_own_batches(folder: str, position: Position, known: bool) -> None:
+    checkpoint = position.checkpoint
+    mark = _read(uris.join(folder, _MARK))
+    if mark is None:
+        if any(not is_hidden(name) for name, _size in filesystems.list_files(folder)):
+            raise CheckpointMismatchError(
+                checkpoint,
+                f"is that of a stream into {folder!r}, which holds files that no stream has written. Give "
+                "the stream a folder of its own",
+            )
+        if (last := newest(checkpoint, "commits")) is not None:
+            raise CheckpointMismatchError(
+                checkpoint,
+                f"goes on after batch {last}, and sink {folder!r} has none of its batches. Bring them back, "
+                "or begin anew with another checkpoint, which reads the source from its start",
+            )
+        return
+    if not known or mark.get("stream") != position.stream:
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"is not that of the batches at sink {folder!r}: theirs is {mark.get('checkpoint')!r}. Batches "
+            "are numbered by their checkpoint, and another one would replace those that are there. Name that "
+            "one, or give the stream a folder that is empty",
+        )
+    there = max(
+        (int(match[1]) for name in filesystems.list_folders(folder) if (match := _BATCH.fullmatch(name))),
+        default=-1,
+    )
+    reached = newest(checkpoint, "offsets")
+    if there > (-1 if reached is None else reached):
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"was set back: sink {folder!r} has batch {there}, and the checkpoint has "
+            + (f"not come further than batch {reached}" if reached is not None else "begun none")
+            + ". Bring the checkpoint back, or give the stream an empty folder and another checkpoint",
+        )
+
+
+def _describe(job: InferenceJob) -> dict[str, str]:
+    """From where into what, without what may change: servers, credentials, options."""
+    source, sink = job.source, job.sink
+    read = source.topic if source.topic is not None else uris.canonical(str(source.uri))
+    written = sink.topic if sink.topic is not None else sink.folder
+    return {"source": f"{source.kind} {read}", "sink": f"{sink.kind} {written}"}
+
+
+def _read(uri: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(filesystems.read_bytes(uri))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,398 @@
+"""A stream, scored in micro-batches: each replaces the folder of its number, so a replay changes nothing.
+
+Spark promises the same rows for the same number, also after a crash. What a batch writes is put in place as
+a partition is; only then Spark notes that the batch is done. A driver that dies between the two leads to the
+same batch once more, which replaces itself.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import (
+    ColumnCollisionError,
+    EntrypointError,
+    HydrogenError,
+    SourceError,
+)
+from airflow_hydrogen.contract.jobs import InferenceJob
+from airflow_hydrogen.contract.reports import InferenceReport
+from airflow_hydrogen.contract.streams import BATCH_COLUMN, MODEL_VERSION_COLUMN
+from airflow_hydrogen.runtime import versions
+from airflow_hydrogen.runtime.data import kafka, sources, streams
+from airflow_hydrogen.runtime.data.counting import counted
+from airflow_hydrogen.runtime.data.streams import FAULT, RAW
+from airflow_hydrogen.runtime.entrypoints import resolve_import_path
+from airflow_hydrogen.runtime.models import aliases
+from airflow_hydrogen.runtime.models.aliases import NamedModel
+from airflow_hydrogen.runtime.models.directory import read_manifest
+from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.scoring import positions, sinks, warming
+from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
+from airflow_hydrogen.runtime.scoring.application import label_of, scoring_session, usable_model
+from airflow_hydrogen.runtime.scoring.planning import Scoring, score
+from airflow_hydrogen.runtime.scoring.positions import Position
+from airflow_hydrogen.runtime.scoring.sinks import Written
+from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
+from airflow_hydrogen.runtime.sinks import placements
+from airflow_hydrogen.runtime.sinks.kafka import HEADERS, ID, KEY
+from airflow_hydrogen.runtime.storage import filesystems
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+    from pyspark.sql.types import StructType
+
+# By these a message of Kafka is known again, and all of them are needed to send one of its row.
+_PLACE = ("kafka_topic", "kafka_partition", "kafka_offset")
+_SENT = (*_PLACE, KEY, HEADERS)
+
+POLL_S = 1
+TELL_EVERY_S = 30.0
+
+DRAINED = "drained"
+STOP_FILE = "stop file"
+STOP_AFTER = "stop_after_s"
+
+
+class _EndedError(Exception):
+    """Raised in Spark's thread, so that a batch is not begun when the stream is to end."""
+
+
+def run_stream(job: InferenceJob) -> InferenceReport:
+    """Score a stream until what is new has been scored, or until something ends it.
+
+    Args:
+        job: what to score; model, columns, places and the checkpoint are checked before the first batch.
+
+    Returns:
+        The report of a success: what this try has done. Batches of earlier tries are not in it.
+
+    Raises:
+        HydrogenError: see the tree in `contract.errors`.
+    """
+    assert job.stream is not None
+    started = time.monotonic()
+    placements.require_writable(job.sink, job.access)
+    filesystems.require_writable("checkpoint_uri", job.stream.checkpoint_uri)
+    if job.on_bad_row == "quarantine":
+        filesystems.require_writable("quarantine", str(job.quarantine_sink.folder))
+    if job.prepare:
+        resolve_import_path(job.prepare)
+    model = aliases.resolve(job.model_uri)
+    manifest = usable_model(job, model)
+    spark = scoring_session(job, manifest)
+    if job.sink.kind == "kafka":
+        kafka.require_topic(spark, job.sink, job.access)
+    frame = streams.open_stream(spark, job.source, job.access, job.stream.max_rows_per_trigger)
+    batches = Batches(job, model, manifest)
+    batches.rehearse(spark, frame.schema)
+    warming.warm_workers(spark, _say)
+    position = positions.claim(job)
+    batches.position = position
+    print(
+        f"scoring {job.source} with {manifest.framework} model {job.model_uri}, version "
+        f"{manifest.version[:12]}, {job.stream.trigger}, into {job.sink}; a file {job.stream.stop_uri} "
+        "ends it",
+        flush=True,
+    )
+    query = _start(frame, batches, job)
+    try:
+        stopped = _until_it_ends(query, batches, job)
+    finally:
+        query.stop()
+    lag = lag_of(query.lastProgress)
+    print(f"{stopped}: {batches.summary(time.monotonic() - started, lag)}", flush=True)
+    return _report(job, batches, position, stopped, lag, time.monotonic() - started)
+
+
+def _start(frame: DataFrame, batches: Batches, job: InferenceJob) -> StreamingQuery:
+    assert job.stream is not None
+    writer = frame.writeStream.foreachBatch(batches).option(
+        "checkpointLocation", uris.spark_uri(job.stream.checkpoint_uri)
+    )
+    if job.stream.drains:
+        writer = writer.trigger(availableNow=True)
+    else:
+        writer = writer.trigger(processingTime=job.stream.trigger)
+    try:
+        return writer.start()
+    except spark_errors() as error:
+        raise SourceError(str(job.source), root_cause(error)) from error
+
+
+def _until_it_ends(query: StreamingQuery, batches: Batches, job: InferenceJob) -> str:
+    """Wait, tell how it goes, and end the query between two batches when it is time.
+
+    Returns:
+        Why it has ended.
+    """
+    assert job.stream is not None
+    started = told = time.monotonic()
+    told_batches = 0
+    why = ""
+    while True:
+        try:
+            if query.awaitTermination(POLL_S):
+                break
+        except spark_errors() as error:
+            if isinstance(batches.failure, _EndedError):
+                break
+            raise _cause(job, batches.failure, error) from error
+        now = time.monotonic()
+        if not why and (why := _reason_to_end(job, now - started)):
+            batches.ending.set()
+        if why and batches.are_idle(query.lastProgress):
+            query.stop()
+        if now - told >= TELL_EVERY_S and batches.number != told_batches:
+            print(batches.summary(now - started, lag_of(query.lastProgress)), flush=True)
+            told, told_batches = now, batches.number
+    if why == STOP_FILE:
+        filesystems.remove(job.stream.stop_uri)
+    return why or DRAINED
+
+
+def _reason_to_end(job: InferenceJob, seconds: float) -> str:
+    assert job.stream is not None
+    if job.stream.stop_after_s is not None and seconds >= job.stream.stop_after_s:
+        return STOP_AFTER
+    return STOP_FILE if filesystems.exists(job.stream.stop_uri) else ""
+
+
+def _cause(job: InferenceJob, failure: BaseException | None, error: Exception) -> BaseException:
+    """What a failed query has failed of: in one of our batches, or in the source."""
+    if failure is None:
+        return SourceError(str(job.source), root_cause(error))
+    return original_error(failure) if isinstance(failure, Exception) else failure
+
+
+def lag_of(progress: Any) -> int | None:
+    """How many messages of Kafka waited when the last batch began; None where nobody knows. Pure.
+
+    Args:
+        progress: Spark's, of a query; None before its first batch.
+    """
+    if progress is None:
+        return None
+    found = [_behind(source["endOffset"], source["latestOffset"]) for source in progress["sources"]]
+    return sum(lag for lag in found if lag is not None) if any(lag is not None for lag in found) else None
+
+
+def _behind(reached: Any, latest: Any) -> int | None:
+    """The messages between two maps of topic -> partition -> offset, as Spark writes them."""
+    try:
+        reached, latest = json.loads(reached), json.loads(latest)
+        return sum(
+            max(0, int(offset) - int(reached.get(topic, {}).get(partition, 0)))
+            for topic, partitions in latest.items()
+            for partition, offset in partitions.items()
+        )
+    except (AttributeError, TypeError, ValueError):
+        return None  # offsets of another kind of source
+
+
+class Batches:
+    """Scores micro-batches; Spark calls it from a thread of its own, with one after the other.
+
+    Args:
+        job: of the stream.
+        model: the one that its URI named before it began.
+        manifest: of that model.
+
+    Attributes:
+        model_uri: of the model that scores.
+        position: set before the first batch.
+        ending: set when no other batch is to begin.
+        failure: of the batch that has failed.
+        number: how many batches are done.
+        last: the number of the last of them.
+    """
+
+    def __init__(self, job: InferenceJob, model: NamedModel, manifest: Manifest) -> None:
+        self._job, self._manifest = job, manifest
+        self.model_uri = model.uri
+        self._prepare = resolve_import_path(job.prepare) if job.prepare else None
+        self._refused = ""
+        self.position: Position | None = None
+        self._running = threading.Event()
+        self.ending = threading.Event()
+        self.failure: BaseException | None = None
+        self.number = 0
+        self.last: int | None = None
+        self.rows = Written(0)
+        self.models: Counter[str] = Counter()
+        self.columns: dict[str, str] = {}
+        self._last_line = ""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the model that scores."""
+        return self._manifest
+
+    def rehearse(self, spark: SparkSession, schema: StructType) -> None:
+        """Hold the model against the columns of the stream, before there are rows.
+
+        Raises:
+            MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model, or
+                the sink.
+            EntrypointError: `prepare` returns something that cannot be scored.
+        """
+        nothing = spark.createDataFrame([], schema)
+        self._scoring(nothing, self._job_of(0), self._manifest)
+
+    def __call__(self, batch: DataFrame, number: int) -> None:
+        """Score one micro-batch and put it in place."""
+        self._running.set()
+        try:
+            if self.ending.is_set():
+                raise _EndedError("the stream ends before this batch")
+            self._run(batch, number)
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self._running.clear()
+
+    def are_idle(self, progress: Any) -> bool:
+        """Whether no batch runs, and Spark has noted that the last one is done."""
+        noted = progress["batchId"] if progress is not None else -1
+        return not self._running.is_set() and (self.last is None or noted >= self.last)
+
+    def summary(self, seconds: float, lag: int | None) -> str:
+        """One line of how far the stream is."""
+        waiting = "" if lag is None else f", {lag:,} messages wait"
+        bad = self.rows.dropped + self.rows.quarantined
+        return (
+            f"{self.rows.rows:,} rows in {self.number:,} batches, {self.rows.rows / max(seconds, 1e-9):,.0f} "
+            f"rows/s{f', {bad:,} bad rows' if bad else ''}{waiting}"
+            + (f"; the last: {self._last_line}" if self._last_line else "")
+        )
+
+    def _run(self, batch: DataFrame, number: int) -> None:
+        started = time.monotonic()
+        assert self.position is not None
+        self.position.require_owner()
+        job = self._job_of(number)
+        self._renew_model(batch.sparkSession, batch.schema)
+        scoring = self._scoring(batch, job, self._manifest)
+        written = sinks.place(batch.sparkSession, scoring, job)
+        self._note(number, written, scoring, time.monotonic() - started)
+
+    def _note(self, number: int, written: Written, scoring: Scoring, seconds: float) -> None:
+        self.number, self.last = self.number + 1, number
+        self.rows = self.rows.plus(written)
+        self.models[self._manifest.version] += written.rows
+        if not self.columns:
+            schema = scoring.frame().drop(ACCOUNT).schema
+            self.columns = {item.name: item.dataType.simpleString() for item in schema}
+        self._last_line = (
+            f"batch {number}, {written.rows:,} rows in {seconds:.1f} s, {written.rows / seconds:,.0f} "
+            f"rows/s, model {self._manifest.version[:12]}"
+        )
+
+    def _job_of(self, number: int) -> InferenceJob:
+        """The job of one batch: the folder of its number is replaced."""
+        job = replace(self._job, model_uri=self.model_uri, batch=number)
+        if job.sink.kind == "kafka" and job.stream is not None:
+            outbox = uris.sibling(job.stream.checkpoint_uri, "outbox")
+            keep = None if job.keep_columns is None else [*dict.fromkeys([*job.keep_columns, *_SENT])]
+            return replace(job, sink=replace(job.sink, work_uri=outbox), keep_columns=keep)
+        partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
+        quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
+        sink = replace(job.sink, partition=partition)
+        return replace(job, sink=sink, quarantine=quarantine)
+
+    def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
+        from pyspark.sql import Observation, functions
+
+        frame = sources.prepared(batch, self._prepare, job.prepare_kwargs)
+        if lost := [name for name in (RAW, FAULT) if name in batch.columns and name not in frame.columns]:
+            raise EntrypointError(
+                str(job.prepare),
+                f"returned a DataFrame without {', '.join(lost)}, by which rows that could not be decoded "
+                "are known: add columns by withColumn, or select('*', ...)",
+            )
+        if taken := {BATCH_COLUMN, MODEL_VERSION_COLUMN} & set(frame.columns):
+            raise ColumnCollisionError(taken, "'prepare', which may rename them")
+        counter = Observation()
+        frame = frame.observe(counter, functions.count(functions.lit(1)).alias("rows"))
+        label = label_of(manifest, job, {"source": str(job.source)})
+        scoring = score(frame.sparkSession, frame, manifest, job, label)
+
+        def finish(scored: DataFrame) -> DataFrame:
+            scored = scored.withColumn(MODEL_VERSION_COLUMN, functions.lit(manifest.version))
+            return self._identified(scored, job) if job.sink.kind == "kafka" else scored
+
+        return replace(scoring, finish=finish, rows=lambda: int(counted(counter)["rows"]))
+
+    def _identified(self, scored: DataFrame, job: InferenceJob) -> DataFrame:
+        """Rows with what makes each of them known again, and without what was not to be kept."""
+        from pyspark.sql import functions
+
+        stream = functions.lit(self.position.stream if self.position else "")
+        found = scored.withColumn(ID, functions.concat_ws("/", stream, *map(functions.col, _PLACE)))
+        kept = self._job.keep_columns
+        return found if kept is None else found.drop(*(name for name in _PLACE if name not in kept))
+
+    def _renew_model(self, spark: SparkSession, schema: StructType) -> None:
+        """Take the model that the job's URI names now; where it cannot be used, the old one goes on."""
+        found = "nothing"
+        try:
+            model = aliases.resolve(self._job.model_uri)
+            found = model.version or read_manifest(model.uri).version
+            if (model.uri, found) == (self.model_uri, self._manifest.version) or found == self._refused:
+                return
+            job = replace(self._job_of(0), model_uri=model.uri)
+            manifest = usable_model(job, model)
+            self._scoring(spark.createDataFrame([], schema), job, manifest)
+        except HydrogenError as error:
+            if self._refused != found:
+                _say(
+                    f"the model at {self._job.model_uri} is refused, and version "
+                    f"{self._manifest.version[:12]} goes on: {type(error).__name__}: {error}"
+                )
+            self._refused = found
+            return
+        _say(f"model version {manifest.version[:12]} takes the place of {self._manifest.version[:12]}")
+        self.model_uri, self._manifest, self._refused = model.uri, manifest, ""
+        self.columns = {}
+
+
+def _report(
+    job: InferenceJob, batches: Batches, position: Position, stopped: str, lag: int | None, seconds: float
+) -> InferenceReport:
+    offsets = position.offsets()
+    rows = batches.rows
+    return InferenceReport(
+        output_uri=job.sink.output,
+        model_uri=batches.model_uri,
+        model_version=batches.manifest.version,
+        rows=rows.rows,
+        rows_in=rows.rows_in,
+        rows_dropped=rows.dropped,
+        rows_quarantined=rows.quarantined,
+        quarantine_uri=job.quarantine_sink.folder if job.on_bad_row == "quarantine" else None,
+        bad_rows=dict(rows.bad),
+        columns=batches.columns,
+        seconds={"total": round(seconds, 3)},
+        rows_per_second=rows.rows / seconds,
+        source={"source": str(job.source), **({"offsets": offsets} if offsets is not None else {})},
+        stream={
+            "batches": batches.number,
+            "last_batch": batches.last,
+            "stopped": stopped,
+            "lag": lag,
+            "models": dict(batches.models),
+        },
+        versions=versions.installed(),
+    )
+
+
+def _say(line: str) -> None:
+    print(f"airflow-hydrogen: {line}", flush=True)

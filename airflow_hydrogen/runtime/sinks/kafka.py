@@ -1,0 +1,91 @@
+"""Messages of a Kafka topic: staged as files, counted, and then sent.
+
+Nothing is sent before all rows are there. What was sent is not taken back: an application that dies while it
+sends does so again, with the same `hydrogen_id` in every message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import SinkError
+from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.runtime.data.counting import stage
+from airflow_hydrogen.runtime.data.databases import Access
+from airflow_hydrogen.runtime.data.files import count_rows
+from airflow_hydrogen.runtime.data.kafka import client_options
+from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.storage import swap
+from airflow_hydrogen.runtime.storage.swap import Replacement
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+ID = "hydrogen_id"
+"""The field of a message that is the same where its row is sent again."""
+KEY, HEADERS = "kafka_key", "kafka_headers"
+"""Columns that become a message's own, in place of fields of its value."""
+
+
+@contextmanager
+def placing(spark: SparkSession, sink: Sink, run: Run | None, access: Access) -> Iterator[Messages]:
+    """Begin a try to send messages; what it stages lies beside the sink's `work_uri`."""
+    run_fields = dataclasses.asdict(run) if run else None
+    with swap.replacing(str(sink.work_uri), run_fields) as replacement:
+        yield Messages(spark, sink, access, replacement)
+
+
+class Messages:
+    """The messages of one try.
+
+    Args:
+        spark: the session.
+        sink: with the topic.
+        access: what opens its connection.
+        replacement: of the folder in which they are staged.
+    """
+
+    staged = None  # Spark adds what makes a message known again
+
+    def __init__(self, spark: SparkSession, sink: Sink, access: Access, replacement: Replacement) -> None:
+        self.name = str(sink)
+        self._spark, self._sink, self._access = spark, sink, access
+        self._replacement = replacement
+
+    def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
+        """Write the rows to a hidden folder; see `Placement`."""
+        return stage(frame, self._replacement.staged, notes)
+
+    def count(self) -> int:
+        """The rows in the files that were staged."""
+        return count_rows(self._replacement.staged)
+
+    def require_owner(self) -> None:
+        """Raise PartitionTakenError where a newer try has begun."""
+        self._replacement.require_owner()
+
+    def commit(self, *, rows: int, model: str | None) -> None:
+        """Send what was staged.
+
+        Raises:
+            SinkError: the brokers have not taken all of it.
+        """
+        from pyspark.sql import functions
+
+        self.require_owner()
+        staged = self._spark.read.parquet(uris.spark_uri(self._replacement.staged))
+        fields = [functions.col(f"`{name}`") for name in staged.columns if name not in (KEY, HEADERS)]
+        messages = staged.select(
+            functions.col(KEY).alias("key"),
+            functions.to_json(functions.struct(*fields), {"ignoreNullFields": "false"}).alias("value"),
+            functions.col(HEADERS).alias("headers"),
+        )
+        writer = messages.write.format("kafka").options(**client_options(self._sink, self._access))
+        try:
+            writer.option("topic", str(self._sink.topic)).option("includeHeaders", "true").save()
+        except spark_errors() as error:
+            raise SinkError(f"sink {self._sink} cannot be written: {root_cause(error)}") from error

@@ -1,0 +1,494 @@
+"""Streams: files and messages scored in micro-batches, every row once, whatever dies in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_hydrogen.contract.errors import (
+    CheckpointMismatchError,
+    ColumnCollisionError,
+    EntrypointError,
+    InvalidJobError,
+    MissingColumnError,
+    SinkError,
+    SourceError,
+    StreamTakenError,
+    UndecodableError,
+)
+from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.contract.reports import InferenceReport
+from airflow_hydrogen.contract.streams import StreamOptions
+from airflow_hydrogen.runtime.data import kafka as kafka_client
+from airflow_hydrogen.runtime.scoring import positions, streams
+from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
+from airflow_hydrogen.runtime.storage import filesystems
+from tests.integration import daemons
+from tests.integration.broker import Kafka
+from tests.integration.models import dense, matrix_layout, publish
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark"), pytest.mark.timeout(300)]
+
+SCHEMA = "id BIGINT, a DOUBLE, b INT"
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """prediction = a + 10 b."""
+    uri = str(tmp_path_factory.mktemp("models") / "linear")
+    return publish(dense([[1.0], [10.0]]), uri, matrix_layout("a", "b"))
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Callable[..., None]:
+    """Files that come into a folder, one at a time."""
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+
+    def arrive(first: int, last: int) -> None:
+        ids = np.arange(first, last)
+        table = pa.table({"id": ids, "a": ids.astype("float64"), "b": (ids % 7).astype("int32")})
+        pq.write_table(table, folder / f".{first}")
+        (folder / f".{first}").rename(folder / f"{first}.parquet")
+
+    return arrive
+
+
+@pytest.fixture
+def stream(tmp_path: Path, linear: str) -> Callable[..., InferenceReport]:
+    """Run a stream of files into Parquet, or what is changed of it, until it has drained."""
+
+    def run(trigger: str = "available_now", options: dict[str, Any] | None = None, **changes: Any) -> Any:
+        fields = {
+            "model_uri": linear,
+            "source": Source.files_stream(str(tmp_path / "incoming")),
+            "sink": Sink.parquet(str(tmp_path / "scores")),
+            "report_uri": str(tmp_path / "report.json"),
+            "batch_rows": 16,
+        }
+        checkpoint = str(tmp_path / "checkpoint")
+        stream = StreamOptions(**{"trigger": trigger, "checkpoint_uri": checkpoint, **(options or {})})
+        return run_stream(InferenceJob(**{**fields, **changes}, stream=stream))
+
+    return run
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Callable[[], Any]:
+    def read() -> Any:
+        return pq.read_table(tmp_path / "scores").to_pandas().sort_values("id", ignore_index=True)
+
+    return read
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+def test_files_are_drained_and_drained_again_every_row_once(incoming, stream, scores, tmp_path):
+    incoming(0, 50)
+    first = stream()
+    assert (first.rows, first.rows_in, first.stream["batches"], first.stream["stopped"]) == (
+        50,
+        50,
+        1,
+        "drained",
+    )
+    nothing = stream()
+    assert (nothing.rows, nothing.stream["batches"], nothing.stream["last_batch"]) == (0, 0, None)
+    assert nothing.source["offsets"] == first.source["offsets"]
+    incoming(50, 60)
+    assert stream().rows == 10
+    found = scores()
+    assert found["id"].tolist() == list(range(60))
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
+    assert set(found["model_version"]) == {first.model_version}
+    assert found["batch"].astype(int).tolist() == [0] * 50 + [1] * 10
+
+
+def test_a_batch_whose_driver_dies_before_spark_has_noted_it_replaces_itself(
+    incoming, stream, scores, monkeypatch
+):
+    incoming(0, 20)
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", lambda *_given: (_ for _ in ()).throw(MemoryError("it dies here")))
+        with pytest.raises(MemoryError, match="it dies here"):
+            stream()
+    assert scores()["id"].tolist() == list(range(20))
+    incoming(20, 30)
+    report = stream()
+    assert report.rows == 30  # the first batch once more, and then what has come since
+    assert report.stream["last_batch"] == 1
+    assert scores()["id"].tolist() == list(range(30))
+
+
+def test_a_checkpoint_that_is_not_that_of_the_sinks_batches_is_refused(incoming, stream, scores, tmp_path):
+    incoming(0, 5)
+    stream()
+    other = {"checkpoint_uri": str(tmp_path / "other")}
+    with pytest.raises(CheckpointMismatchError, match="is not that of the batches at sink"):
+        stream(options=other)
+    with pytest.raises(CheckpointMismatchError, match="is that of another stream"):
+        stream(sink=Sink.parquet(str(tmp_path / "elsewhere")))
+    for folder in ("offsets", "commits", "metadata"):
+        filesystems.remove(str(tmp_path / "checkpoint" / folder))
+    with pytest.raises(CheckpointMismatchError, match="was set back.* has batch 0"):
+        stream()
+    shutil.rmtree(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointMismatchError, match="is not that of the batches at sink"):
+        stream()
+    (tmp_path / "by hand").mkdir()
+    shutil.copytree(tmp_path / "scores" / "batch=0", tmp_path / "by hand", dirs_exist_ok=True)
+    with pytest.raises(CheckpointMismatchError, match="files that no stream has written"):
+        stream(options=other, sink=Sink.parquet(str(tmp_path / "by hand")))
+    assert scores()["id"].tolist() == list(range(5))
+
+
+def test_a_checkpoint_whose_batches_are_gone_is_refused(incoming, stream, tmp_path):
+    incoming(0, 5)
+    stream()
+    shutil.rmtree(tmp_path / "scores")
+    with pytest.raises(CheckpointMismatchError, match="goes on after batch 0, and sink .* has none"):
+        stream()
+
+
+def test_an_older_try_leaves_the_stream_to_a_newer_one(incoming, stream, scores, monkeypatch):
+    incoming(0, 5)
+    claim = positions.claim
+
+    def claimed_twice(job: InferenceJob) -> Any:
+        first = claim(job)
+        claim(job)
+        return first
+
+    with monkeypatch.context() as patched:
+        patched.setattr(positions, "claim", claimed_twice)
+        with pytest.raises(StreamTakenError, match="another try"):
+            stream()
+    assert stream().rows == 5
+    assert scores()["id"].tolist() == list(range(5))
+
+
+def features_alone(spark: Any, rows: Any) -> Any:
+    """A `prepare` that loses what tells rows apart that could not be decoded."""
+    return rows.select("id", "a", "b")
+
+
+def doubled(spark: Any, rows: Any) -> Any:
+    """A `prepare` that adds to what is there."""
+    return rows.withColumn("a", rows.a * 2)
+
+
+def test_prepare_gets_every_batch_and_keeps_the_marks_of_what_is_broken(stream, scores, tmp_path):
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    (folder / "lines.json").write_text('{"id": 1, "a": 1.0, "b": 2}\nno json')
+    given = {
+        "source": Source.files_stream(str(folder), format="json", schema=SCHEMA),
+        "on_bad_row": "drop",
+    }
+    with pytest.raises(EntrypointError, match="without raw_value, _hydrogen_fault"):
+        stream(**given, prepare="tests.integration.test_streams:features_alone")
+    report = stream(**given, prepare="tests.integration.test_streams:doubled")
+    assert (report.rows, report.rows_dropped) == (1, 1)
+    assert scores()["prediction"].tolist() == [22.0]
+
+
+def test_lines_that_are_not_json_are_dead_letters(stream, scores, tmp_path):
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    lines = ['{"id": 1, "a": 1.0, "b": 2}', "no json", '{"id": 2, "a": null, "b": 2}', '{"id": 3, "a": "x"}']
+    (folder / "lines.json").write_text("\n".join(lines))
+    source = Source.files_stream(str(folder), format="json", schema=SCHEMA)
+    with pytest.raises(UndecodableError, match="2 of 4 rows.*'no json'"):
+        stream(source=source)
+    report = stream(source=source, on_bad_row="quarantine")
+    assert (report.rows_in, report.rows, report.rows_quarantined) == (4, 1, 3)
+    assert scores()["id"].tolist() == [1]
+    assert "raw_value" not in scores().columns
+    letters = pq.read_table(report.quarantine_uri).to_pandas()
+    found = {(raw, reason) for raw, reason in zip(letters["raw_value"], letters["reason"], strict=True)}
+    broken = "the line is not JSON of the schema"
+    assert {("no json", broken), ('{"id": 3, "a": "x"}', broken)} < found
+    assert report.bad_rows[broken] == 2
+
+
+def test_a_stream_takes_another_model_between_two_batches(incoming, stream, scores, linear, tmp_path):
+    model = str(tmp_path / "model")
+    shutil.copytree(linear, model)
+    incoming(0, 5)
+    first = stream(model_uri=model)
+    shutil.rmtree(model)
+    publish(dense([[2.0], [20.0]]), model, matrix_layout("a", "b"))
+    incoming(5, 10)
+    second = stream(model_uri=model)
+    found = scores()
+    assert found["model_version"].tolist() == [first.model_version] * 5 + [second.model_version] * 5
+    factor = np.array([1.0] * 5 + [2.0] * 5)
+    assert np.allclose(found["prediction"], factor * (found["a"] + 10 * found["b"]))
+
+
+def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
+    incoming, stream, scores, linear, tmp_path, monkeypatch, capfd
+):
+    """Models are looked up before every batch: here while the first one of two is put in place."""
+    alias = tmp_path / "model"
+    alias.symlink_to(linear)
+    others = [
+        publish(dense([[1.0], [1.0]]), str(tmp_path / "misfit"), matrix_layout("a", "absent")),
+        publish(dense([[3.0], [30.0]]), str(tmp_path / "good"), matrix_layout("a", "b")),
+    ]
+    for first in range(0, 20, 5):
+        incoming(first, first + 5)
+    note = Batches._note
+
+    def swap_then_note(self: Batches, number: int, *given: Any) -> None:
+        if number in (0, 2):
+            (tmp_path / "next").symlink_to(others.pop(0))
+            (tmp_path / "next").rename(alias)
+        note(self, number, *given)
+
+    monkeypatch.setattr(Batches, "_note", swap_then_note)
+    source = Source.files_stream(str(tmp_path / "incoming"), maxFilesPerTrigger="1")
+    report = stream(model_uri=str(alias), source=source)
+    out = capfd.readouterr().out
+    assert out.count("is refused") == 1
+    assert "MissingColumnError" in out
+    assert report.stream["batches"] == 4
+    versions = scores()["model_version"].tolist()
+    assert versions == [versions[0]] * 15 + [report.model_version] * 5
+    assert report.stream["models"] == {versions[0]: 15, report.model_version: 5}
+
+
+def test_an_interval_goes_on_until_the_stop_file_is_there(incoming, stream, scores, tmp_path):
+    incoming(0, 5)
+    stop = tmp_path / ".checkpoint.stop"
+
+    def more() -> None:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "checkpoint" / "commits").glob("0")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        incoming(5, 9)
+        while not list((tmp_path / "checkpoint" / "commits").glob("1")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        stop.touch()
+
+    thread = threading.Thread(target=more)
+    thread.start()
+    report = stream("1 second", {"stop_after_s": 240})
+    thread.join()
+    assert (report.rows, report.stream["batches"], report.stream["stopped"]) == (9, 2, "stop file")
+    assert not stop.exists()
+    assert scores()["id"].tolist() == list(range(9))
+
+
+def test_an_interval_ends_after_its_time(incoming, stream, scores):
+    incoming(0, 5)
+    report = stream("1 second", {"stop_after_s": 5})
+    assert report.stream["stopped"] == "stop_after_s"
+    assert stream().rows + report.rows == 5  # however far it came
+    assert scores()["id"].tolist() == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"source": Source.files_stream("{folder}/absent")}, SourceError, "its columns are found in"),
+        ({"source": Source.files_stream("{folder}/absent", schema="a DOUBLE")}, SourceError, "(?i)path"),
+        ({"source": Source.files_stream("{folder}", schema="a b c")}, InvalidJobError, "Spark's DDL"),
+        ({"source": Source.files_stream("{folder}", schema="a DOUBLE")}, MissingColumnError, "'b'"),
+        (
+            {"source": Source.files_stream("{folder}", schema=f"{SCHEMA}, batch INT")},
+            ColumnCollisionError,
+            "batch",
+        ),
+        ({"keep_columns": ["absent"]}, MissingColumnError, "absent"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_stream_begins(
+    incoming, stream, tmp_path, changes, error, match
+):
+    incoming(0, 1)
+    if source := changes.get("source"):
+        uri = source.uri.format(folder=tmp_path / "incoming")
+        changes = {"source": dataclasses.replace(source, uri=uri)}
+    with pytest.raises(error, match=match):
+        stream(**changes)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+# --- Kafka -------------------------------------------------------------------------------------------------
+
+
+def events(first: int, last: int) -> list[tuple[bytes, bytes]]:
+    return [
+        (f"key {n}".encode(), json.dumps({"id": n, "a": float(n), "b": n % 7}).encode())
+        for n in range(first, last)
+    ]
+
+
+def test_messages_are_drained_and_drained_again_every_key_once(kafka: Kafka, stream, scores):
+    topic = kafka.topic(partitions=2)
+    source = Source.kafka(kafka.bootstrap, topic, schema=SCHEMA)
+    kafka.produce(topic, events(0, 50), headers=[("from", b"test")])
+    first = stream(source=source, options={"max_rows_per_trigger": 20})
+    assert (first.rows, first.rows_in, first.stream["lag"]) == (50, 50, 0)
+    assert first.stream["batches"] == 3
+    assert sum(first.source["offsets"][topic].values()) == 50
+    kafka.produce(topic, events(50, 60))
+    assert stream(source=source).rows == 10
+    found = scores()
+    assert found["id"].tolist() == list(range(60))
+    assert found["kafka_key"].tolist() == [f"key {n}".encode() for n in range(60)]
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
+    assert set(found["kafka_topic"]) == {topic}
+    assert Counter(found["kafka_partition"]) == Counter(
+        {int(number): offset for number, offset in stream(source=source).source["offsets"][topic].items()}
+    )
+    assert found["kafka_headers"][0][0]["key"] == "from"
+    assert found["kafka_timestamp"].notna().all()
+
+
+def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, stream, scores, capfd):
+    topic = kafka.topic()
+    poison = [b"{", b"\xff\xfe", b'{"id": "x", "a": 1.0, "b": 1}', b"", b"[]", b"null"]
+    kafka.produce(topic, [*events(0, 5), *((b"poison", value) for value in poison), (b"tombstone", None)])
+    kafka.produce(topic, [(b"null", b'{"id": 9, "b": 1}'), *events(5, 8)])
+    source = Source.kafka("events", topic, schema=SCHEMA)
+    login = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="u" password="hush-1";'
+    access = {"events": {"kafka.bootstrap.servers": kafka.bootstrap, "kafka.sasl.jaas.config": login}}
+    with pytest.raises(UndecodableError, match="7 of 16 rows"):
+        stream(source=source, access=access, keep_columns=["id"], batch_rows=100)
+    report = stream(source=source, access=access, keep_columns=["id"], on_bad_row="quarantine")
+    assert (report.rows_in, report.rows, report.rows_quarantined) == (16, 8, 8)
+    found = scores()
+    assert found["id"].tolist() == list(range(8))
+    assert set(found.columns) == {"id", "prediction", "model_version", "batch"}
+    letters = pq.read_table(report.quarantine_uri).to_pandas().sort_values("kafka_offset")
+    assert letters["kafka_offset"].tolist() == list(range(5, 13))
+    assert letters["raw_value"].tolist() == [*poison, None, None]
+    assert letters["reason"].tolist()[:7] == ["the value is not JSON of the schema"] * 6 + [
+        "the message has no value"
+    ]
+    assert "'a'" in letters["reason"].tolist()[7]
+    told = capfd.readouterr()
+    assert "hush-1" not in told.out + told.err
+
+
+def test_avro_messages(kafka: Kafka, stream, scores, tmp_path):
+    schema = {
+        "type": "record",
+        "name": "event",
+        "fields": [
+            {"name": "id", "type": "long"},
+            {"name": "a", "type": "double"},
+            {"name": "b", "type": ["null", "int"]},
+        ],
+    }
+
+    def encoded(id: int, a: float, b: int | None) -> bytes:
+        """As Avro writes them: small numbers doubled, a union's branch before its value."""
+        return bytes([2 * id]) + struct.pack("<d", a) + (b"\x00" if b is None else bytes([2, 2 * b]))
+
+    topic = kafka.topic()
+    kafka.produce(
+        topic, [(None, encoded(id=1, a=2.0, b=3)), (None, b"\x02"), (None, encoded(id=2, a=1.0, b=None))]
+    )
+    source = Source.kafka(kafka.bootstrap, topic, payload="avro", schema=json.dumps(schema))
+    report = stream(source=source, on_bad_row="quarantine")
+    assert (report.rows, report.rows_quarantined) == (1, 2)
+    assert scores()["prediction"].tolist() == [32.0]
+    letters = pq.read_table(report.quarantine_uri).to_pandas().sort_values("kafka_offset")
+    assert letters["raw_value"].tolist() == [b"\x02", None]
+
+
+def test_scores_go_into_a_topic_with_an_id_that_a_second_sending_shares(kafka: Kafka, stream, monkeypatch):
+    topic, scored = kafka.topic(), kafka.topic()
+    kafka.produce(topic, events(0, 6), headers=[("trace", b"1")])
+    given = {
+        "source": Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+        "sink": Sink.kafka(kafka.bootstrap, scored),
+        "keep_columns": ["id"],
+        "on_bad_row": "drop",
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", lambda *_given: (_ for _ in ()).throw(MemoryError("it dies here")))
+        with pytest.raises(MemoryError):
+            stream(**given)
+    report = stream(**given)
+    assert (report.rows, report.output_uri) == (6, scored)
+    sent = kafka.consume(scored)
+    assert len(sent) == 12
+    by_id = {json.loads(record.value)["hydrogen_id"]: record for record in sent}
+    assert len(by_id) == 6
+    values = {
+        n: json.loads(record.value) for n, record in enumerate(sorted(by_id.values(), key=lambda r: r.key))
+    }
+    assert values[3] == {
+        "id": 3,
+        "prediction": 33.0,
+        "model_version": report.model_version,
+        "hydrogen_id": values[3]["hydrogen_id"],
+    }
+    assert values[3]["hydrogen_id"].endswith(f"/{topic}/0/3")
+    assert {record.key for record in sent} == {f"key {n}".encode() for n in range(6)}
+    assert {record.headers for record in sent} == {(("trace", b"1"),)}
+
+
+def test_a_topic_that_is_not_there_and_a_broker_that_does_not_answer(
+    kafka: Kafka, stream, tmp_path, monkeypatch
+):
+    absent = Source.kafka(kafka.bootstrap, "absent", schema=SCHEMA)
+    with pytest.raises(SourceError, match="there is no topic 'absent'"):
+        stream(source=absent)
+    topic = kafka.topic()
+    there = Source.kafka(kafka.bootstrap, topic, schema=SCHEMA)
+    with pytest.raises(SinkError, match="there is no topic 'absent'"):
+        stream(source=there, sink=Sink.kafka(kafka.bootstrap, "absent"))
+    with pytest.raises(InvalidJobError, match="Spark's DDL"):
+        stream(source=Source.kafka(kafka.bootstrap, topic, schema="no ddl at all"))
+    with pytest.raises(InvalidJobError, match="the JSON of an Avro record"):
+        stream(source=Source.kafka(kafka.bootstrap, topic, payload="avro", schema="a INT"))
+    monkeypatch.setattr(kafka_client, "ANSWER_S", 4)
+    down = Source.kafka(f"127.0.0.1:{daemons.free_port('127.0.0.1')}", "t", schema=SCHEMA)
+    with pytest.raises(SourceError, match="no broker answered within 4 s"):
+        stream(source=down)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+# --- Delta -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_appended_to_a_delta_table_is_scored_once(
+    warehouse: Any, stream, scores, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(streams, "scoring_session", lambda *_given: warehouse)
+    table = str(tmp_path / "table")
+
+    def append(first: int, last: int) -> None:
+        rows = warehouse.sql(f"SELECT id, double(id) AS a, int(id % 7) AS b FROM range({first}, {last})")
+        rows.write.format("delta").mode("append").save(table)
+
+    append(0, 5)
+    append(5, 10)
+    source = Source.delta_stream(table, version=1)
+    assert stream(source=source).rows == 5
+    append(10, 12)
+    assert stream(source=source).rows == 2
+    found = scores()
+    assert found["id"].tolist() == list(range(5, 12))
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])

@@ -1,0 +1,38 @@
+"""What the soak of streams scores with: a model that takes its time, so that kills come in mid-batch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.runtime.models import directory
+from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
+
+
+def publish(uri: str, folder: Path) -> None:
+    """A model that `load` makes: prediction = 2 a."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "nothing").write_text("")
+    signature = Signature(
+        (InputSpec("a", (ColumnSpec("a", "float64"),), "float64", ()),),
+        (OutputSpec("prediction", "float64", ()),),
+    )
+    manifest = Manifest(
+        framework="soak",
+        entry="model",
+        signature=signature,
+        files=directory.describe_files(folder, ["model"]),
+        predictor="tests.soak.events:load",
+    )
+    directory.publish(str(folder), uri, manifest, keep_checkpoints=False)
+
+
+def load(*_given):
+    """The predict function."""
+
+    def predict(arrays):
+        time.sleep(0.2)
+        return {"prediction": 2 * arrays["a"]}
+
+    return predict

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from airflow_hydrogen.contract.errors import UndecodableError
+from airflow_hydrogen.runtime.data.streams import FAULT, RAW
+from airflow_hydrogen.runtime.scoring import inference
+from airflow_hydrogen.runtime.scoring.streams import lag_of
+
+
+def progress(*offsets: tuple[object, object]) -> dict[str, object]:
+    return {
+        "sources": [
+            {"endOffset": json.dumps(reached), "latestOffset": json.dumps(latest)}
+            for reached, latest in offsets
+        ]
+    }
+
+
+def test_the_lag_is_what_lies_between_two_maps_of_offsets():
+    assert lag_of(None) is None
+    assert lag_of(progress(({"t": {"0": 5, "1": 2}}, {"t": {"0": 9, "1": 2, "2": 4}}))) == 8
+    assert lag_of(progress(({"logOffset": 3}, None))) is None
+    assert lag_of({"sources": [{"endOffset": None, "latestOffset": None}]}) is None
+
+
+def batch(*faults: str | None) -> pa.RecordBatch:
+    raws = [None if fault is None else f"raw {n}" for n, fault in enumerate(faults)]
+    return pa.RecordBatch.from_pydict(
+        {"a": pa.array(range(len(faults))), RAW: pa.array(raws), FAULT: pa.array(faults, pa.string())}
+    )
+
+
+def test_rows_that_were_not_decoded_are_set_aside_by_their_faults():
+    aside = []
+    good = inference._decoded(batch(None, "x", "y", None, "x"), lambda *given: aside.append(given))
+    assert good is not None
+    assert good["a"].to_pylist() == [0, 3]
+    assert [(bad.fault, rows[RAW].to_pylist(), list(bad.reasons)) for rows, bad in aside] == [
+        ("x", ["raw 1", "raw 4"], ["x", "x"]),
+        ("y", ["raw 2"], ["y"]),
+    ]
+    assert inference._decoded(batch("x"), lambda *_given: None) is None
+    whole = batch(None)
+    assert inference._decoded(whole, lambda *_given: pytest.fail("nothing is wrong")) is whole
+
+
+def test_where_bad_rows_fail_the_job_the_first_of_them_is_told():
+    with pytest.raises(UndecodableError, match="2 of 3 rows .* the first one: x: 'raw 1'"):
+        inference._require_decoded(batch(None, "x", "y"))
+    inference._require_decoded(batch(None))
