@@ -118,6 +118,38 @@ def test_secrets_are_the_same_wherever_they_are_needed() -> None:
         assert client["AWS_SECRET_ACCESS_KEY"] == store["ROOT_SECRET_ACCESS_KEY"]
 
 
+def test_dags_of_the_source_pages_find_the_warehouse() -> None:
+    services = compose_file.services({"WAREHOUSE_PASSWORD": "s3cret"})
+    scheduler, warehouse = services["airflow-scheduler"].environment, services["warehouse"].environment
+    connection = json.loads(scheduler["AIRFLOW_CONN_FLIGHTS_DATABASE"])
+    assert (connection["login"], connection["password"], connection["schema"]) == (
+        *(warehouse["POSTGRES_USER"], warehouse["POSTGRES_PASSWORD"], warehouse["POSTGRES_DB"]),
+    )
+    assert connection["password"] == "s3cret" and connection["host"] in services
+    host, port = re.fullmatch(r"thrift://(\w+):(\d+)", scheduler["AIRFLOW_VAR_HIVE_METASTORE"]).groups()
+    assert port in services[host].command and f"'localhost', {port}" in services[host].health_check[-1]
+    page = (ROOT / "docs/sources/postgresql.md").read_text()
+    assert f'password="{SERVICES["warehouse"].environment["POSTGRES_PASSWORD"]}"' in page
+    assert f'user="{warehouse["POSTGRES_USER"]}"' in page and f"/{warehouse['POSTGRES_DB']}" in page
+
+
+def test_the_broker_tells_each_client_an_address_that_it_can_reach() -> None:
+    kafka = compose_file.services({"KAFKA_PORT": "19094"})["kafka"]
+    listens = dict(re.findall(r"(\w+)://:(\d+)", kafka.environment["KAFKA_LISTENERS"]))
+    told = dict(re.findall(r"(\w+)://([\w.]+:\d+)", kafka.environment["KAFKA_ADVERTISED_LISTENERS"]))
+    assert told == {"INSIDE": f"{kafka.name}:{listens['INSIDE']}", "OUTSIDE": "localhost:19094"}
+    assert kafka.document["ports"] == [f"127.0.0.1:19094:{listens['OUTSIDE']}"]
+    assert kafka.environment["KAFKA_CONTROLLER_QUORUM_VOTERS"] == f"1@{kafka.name}:{listens['CONTROLLER']}"
+    assert kafka.health_check[-1] == told["INSIDE"]
+    assert kafka.volumes.keys() == {kafka.environment["KAFKA_LOG_DIRS"]}
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
+def test_nobody_without_a_profile_waits_for_one_that_has_a_profile(service: compose_file.Service) -> None:
+    theirs = set(service.document.get("profiles", []))
+    assert all(set(SERVICES[name].document.get("profiles", [])) <= theirs for name in service.dependencies)
+
+
 def test_what_is_not_set_is_empty() -> None:
     """A Fernet key that is "None" starts every part of Airflow, and then fails each task that defers."""
     assert SERVICES["airflow-triggerer"].environment["AIRFLOW__CORE__FERNET_KEY"] == ""

@@ -1,0 +1,166 @@
+"""The DAGs of docs/sources/, as they stand there: flights in Delta, in PostgreSQL and in Hive's metastore."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pandas as pd
+import pyarrow.dataset
+import pytest
+
+from airflow_hydrogen.runtime.models.aliases import history, set_alias
+from scripts.dag_runs import DagRun, DagRunner
+from scripts.jars import jars
+from tests.e2e.conftest import DAGS, ROOT, Home
+from tests.integration.databases import Database, postgres_server
+from tests.integration.metastore import Metastore, hive_metastore
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+PAGES = {
+    page: (ROOT / "docs" / "sources" / f"{page}.md").read_text() for page in ("delta", "hive", "postgresql")
+}
+DAY = "2013-07-01"
+SHOWN = {  # in the pages -> what stands in their place in a database of a test
+    "jdbc:postgresql://localhost:5432/warehouse": lambda database: database.jdbc_url,
+    "hydrogen-development": lambda database: database.password,
+}
+LOADING = """
+from flights import data
+from flights.settings import LAKE as lake
+from pyspark.sql import SparkSession
+
+data.load(lake)
+spark = SparkSession.builder.getOrCreate()
+"""
+
+
+def blocks(page: str) -> list[str]:
+    """The pieces of Python of a page: its DAG, and what fills its table."""
+    return re.findall(r"^```python\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
+        yield server.database()
+
+
+@pytest.fixture(scope="module")
+def metastore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metastore]:
+    with hive_metastore(tmp_path_factory.mktemp("metastore")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def pages_home(
+    modules_home: Home, database: Database, metastore: Metastore, tmp_path_factory: pytest.TempPathFactory
+) -> Home:
+    """An Airflow with the DAGs of the pages, and the tables that they fill."""
+    dags = tmp_path_factory.mktemp("dags")
+    shutil.copytree(DAGS / "flights", dags / "flights")
+    shutil.copy(DAGS / ".airflowignore", dags)
+    for page in PAGES:
+        (dags / f"flights_{page}.py").write_text(blocks(page)[0])
+    connectors = jars("delta", "postgresql")
+    environment = modules_home.environment | {
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        "AIRFLOW__AIRFLOW_HYDROGEN__JARS_FOLDER": str(connectors[0].parent),
+        "AIRFLOW_CONN_FLIGHTS_DATABASE": json.dumps(
+            {
+                "conn_type": "postgres",
+                "host": database.host,
+                "port": database.port,
+                "login": database.user,
+                "password": database.password,
+                "schema": database.name,
+            }
+        ),
+        "AIRFLOW_VAR_HIVE_METASTORE": metastore.uri,
+    }
+    fill(
+        environment | {"PYTHONPATH": os.pathsep.join([str(dags), environment["PYTHONPATH"]])},
+        database,
+        metastore,
+    )
+    return Home(modules_home.airflow, modules_home.flights, environment)
+
+
+def fill(environment: dict[str, str], database: Database, metastore: Metastore) -> None:
+    """Run what the pages say of their tables, in one session of Spark."""
+    text = LOADING + "\n".join(blocks(page)[1] for page in PAGES)
+    for shown, real in SHOWN.items():
+        assert text.count(shown) == 1
+        text = text.replace(shown, real(database))
+    settings = {
+        "spark.jars": ",".join(map(str, jars("delta", "postgresql"))),
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.ui.enabled": "false",
+        **metastore.settings,
+    }
+    options = " ".join(f"--conf {name}={value}" for name, value in settings.items())
+    environment = environment | {"PYSPARK_SUBMIT_ARGS": f"--master local[2] {options} pyspark-shell"}
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def runner(pages_home: Home) -> Iterator[DagRunner]:
+    with DagRunner(pages_home.environment, pages_home.log) as running:
+        yield running
+
+
+def scores(home: Home, page: str) -> pd.DataFrame:
+    """What a page's DAG has written, in an order of its own."""
+    table = pyarrow.dataset.dataset(home.flights / page / "scores" / f"ds={DAY}", format="parquet").to_table()
+    keys = ["sched_dep_time", "carrier", "flight", "origin", "dest"]
+    frame: pd.DataFrame = table.to_pandas().sort_values(keys, ignore_index=True)
+    return frame
+
+
+def test_every_page_has_a_dag_that_imports(runner: DagRunner) -> None:
+    dag_ids, errors = runner.dags()
+    assert errors == {}
+    assert dag_ids == [f"flights_{page}" for page in PAGES]
+
+
+@pytest.fixture(scope="module")
+def whole(runner: DagRunner) -> DagRun:
+    """A run of Delta's DAG, from the training to the scores."""
+    run = runner.run("flights_delta", conf={"ds": DAY})
+    assert run.state == "success", run.tasks
+    return run
+
+
+def test_a_model_of_a_delta_table_is_promoted_and_scores_a_day_of_it(whole: DagRun, pages_home: Home) -> None:
+    production = f"{pages_home.flights}/delta/models/production.alias"
+    report = whole.xcoms["score"]["report"]
+    assert (report["model_uri"], report["model_alias"]) == (whole.xcoms["train"]["return_value"], production)
+    assert report["source"]["version"] == whole.xcoms["train"]["report"]["sources"]["train"]["version"] == 0
+    [set_by] = [said.set_by for said in history(production)]
+    assert set_by == {"dag_id": "flights_delta", "task_id": "promote", "run_id": whole.run_id}
+    flights = pyarrow.dataset.dataset(pages_home.flights / "lake" / "flights" / f"ds={DAY}")
+    assert len(scores(pages_home, "delta")) == report["rows"] == flights.count_rows() > 900
+
+
+@pytest.mark.parametrize("page", ["hive", "postgresql"])
+def test_the_same_flights_of_another_store_are_scored_alike(
+    runner: DagRunner, pages_home: Home, whole: DagRun, page: str
+) -> None:
+    """By the model that Delta's DAG has trained: one training is enough."""
+    set_alias(f"{pages_home.flights}/{page}/models/production.alias", whole.xcoms["train"]["return_value"])
+    run = runner.run(f"flights_{page}", conf={"ds": DAY}, done="train|promote")
+    assert run.state == "success", run.tasks
+    source = run.xcoms["score"]["report"]["source"]
+    assert source[{"hive": "files", "postgresql": "rows"}[page]] > 0
+    expected = scores(pages_home, "delta")
+    pd.testing.assert_frame_equal(scores(pages_home, page), expected, rtol=1e-4, check_dtype=False)
