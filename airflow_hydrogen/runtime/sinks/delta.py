@@ -121,7 +121,7 @@ class Rows:
         assert self._schema is not None, "nothing was staged"
         self._table.make(self._schema)
         session = _own_session(self._table.spark)
-        staged = session.read.schema(self._schema).parquet(_files(self._replacement.staged))
+        staged = session.read.schema(self._schema).parquet(*_files(self._replacement.staged))
         self._table.require_distinct_keys(staged)
         made = {"model_uri": model, **tables.label_of(self._schema)}
         run = dataclasses.asdict(self._run) if self._run else None
@@ -312,9 +312,10 @@ def _own_session(spark: SparkSession) -> SparkSession:
     return session
 
 
-def _files(folder: str) -> str:
-    """The files of a folder for Spark, which warns of folders that are hidden themselves."""
-    return re.sub(r"([{}\[\]*?\\])", r"\\\1", uris.spark_uri(folder)) + "/part-*"
+def _files(folder: str) -> list[str]:
+    """The files of a folder for Spark, which warns of hidden folders, and takes names for patterns."""
+    files = [uris.join(folder, name) for name, _size in partition_files.listed_files(folder)]
+    return [re.sub(r"([{}\[\]*?\\])", r"\\\1", uris.spark_uri(file)) for file in files]
 
 
 def _writer(run: Run) -> str:

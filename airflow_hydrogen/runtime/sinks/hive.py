@@ -314,6 +314,8 @@ class Table:
         return str(self._identifier.quotedString())
 
     def _partition(self) -> Any:
+        if self._found is None:
+            return None
         spec = self.spark._jvm.PythonUtils.toScalaMap(self._values())  # type: ignore[union-attr]
         try:
             return self._catalog.getPartition(self._identifier, spec)
