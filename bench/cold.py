@@ -96,7 +96,7 @@ def run() -> None:
     mark("imports of the driver")
     _mark_around(application, "spark_session", "checks of model and places", "Spark session")
     _mark_around(application, "score", "source opened", "planned")
-    _mark_around(sinks, "write_parquet", "", "written")
+    _mark_around(sinks, "_computed", "", "written")
     _mark_around(swap.Replacement, "commit", "counted again", "committed")
     try:
         main()

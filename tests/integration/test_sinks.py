@@ -25,9 +25,9 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.sinks import RUN_COLUMN
-from airflow_hydrogen.runtime.scoring import application, sinks
+from airflow_hydrogen.runtime.scoring import application
 from airflow_hydrogen.runtime.scoring.application import run_inference
-from airflow_hydrogen.runtime.sinks import delta, hive
+from airflow_hydrogen.runtime.sinks import delta, hive, placements
 from airflow_hydrogen.runtime.sinks.tables import LABEL
 from tests.integration.models import dense, matrix_layout, publish
 
@@ -116,10 +116,11 @@ def numbers(warehouse, start, end):
 
 def put(frame, sink, run=RUN, types=None):
     """The rows of a frame, put in place as if a model had made them; how many they were."""
-    job = InferenceJob(
-        model_uri="/models/none", source=Source.parquet("/none"), sink=sink, report_uri="/none.json", run=run
-    )
-    return sinks.replace(frame, job, types=types).rows
+    with placements.placing(frame.sparkSession, sink.for_run(run), run, {}, types) as place:
+        rows, _ = place.stage(frame, None)
+        assert place.count() == rows
+        place.commit(rows=rows, model="/models/none")
+    return rows
 
 
 def threads(*calls):

@@ -84,11 +84,11 @@ def _tensor(name: str, column: pa.Array, width: int | None) -> np.ndarray:
         flat = column.flatten()
         if len(flat) != rows * found or (rows and pc.min(lengths).as_py() != found):
             raise RaggedTensorError(name, width or found, pc.unique(lengths).to_pylist())
+    _refuse_nulls(name, flat, str(flat.type))
     if _is_list(flat.type):
         inner = _tensor(name, flat, None)
         matrix = inner.reshape(rows, -1) if rows else inner.reshape(0, width or 0)
     else:
-        _refuse_nulls(name, flat, str(flat.type))
         matrix = flat.to_numpy(zero_copy_only=False).reshape(rows, found)
     if width is not None and matrix.shape[1] != width:
         raise RaggedTensorError(name, width, [matrix.shape[1]])

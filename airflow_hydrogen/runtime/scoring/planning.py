@@ -89,12 +89,12 @@ class Scoring:
     def is_written_by_workers(self, folder: str) -> bool:
         """Whether tasks may write the files of a folder.
 
-        The store has to be one from which they load the model, and the types ones that they write as Spark does.
+        The store has to be one from which they load the model, and the types have to be among those that they
+        write as Spark does.
         """
         model, target = uris.parse(self.job.model_uri), uris.parse(folder)
-        is_seen = target.scheme == "file" or (
-            target.store == model.store and target.authority == model.authority
-        )
+        of_model = (target.store, target.authority) == (model.store, model.authority)
+        is_seen = target.scheme == "file" or of_model
         are_plain = all(_is_plain(item.dataType.jsonValue()) for item in self.schema)
         return is_seen and are_plain and self.finish is None
 

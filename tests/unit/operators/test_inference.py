@@ -323,7 +323,7 @@ def test_a_sink_in_a_database_brings_its_driver_and_opens_its_connection(capsys:
         "{{ 'shop' }}", table="scores_{{ ds_nodash }}", partition={"ds": "{{ ds }}"}, mode="append"
     )
     with fake_spark_submit(connections=[shop]) as submissions:
-        ran = run_task(operator(sink=sink), ds="2013-01-02")
+        ran = run_task(operator(sink=sink), ds="2013-01-02", ds_nodash="20130102")
     [submission] = submissions
     assert submission.job.access == {
         "shop": {
