@@ -568,7 +568,7 @@ class RowsLostError(SinkError):
 
     def __init__(self, uri: str, written: int, found: int) -> None:
         super().__init__(
-            f"the executors wrote {written} rows for {uri!r}, the driver finds {found}: the sink must be "
+            f"the executors wrote {written} rows for {uri!r}, the driver finds {found}: a folder must be "
             "storage that every host sees, such as an object store, HDFS or a network mount; the partition "
             "is as it was"
         )

@@ -25,8 +25,9 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access, opening
 from airflow_hydrogen.runtime.session import spark_errors
-from airflow_hydrogen.runtime.sinks import dialects
+from airflow_hydrogen.runtime.sinks import dialects, tables
 from airflow_hydrogen.runtime.sinks.connections import Connection, Database, Table, transact
+from airflow_hydrogen.runtime.sinks.tables import Types
 from airflow_hydrogen.runtime.sinks.targets import Target
 
 if TYPE_CHECKING:
@@ -55,9 +56,16 @@ def require_writable(sink: Sink, access: Access) -> None:
 
 
 @contextmanager
-def placing(sink: Sink, run: Run | None, access: Access) -> Iterator[Rows]:
-    """Begin a try to replace a partition, or to merge rows. At its end nothing is left staged."""
-    rows = Rows(sink, run, _database(sink, access))
+def placing(sink: Sink, run: Run | None, access: Access, types: Types) -> Iterator[Rows]:
+    """Begin a try to replace a partition, or to merge rows. At its end nothing is left staged.
+
+    Args:
+        sink: where rows go.
+        run: the Airflow run, or None.
+        access: what opens the sink's connection.
+        types: for a partition's columns of a table that is yet to be made.
+    """
+    rows = Rows(sink, run, _database(sink, access), types)
     try:
         yield rows
     finally:
@@ -71,13 +79,15 @@ class Rows:
         sink: where they go.
         run: the Airflow run, or None.
         database: the sink's.
+        types: for a partition's columns where the table does not exist.
     """
 
     staged = None  # a folder is what a database does not have
 
-    def __init__(self, sink: Sink, run: Run | None, database: Database) -> None:
+    def __init__(self, sink: Sink, run: Run | None, database: Database, types: Types) -> None:
         self.name = str(sink)
         self._sink = sink
+        self._new_types = types
         self._database = database
         self._dialect = dialects.of(database.url)
         # Runs that merge take nothing from each other, where they share a table; tries of one run do.
@@ -172,16 +182,20 @@ class Rows:
         return self._database.quote(name)
 
     def _placed(self, frame: DataFrame, target: Target | None) -> DataFrame:
-        """The rows with the columns of the partition, of the types that the table has."""
+        """The rows with the columns of the partition: of the table's types, or those that it is to have."""
         from pyspark.sql import functions
 
         there = [*frame.columns, *self._sink.partition]
         if missing := [key for key in self._sink.keys if key not in there]:
             raise MissingColumnError("key", missing, there)
-        types = target.types(frame.sparkSession, list(self._sink.partition)) if target else {}
-        for name, value in self._sink.partition.items():
+        partition = self._sink.partition
+        types = target.types(frame.sparkSession, list(partition)) if target else self._new_types
+        if not target:
+            known = {name: value for name, value in partition.items() if name in types}
+            tables.partition_values(frame.sparkSession, known, types)
+        for name, value in partition.items():
             constant = functions.lit(value)
-            frame = frame.withColumn(name, constant.cast(types[name]) if target else constant)
+            frame = frame.withColumn(name, constant.cast(types[name]) if name in types else constant)
         return frame
 
     def _column_types(self, frame: DataFrame) -> dict[str, str]:

@@ -96,7 +96,7 @@ def placing(
             "mode='append' needs a run, by which its rows are known again: outside Airflow give the job one"
         )
     if sink.kind == "jdbc":
-        return jdbc.placing(sink, run, access)
+        return jdbc.placing(sink, run, access, types or {})
     if sink.kind == "delta":
         return delta.placing(spark, sink, run, types or {})
     if sink.kind == "hive":
