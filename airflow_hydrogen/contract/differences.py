@@ -102,7 +102,9 @@ def of_output(signature: Signature, columns: Sequence[str], job: InferenceJob) -
         found.append(MissingColumnError("kept column", missing, columns))
     keep, outputs = plan_columns(columns, signature, job)
     written = [*keep, *job.sink.partition, *outputs.values()]
-    if twice := {name for name in written if written.count(name) > 1}:
+    # Spark tells no column from another by capital letters.
+    lower = [name.lower() for name in written]
+    if twice := {name for name in written if lower.count(name.lower()) > 1}:
         found.append(ColumnCollisionError(twice))
     return found
 
@@ -128,7 +130,8 @@ def plan_columns(
     keep = columns if job.keep_columns is None else job.keep_columns
     outputs = {spec.name: job.output_columns.get(spec.name, spec.name) for spec in signature.outputs}
     # The partition's own columns stand in the folder's name.
-    return [name for name in keep if name not in job.sink.partition], outputs
+    own = {name.lower() for name in job.sink.partition}
+    return [name for name in keep if name.lower() not in own], outputs
 
 
 def element_of(type_name: str) -> tuple[str, bool] | None:

@@ -17,6 +17,7 @@ from airflow_hydrogen.contract.aliases import SUFFIX, is_alias
 from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
+from airflow_hydrogen.contract.sinks import run_partition
 from airflow_hydrogen.contract.sources import Source as Source  # likewise
 from airflow_hydrogen.contract.streams import BATCH_COLUMN, StreamOptions
 from airflow_hydrogen.contract.values import (
@@ -413,10 +414,10 @@ class InferenceJob:
             raise InvalidJobError(
                 f"quarantine must be Parquet files, Sink.parquet(uri), which are replaced; found {place}"
             )
-        if place.partition != self.sink.partition:
+        if place.partition != self._quarantine_partition:
             raise InvalidJobError(
                 f"quarantine has partition {dict(place.partition)!r}, and is written in the sink's partition "
-                f"{dict(self.sink.partition)!r}: leave its own out"
+                f"{dict(self._quarantine_partition)!r}: leave its own out"
             )
         uris.require_folder("quarantine", str(place.folder))
         if self.sink.uri is None:
@@ -438,10 +439,17 @@ class InferenceJob:
         """Where quarantined rows go: what the job says, else a sibling of the sink's table."""
         if self.quarantine is None:
             uri = uris.beside_table(str(self.sink.uri), "_quarantine")
-            return Sink.parquet(uri, partition=self.sink.partition)
+            return Sink.parquet(uri, partition=self._quarantine_partition)
         return dataclasses.replace(
-            self.quarantine, partition=self.quarantine.partition or self.sink.partition
+            self.quarantine, partition=self.quarantine.partition or self._quarantine_partition
         )
+
+    @property
+    def _quarantine_partition(self) -> Mapping[str, str]:
+        """Of rows that are merged those of other runs stay, and so do the bad ones among them."""
+        if self.sink.mode != "merge" or self.run is None:
+            return self.sink.partition
+        return {**self.sink.partition, **run_partition(self.run)}
 
     @property
     def sources(self) -> list[Source]:

@@ -22,6 +22,12 @@ RUN_COLUMN = "hydrogen_run"
 """The column by which rows that were appended are known again: the run that wrote them."""
 
 
+def run_partition(run: Run) -> dict[str, str]:
+    """The partition of what one run adds, for all of its tries and clears."""
+    identity = repr((run.dag_id, run.task_id, run.run_id, run.map_index))
+    return {RUN_COLUMN: hashlib.sha256(identity.encode()).hexdigest()[:16]}
+
+
 class _Fields(NamedTuple):
     """What a kind of sink has: its place, what else, and the ways in which it is written."""
 
@@ -243,9 +249,7 @@ class Sink:
         """
         if self.mode != "append" or run is None:
             return self
-        identity = repr((run.dag_id, run.task_id, run.run_id, run.map_index))
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        return dataclasses.replace(self, mode="replace", partition={**self.partition, RUN_COLUMN: digest})
+        return dataclasses.replace(self, mode="replace", partition={**self.partition, **run_partition(run)})
 
     @property
     def folder(self) -> str | None:

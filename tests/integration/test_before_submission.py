@@ -21,7 +21,7 @@ from airflow_hydrogen.contract.jobs import Sink, Source
 from airflow_hydrogen.hooks import databases
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.runtime.data import sources
-from airflow_hydrogen.runtime.scoring.application import columns_of
+from airflow_hydrogen.runtime.scoring.planning import columns_of
 from airflow_hydrogen.schemas import __main__ as schemas
 from airflow_hydrogen.schemas import looks
 from airflow_hydrogen.testing import run_task

@@ -532,7 +532,7 @@ def test_workers_have_the_framework_when_they_start_and_a_killed_daemon_costs_no
 class OfFrame:
     """A scoring whose scored rows are those of a frame, and which Spark writes."""
 
-    rows = bad_rows = None
+    rows = bad_rows = types = None
 
     def __init__(self, frame, rows):
         account = Account(rows_in=rows, rows=rows).dumps()
@@ -988,6 +988,15 @@ def test_the_partitions_own_column_is_left_to_the_folders_name(score, linear, tm
     assert list(found.columns) == ["a", "b", "prediction"]
 
 
+def test_the_partitions_own_column_is_known_whatever_its_capital_letters(score, linear, tmp_path):
+    source = write(tmp_path / "x.parquet", a=[1.0], b=[1.0], DS=["2013-01-01"])
+    _, found = score(linear, source=source)
+    assert list(found.columns) == ["a", "b", "prediction"]
+    other = write(tmp_path / "y.parquet", a=[1.0], b=[1.0], DS=["2013-01-02"])
+    with pytest.raises(PartitionValueError, match="'DS': the sink's partition is '2013-01-01'"):
+        score(linear, source=other)
+
+
 def refused(layer, tmp_path):
     """What is said of a model with this layer; nothing is published."""
     import keras
@@ -1111,7 +1120,7 @@ def test_an_alias_names_the_model_and_a_retry_scores_with_the_one_of_the_first_t
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(application.sinks, "replace", fails)
+        patch.setattr(application.sinks, "place", fails)
         with pytest.raises(OSError, match="the disk is full"):
             score(alias, **night)
     other = publish(dense([[3.0], [0.0]]), str(tmp_path / "other"), matrix_layout("a", "b"))
@@ -1145,7 +1154,7 @@ def test_a_retry_whose_model_is_gone_fails_and_leaves_the_partition(
     model = publish(dense([[2.0], [20.0]]), str(tmp_path / "nightly"), matrix_layout("a", "b"))
     aliases.set_alias(alias, model)
     with monkeypatch.context() as patch:
-        patch.setattr(application, "plan_columns", lambda *given: publish_another(model))
+        patch.setattr(planning, "plan_columns", lambda *given: publish_another(model))
         with pytest.raises(OSError, match="the disk is full"):
             score(alias, **night)
     aliases.set_alias(alias, linear)

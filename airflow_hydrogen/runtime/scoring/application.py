@@ -9,9 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.errors import (
-    HydrogenError,
-)
+from airflow_hydrogen.contract.errors import HydrogenError, InvalidJobError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.runtime import versions
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 
 _SOURCE = "the source"
 _MODEL = "the model"
-_ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 def run_inference(job: InferenceJob) -> InferenceReport:
@@ -53,6 +50,11 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         HydrogenError: see the tree in `contract.errors`.
     """
     started = time.monotonic()
+    if job.sink.mode == "merge" and job.on_bad_row == "quarantine" and job.run is None:
+        raise InvalidJobError(
+            "mode='merge' with on_bad_row='quarantine' needs a run, in whose partition bad rows are kept: "
+            "outside Airflow give the job one"
+        )
     placements.require_writable(job.sink, job.access)
     quarantine_uri = job.quarantine_sink.folder if job.on_bad_row == "quarantine" else None
     if quarantine_uri is not None:

@@ -301,7 +301,8 @@ def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
                 f"output {spec.name!r} gave {lost}, which its signature's {dtype} does not hold; cast it in "
                 "the model"
             )
-        flat = pa.array(np.ascontiguousarray(values, dtype=dtype).ravel())
+        # A copy: rows wait to be written, and the model may use its array for the next batch.
+        flat = pa.array(np.array(values, dtype=dtype).ravel())
     dimensions = () if spec.shape in ((), (1,)) else spec.shape
     for size in reversed(dimensions):
         offsets = np.arange(0, len(flat) + 1, size, dtype=np.int32)

@@ -136,7 +136,9 @@ def score(
     columns = [name for name in frame.columns if name not in (RAW, FAULT) or name not in traces]
     keep, outputs = plan_columns(columns, manifest.signature, job)
     slots = task_slots(spark).total
-    constants = {name: value for name, value in job.sink.partition.items() if name in frame.columns}
+    found = {name.lower(): name for name in frame.columns}
+    partition = {name: found[name.lower()] for name in job.sink.partition if name.lower() in found}
+    constants = {column: job.sink.partition[name] for name, column in partition.items()}
     features = [column.name for column in manifest.signature.columns]
     needed = list(dict.fromkeys([*features, *keep, *constants, *traces]))
     sifting = None
@@ -183,13 +185,13 @@ def score(
     return Scoring(
         schema=output_schema(frame.schema, keep, outputs, manifest.signature, label),
         rows=rows,
-        types={name: frame.schema[name].dataType for name in constants},
+        types={name: frame.schema[column].dataType for name, column in partition.items()},
         bad_rows=quarantine_schema(frame.schema, needed, job) if job.on_bad_row == "quarantine" else None,
         scorer=scorer,
         job=job,
         run=read_by_tasks if groups else read_by_spark,
         through_spark=not groups,
-        codec=str(spark.conf.get(_CODEC)),
+        codec=str(spark.conf.get(_CODEC)).lower(),
         spark=spark.version,
     )
 
@@ -237,7 +239,8 @@ def quarantine_schema(schema: StructType, needed: Iterable[str], job: InferenceJ
     import pyarrow as pa
 
     # The partition's own columns stand in the folder's name, as they do for scores.
-    names = [name for name in needed if name not in job.sink.partition and name != FAULT]
+    own = {name.lower() for name in job.sink.partition}
+    names = [name for name in needed if name.lower() not in own and name != FAULT]
     if REASON in names:
         raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
     fields = [pa.field(name, arrow_type(schema[name].dataType)) for name in names]

@@ -15,7 +15,7 @@ from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 from airflow_hydrogen.runtime.sinks import parquet
 from airflow_hydrogen.runtime.sinks.placements import Placement, placing
-from airflow_hydrogen.runtime.storage import swap
+from airflow_hydrogen.runtime.storage import filesystems, swap
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -132,9 +132,13 @@ def _computed(frame: DataFrame, scores: Placement, output: TaskFiles | None) -> 
 
 
 def _folder_of(target: str, tries: ExitStack) -> str:
-    """A folder for the files of tasks beside a target, swept when its try ends."""
+    """A folder for the files of tasks beside a target, swept when its try ends.
+
+    It is made here alone: a task that nobody waits for any more finds none, and leaves nothing behind.
+    """
     folder = swap.staging_uri(target, swap.new_token())
     tries.callback(swap.sweep, folder)
+    filesystems.make_folder(folder)
     return folder
 
 

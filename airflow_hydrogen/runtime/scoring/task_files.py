@@ -124,22 +124,31 @@ class TaskFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._flush()
         try:
-            if error is None:
-                self._flush()
-        finally:
             if self._writer is not None:
                 self._writer.close()
+        except Exception:
+            if error is None:  # else that is what has to be told
+                raise
+        finally:
+            if self._stream is not None:
                 self._stream.close()
 
     def _flush(self) -> None:
         if not self.rows:
             return
         if self._writer is None:
-            self.name = _new_name()
+            self.name = _new_name(_partition())
             uri = uris.join(self._place.folder, self.name)
             try:
                 self._stream = filesystems.open_output(uri)
+            except FileNotFoundError as error:
+                reason = (
+                    f"this host lacks the folder, which the driver made to be seen by every host: {error}"
+                )
+                raise UnwritableUriError(self._place.purpose, uri, reason) from error
             except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
                 raise UnwritableUriError(self._place.purpose, uri, str(error) or repr(error)) from error
             self._writer = self._place.writer(self._stream)
@@ -156,5 +165,13 @@ def _is_float(type_: pa.DataType) -> bool:
     return bool(pa.types.is_floating(type_))
 
 
-def _new_name() -> str:
-    return f"part-{uuid.uuid4().hex}.parquet"
+def _partition() -> int:
+    """The number of the task among its stage's: files are read in the order of their names."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return 0 if context is None else context.partitionId()
+
+
+def _new_name(partition: int = 0) -> str:
+    return f"part-{partition:05d}-{uuid.uuid4().hex}.parquet"

@@ -102,10 +102,16 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_output(uri: str) -> Any:
-    """A stream into a new file, whose folders are made; the file is whole when the stream is closed."""
+def make_folder(uri: str) -> None:
+    """Make a folder, and those above it; object stores have none."""
     filesystem, path = resolve(uri)
-    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    if _renames(filesystem):
+        filesystem.create_dir(path, recursive=True)
+
+
+def open_output(uri: str) -> Any:
+    """A stream into a new file of a folder that is there; the file is whole when the stream is closed."""
+    filesystem, path = resolve(uri)
     return filesystem.open_output_stream(path)
 
 

@@ -99,6 +99,13 @@ def test_a_column_that_is_there_twice_collides_with_itself() -> None:
         differences.require_fit(SIGNATURE, [*FITTING, ("a", "double")], job())
 
 
+def test_columns_that_spark_cannot_tell_apart_collide() -> None:
+    with pytest.raises(ColumnCollisionError, match="'A'.*'a'"):
+        differences.require_fit(SIGNATURE, FITTING, job(output_columns={"p": "A"}))
+    partitioned = Sink.parquet("/o", partition={"ds": "1"})
+    differences.require_fit(SIGNATURE, [*FITTING, ("DS", "date")], job(sink=partitioned))
+
+
 def test_the_partitions_own_column_is_written_once() -> None:
     sink = Sink.parquet("/o", partition={"ds": "1"})
     columns = [*FITTING, ("ds", "date")]

@@ -284,6 +284,17 @@ def test_bad_rows_lie_beside_the_table_in_the_same_partition(sink: Sink, quarant
     assert (found.uri, found.partition) == (quarantine, sink.partition)
 
 
+def test_bad_rows_of_a_run_that_merges_stay_when_another_one_does() -> None:
+    def quarantine(run_id: str, clear_number: int = 0) -> Sink:
+        run = Run(dag_id="d", task_id="t", run_id=run_id, clear_number=clear_number)
+        sink = Sink.delta("/scores", mode="merge", keys=["id"], partition={"ds": "1"})
+        return inference_job(sink=sink, on_bad_row="quarantine", run=run).quarantine_sink
+
+    assert quarantine("one").folder != quarantine("two").folder
+    assert quarantine("one").folder == quarantine("one", clear_number=1).folder
+    assert str(quarantine("one").folder).startswith("/scores_quarantine/ds=1/hydrogen_run=")
+
+
 def test_a_quarantine_has_the_partition_of_the_sink() -> None:
     sink = Sink.parquet("/scores", partition={"ds": "1"})
     for partition in ({}, {"ds": "1"}):

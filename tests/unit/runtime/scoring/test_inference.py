@@ -274,6 +274,7 @@ def test_another_partition_is_still_refused(text, value):
 
 def test_a_task_ends_with_its_account(scorer, tmp_path):
     schema = pa.schema([("k", pa.string()), ("a", pa.float64()), ("reason", pa.string())])
+    (tmp_path / "bad").mkdir()
     bad = TaskFiles("quarantine", str(tmp_path / "bad"), schema)
     batch = _batch(a=pa.array([1.0, None, 3.0]), k=pa.array(["x", "y", "z"]))
     *scored, account = scorer(sifting=Sifting("/scores", None), bad_output=bad)([batch])
@@ -294,6 +295,7 @@ def test_a_task_ends_with_its_account(scorer, tmp_path):
 
 def test_a_task_that_writes_its_rows_answers_with_their_file(scorer, tmp_path):
     schema = pa.schema([("k", pa.string()), ("a", pa.float64()), ("score", pa.float64())])
+    (tmp_path / "out").mkdir()
     output = TaskFiles("sink", str(tmp_path / "out"), schema)
     batches = [_batch(a=pa.array([1.0, 2.0]), k=pa.array(["x", "y"]))] * 3
     *beats, account = scorer(output=output)(batches)
@@ -304,6 +306,23 @@ def test_a_task_that_writes_its_rows_answers_with_their_file(scorer, tmp_path):
     table = pq.read_table(tmp_path / "out" / name)
     assert table.schema == schema
     assert table.column("score").to_pylist() == [2.0, 4.0] * 3
+
+
+def test_a_model_may_answer_in_the_same_array_each_time(scorer, tmp_path, monkeypatch):
+    """Rows wait until there are enough to be written."""
+    answer = np.empty(2, "float32")
+
+    @contextmanager
+    def load(*_):
+        yield lambda arrays: {"p": np.multiply(arrays["a"], 10, out=answer, casting="same_kind")}
+
+    monkeypatch.setattr(inference, "load_predictor", load)
+    (tmp_path / "out").mkdir()
+    output = TaskFiles("sink", str(tmp_path / "out"), pa.schema([("score", pa.float32())]))
+    batches = [_batch(a=pa.array([float(n), n + 0.5]), k=pa.array(["x", "y"])) for n in range(3)]
+    list(scorer(output=output)(batches))
+    [file] = (tmp_path / "out").iterdir()
+    assert pq.read_table(file).column("score").to_pylist() == [0.0, 5.0, 10.0, 15.0, 20.0, 25.0]
 
 
 def test_a_task_whose_rows_are_all_bad_has_an_account_alone(scorer):

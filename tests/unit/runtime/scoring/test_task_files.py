@@ -26,7 +26,9 @@ def rows(*ids):
 
 @pytest.fixture
 def place(tmp_path):
-    return TaskFiles("quarantine", str(tmp_path / ".ds=1.staging-0123456789ab"), SCHEMA)
+    folder = tmp_path / ".ds=1.staging-0123456789ab"
+    folder.mkdir()
+    return TaskFiles("quarantine", str(folder), SCHEMA)
 
 
 def test_files_of_accepted_tries_are_taken_and_no_others(place, tmp_path):
@@ -58,7 +60,7 @@ def test_no_rows_make_a_table_without_rows(place, tmp_path):
     assert file.name is None
     assert place.accept([], str(tmp_path / "staged")) == 0
     assert pq.read_table(tmp_path / "staged").schema.equals(SCHEMA)
-    assert not (tmp_path / ".ds=1.staging-0123456789ab").exists()
+    assert list((tmp_path / ".ds=1.staging-0123456789ab").iterdir()) == []
 
 
 def test_many_rows_do_not_stay_in_memory(place, tmp_path, monkeypatch):
@@ -78,6 +80,14 @@ def test_a_host_that_cannot_write_there_says_so(tmp_path):
         TaskFile(TaskFiles("quarantine", str(tmp_path / "file" / "x"), SCHEMA)) as file,
     ):
         file.add(rows(1))
+
+
+def test_a_task_that_nobody_waits_for_leaves_nothing_behind(place, tmp_path):
+    """The driver is done, and has removed what it made."""
+    (tmp_path / ".ds=1.staging-0123456789ab").rmdir()
+    with pytest.raises(UnwritableUriError, match="to be seen by every host"), TaskFile(place) as file:
+        file.add(rows(1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_task_that_fails_names_no_file(place):
