@@ -1133,7 +1133,7 @@ def test_an_alias_names_the_model_and_a_retry_scores_with_the_one_of_the_first_t
     [file] = pathlib.Path(report.output_uri).glob("*.parquet")
     label = json.loads(pq.read_schema(file).metadata[b"org.apache.spark.sql.parquet.row.metadata"])
     made = {field["name"]: field["metadata"] for field in label["fields"]}["prediction"]
-    assert (made[application.LABEL]["model_uri"], made[application.LABEL]["model_version"]) == (
+    assert (made[planning.LABEL]["model_uri"], made[planning.LABEL]["model_version"]) == (
         linear,
         version,
     )
