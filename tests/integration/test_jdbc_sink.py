@@ -124,11 +124,21 @@ def test_scores_are_the_rows_of_their_partition(score, database, tmp_path):
     )
     assert report.output_uri == "scores"
     assert (report.rows, report.rows_in, report.rows_quarantined) == (49, 50, 1)
-    scored = [(float(n), n, 11.0 * n, "2013-01-01") for n in range(49)]
-    assert sorted(database.rows("SELECT a, b, prediction, ds FROM scores")) == scored
+    assert sorted(database.rows("SELECT a, b, prediction, ds FROM scores")) == [
+        (float(n), n, 11.0 * n, "2013-01-01") for n in range(49)
+    ]
+    assert tables(database) == ["scores"]
+
+
+def test_a_scoring_that_fails_leaves_the_old_rows(score, postgres):
+    database = postgres.database()
+    database.execute(
+        "CREATE TABLE scores (a double precision, b bigint, prediction real, ds text)",
+        "INSERT INTO scores VALUES (5, 6, 7, '2013-01-01')",
+    )
     with pytest.raises(NullValueError):
         score(database, [1.0, None])
-    assert sorted(database.rows("SELECT a, b, prediction, ds FROM scores")) == scored
+    assert database.rows("SELECT a, b, prediction FROM scores") == [(5.0, 6, 7.0)]
     assert tables(database) == ["scores"]
 
 
