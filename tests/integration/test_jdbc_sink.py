@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.runtime.scoring import sinks
 from airflow_hydrogen.runtime.scoring.application import run_inference
-from airflow_hydrogen.runtime.sinks import placements
+from airflow_hydrogen.runtime.sinks import connections, placements
 from tests.integration import servers
 from tests.integration.databases import PASSWORD
 from tests.integration.models import dense, matrix_layout, publish
@@ -115,24 +116,29 @@ def score(linear, tmp_path):
 
 
 def test_scores_are_the_rows_of_their_partition(score, database, tmp_path):
-    report = score(database, np.arange(50.0))
-    assert (report.rows, report.output_uri) == (50, "scores")
-    assert sorted(database.rows("SELECT a, b, prediction, ds FROM scores")) == [
-        (float(n), n, 11.0 * n, "2013-01-01") for n in range(50)
-    ]
     report = score(
         database,
-        [1.0, None, 3.0],
+        [*np.arange(49.0), None],
         on_bad_row="quarantine",
         quarantine=Sink.parquet(str(tmp_path / "bad")),
     )
-    assert (report.rows, report.rows_in, report.rows_quarantined) == (2, 3, 1)
-    assert sorted(database.rows("SELECT a, prediction FROM scores")) == [(1.0, 1.0), (3.0, 23.0)]
-    assert score(database, [None, 2.0], on_bad_row="drop").rows_dropped == 1
-    assert database.rows("SELECT a, prediction FROM scores") == [(2.0, 12.0)]
+    assert report.output_uri == "scores"
+    assert (report.rows, report.rows_in, report.rows_quarantined) == (49, 50, 1)
+    assert sorted(database.rows("SELECT a, b, prediction, ds FROM scores")) == [
+        (float(n), n, 11.0 * n, "2013-01-01") for n in range(49)
+    ]
+    assert tables(database) == ["scores"]
+
+
+def test_a_scoring_that_fails_leaves_the_old_rows(score, postgres):
+    database = postgres.database()
+    database.execute(
+        "CREATE TABLE scores (a double precision, b bigint, prediction real, ds text)",
+        "INSERT INTO scores VALUES (5, 6, 7, '2013-01-01')",
+    )
     with pytest.raises(NullValueError):
         score(database, [1.0, None])
-    assert database.rows("SELECT a, prediction FROM scores") == [(2.0, 12.0)]
+    assert database.rows("SELECT a, b, prediction FROM scores") == [(5.0, 6, 7.0)]
     assert tables(database) == ["scores"]
 
 
@@ -169,6 +175,16 @@ def test_a_partition_has_the_types_of_the_table(spark, database, put):
     assert sorted(hours) == [(5, 2), (6, 2)]
     with pytest.raises(TableMismatchError, match="cannot be compared with ds='2013-01-01', hour='noon'"):
         put(database, scores({**DAY, "hour": "noon"}), numbers(spark, 0, 2))
+
+
+def test_a_value_of_the_partition_is_one_for_spark_too(spark, postgres, put):
+    database = postgres.database()
+    database.execute("CREATE TABLE scores (id bigint, p double precision, ds date, flag boolean)")
+    with pytest.raises(TableMismatchError, match="'20130101' is not written as '2013-01-01'"):
+        put(database, scores({"ds": "20130101"}), numbers(spark, 0, 2))
+    with pytest.raises(ColumnTypeError, match="column 'flag': expected boolean, found 'on'"):
+        put(database, scores({**DAY, "flag": "on"}), numbers(spark, 0, 2))
+    assert tables(database) == ["scores"]
 
 
 def test_rows_that_are_appended_are_replaced_by_their_own_run_alone(spark, database, put):
@@ -215,6 +231,18 @@ def test_keys_that_do_not_tell_rows_apart_change_nothing(spark, database, put):
         put(database, Sink.jdbc("shop", table="new", mode="merge", keys=["word"]), twice)
     assert found(database) == rows(0, 3)
     assert tables(database) == ["scores"]
+
+
+def test_keys_are_told_apart_as_the_table_tells_them(spark, mariadb, put):
+    database = mariadb.database()
+    sink = scores({}, mode="merge", keys=["word"])
+    frame = numbers(spark, 0, 2).selectExpr("if(id = 0, 'aB', 'Ab') AS word", "p")
+    with pytest.raises(MergeKeysError, match="1 keys stand more than once"):
+        put(database, sink, frame)  # the new table would take them for one
+    database.execute("CREATE TABLE scores (word varchar(9) COLLATE utf8mb4_bin PRIMARY KEY, p double)")
+    for factor in (1.0, 2.0):
+        put(database, sink, frame.selectExpr("word", f"p * double({factor}) AS p"))
+    assert sorted(database.rows("SELECT word, p FROM scores")) == [("Ab", 2.0), ("aB", 0.0)]
 
 
 # --- columns ----------------------------------------------------------------------------------------------
@@ -304,6 +332,13 @@ def test_a_table_that_does_not_fit_is_found_before_anything_is_computed(
     assert tables(database) == ["scores"]
 
 
+def test_a_column_that_spark_would_take_for_one_of_the_partition(spark, postgres, put):
+    database = postgres.database()
+    with pytest.raises(InvalidJobError, match="column 'DS' .* column 'ds' .* differ in capitals alone"):
+        put(database, scores(), numbers(spark, 0, 3).selectExpr("id", "p", "'other' AS DS"))
+    assert tables(database) == []
+
+
 def test_the_database_has_the_last_word_before_anything_is_computed(spark, postgres, put):
     database = postgres.database()
     database.execute("CREATE TABLE scores (id bigint, p double precision, ds uuid)")
@@ -385,7 +420,7 @@ def test_a_staged_row_that_goes_missing_stops_the_swap(spark, postgres, linear, 
         [name] = tables(database)
         database.execute(f"DELETE FROM {name} WHERE id = 4")
         with pytest.raises(RowsLostError, match="wrote 9 rows .* finds 8"):
-            sinks._require_all(place, staged)
+            sinks._require_all(place.name, staged, place.count())
     assert tables(database) == []
 
 
@@ -409,7 +444,44 @@ def test_the_newest_try_of_a_partition_wins(spark, database, put):
     assert tables(database) == ["scores"]
 
 
-def test_tries_that_commit_at_once_leave_the_rows_of_one_and_readers_see_whole_partitions(
+def test_the_newest_try_wins_while_tasks_of_an_older_one_still_write(spark, database, put, monkeypatch):
+    monkeypatch.setattr(connections, "_SWEEP_TIMEOUT_S", 1)
+    with placements.placing(spark, scores(), None, {"shop": database.options}) as older:
+        older.stage(numbers(spark, 0, 3), None)
+        [its] = tables(database)
+        with contextlib.closing(database.connect()) as task, task.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {its} (id, p) VALUES (9, 9)")
+            put(database, scores(), numbers(spark, 7, 9))
+        with pytest.raises(PartitionTakenError, match="another try, whose staging table is"):
+            older.commit(rows=3, model=None)
+    assert found(database) == rows(7, 9)
+    [left, _] = tables(database)
+    assert left > its and database.rows(f"SELECT count(*) FROM {left}") == [(0,)]
+    put(database, scores(), numbers(spark, 0, 2))
+    assert tables(database) == ["scores"]
+
+
+def test_a_try_says_who_has_taken_its_rows_wherever_it_finds_them_gone(spark, postgres):
+    database = postgres.database()
+    sink = scores(mode="merge", keys=["id"])
+    with placements.placing(spark, sink, None, {"shop": database.options}) as place:
+        place.stage(numbers(spark, 0, 3), None)
+        database.execute(f"DROP TABLE {tables(database)[0]}")
+        with pytest.raises(PartitionTakenError):
+            place.count()
+        write = place._write
+
+        def lose(frame):
+            write(frame)
+            database.execute(f"DROP TABLE {place._place.name}")
+
+        place._write = lose
+        for notes in (None, "p"):
+            with pytest.raises(PartitionTakenError):
+                place.stage(numbers(spark, 0, 3), notes)
+
+
+def test_tries_that_commit_at_once_leave_the_rows_of_the_newest_and_readers_see_whole_partitions(
     spark, database, put
 ):
     put(database, scores(), numbers(spark, 0, 20, 1.0))
@@ -440,7 +512,7 @@ def test_tries_that_commit_at_once_leave_the_rows_of_one_and_readers_see_whole_p
             for number in range(4):
                 # As tries that begin at the same moment: none of them has seen the others' tables.
                 place = tries.enter_context(placements.placing(spark, scores(), None, access))
-                place._drop = lambda _connection, _tables: None
+                place._drop_older = lambda _connection, _older: True
                 place.stage(numbers(spark, 20 * number, 20 * number + 20, tasks=1), None)
                 places.append(place)
             threads = [threading.Thread(target=commit, args=(place, failures)) for place in places]
@@ -448,14 +520,11 @@ def test_tries_that_commit_at_once_leave_the_rows_of_one_and_readers_see_whole_p
                 thread.start()
             for thread in threads:
                 thread.join()
-            for place in places:
-                del place._drop
     finally:
         stop.set()
         reader.join()
-    assert failures == []
-    first = found(database)[0][0]
-    assert first % 20 == 0 and found(database) == rows(first, first + 20)
+    assert [type(failure) for failure in failures] == [PartitionTakenError] * 3
+    assert found(database) == rows(60, 80)
     assert len(seen) > 5 and {(count, days) for count, days, _, _ in seen} == {(20, 1)}
     assert all(highest - lowest == 19 for _, _, lowest, highest in seen)
     assert tables(database) == ["scores"]
@@ -564,6 +633,35 @@ def test_a_connection_that_is_lost_with_the_answer_to_the_commit(spark, postgres
     finally:
         between.close()
     assert between.lost == 1
+    assert found(database) == rows(5, 9)
+
+
+def test_a_server_that_starts_again_in_mid_commit(spark, postgres, put, monkeypatch):
+    database = postgres.database()
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:  # by then it has refused a connection
+            postgres.server.start()
+
+    with placements.placing(spark, scores(), None, {"shop": database.options}) as place:
+        counted, _ = place.stage(numbers(spark, 5, 9), None)
+        change = place._change
+
+        def killed(*given):
+            if not waits:
+                postgres.server.kill()
+            change(*given)
+
+        place._change = killed
+        monkeypatch.setattr(connections, "time", types.SimpleNamespace(sleep=wait))
+        try:
+            place.commit(rows=counted, model=None)
+        finally:
+            if len(waits) < 2:
+                postgres.server.start()
+    assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
     assert found(database) == rows(5, 9)
 
 

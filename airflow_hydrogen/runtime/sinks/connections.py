@@ -22,9 +22,9 @@ _PART = re.compile(r'"((?:[^"]|"")+)"|`((?:[^`]|``)+)`|([^."`]+)')
 _SECRET = re.compile("(?i)password|secret|token|access.?key|passphrase")
 _DATE, _TIMESTAMPS = 91, (93, 2014)
 _TRIES = 5
-_PASSING = ("08", "40", "55P03", "57P01")  # a lost connection, a conflict, a lock, a server that restarts
+_PASSING = ("08", "40", "55P03", "57P0")  # a lost connection, a conflict, a lock, a server that restarts
 _CHARACTERS = (1, 12, -1, -15, -9, -16)  # of java.sql.Types: CHAR, VARCHAR, LONGVARCHAR, and national ones
-_SWEEP_TIMEOUT_S = 60
+_SWEEP_TIMEOUT_S = 20
 
 
 class Parameter(NamedTuple):
@@ -117,8 +117,11 @@ class Database:
             return None
 
     def date(self, text: str) -> Any:
-        """A date as drivers take it; a ValueError where it is none."""
-        return self._jvm.java.sql.Date.valueOf(str(datetime.date.fromisoformat(text)))
+        """A date as drivers take it; a ValueError where it is none, or Spark would find none in it."""
+        found = datetime.date.fromisoformat(text)
+        if str(found) != text:
+            raise ValueError(f"{text!r} is not written as '{found}'")
+        return self._jvm.java.sql.Date.valueOf(text)
 
     def timestamp(self, text: str) -> Any:
         """A time as drivers take it; a ValueError where it is none, or has an offset."""
@@ -179,6 +182,10 @@ class Connection:
     def __init__(self, java: Any, database: Database) -> None:
         self._java = java
         self._database = database
+
+    def refusal(self, reason: str, state: str) -> DatabaseRefusedError:
+        """An error for what the database does not say as one."""
+        return DatabaseRefusedError(self._database.sink, reason, state)
 
     def begin(self, isolation: int | None = None) -> None:
         """Begin a transaction, which is undone unless it is committed.
@@ -350,11 +357,15 @@ def transact(
                 result = work(connection)
                 connection.commit()
                 return result
-        except DatabaseRefusedError as error:
-            if failed == _TRIES or not error.state.startswith(_PASSING):
+        except (DatabaseRefusedError, UnwritableUriError) as error:
+            # A server that has ended a connection starts again, or another one takes its place.
+            is_passing = (
+                error.state.startswith(_PASSING) if isinstance(error, DatabaseRefusedError) else failed > 1
+            )
+            if failed == _TRIES or not is_passing:
                 raise
             print(f"airflow-hydrogen: {error}; trying again", flush=True)
-            time.sleep(failed * random.random())  # so that two do not meet again
+            time.sleep(random.uniform(0.5, 1.0) * 2 ** (failed - 1))  # so that two do not meet again
     raise AssertionError("the last try returns or raises")
 
 

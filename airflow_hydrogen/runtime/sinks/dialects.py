@@ -43,9 +43,9 @@ class AnyDatabase:
         """The condition that a column holds a bound value, and how often that has to be bound."""
         return f"{column} = ?", 1
 
-    def same_key(self, connection: Connection, table: Table, target: str, staged: str, held: Column) -> str:
-        """The condition that two rows have the same key."""
-        return f"{target} = {staged}"
+    def key(self, connection: Connection, table: Table, staged: str, held: Column) -> str:
+        """A staged key as it is compared with a column of a table, and with other keys of its kind."""
+        return staged
 
     def target(self, table: Table) -> tuple[str, str]:
         """How a statement names the table that it changes, and how its columns begin."""
@@ -90,7 +90,9 @@ class MySQL(AnyDatabase):
     def begin(self, connection: Connection, table: Table) -> None:
         connection.execute("set session sql_mode = concat(@@sql_mode, ',STRICT_ALL_TABLES')")
         name = f"hydrogen_{_digest(table).hex()[:40]}"
-        while connection.count(f"select get_lock('{name}', {_DAY_S})") != 1:
+        while (answer := connection.query(f"select get_lock('{name}', {_DAY_S})")) != ["1"]:
+            if answer != ["0"]:  # and not because the time is over
+                raise connection.refusal("get_lock() has failed, as when somebody kills the query", "70100")
             print("airflow-hydrogen: another try has been changing the table for a day", flush=True)
         connection.begin(_REPEATABLE_READ)
 
@@ -105,9 +107,9 @@ class MySQL(AnyDatabase):
         exact = f"hex(convert({column} using utf8mb4)) = hex(convert(? using utf8mb4))"
         return f"{column} = ? and {exact}", 2
 
-    def same_key(self, connection: Connection, table: Table, target: str, staged: str, held: Column) -> str:
+    def key(self, connection: Connection, table: Table, staged: str, held: Column) -> str:
         if not held.is_text:
-            return f"{target} = {staged}"
+            return staged
         where = f"table_schema = {_text(table.catalog)} and table_name = {_text(table.name)}"
         [found] = connection.query(
             "select concat(character_set_name, ' ', collation_name) from information_schema.columns where "
@@ -115,7 +117,7 @@ class MySQL(AnyDatabase):
         )
         # Columns of two collations are not compared.
         characters, collation = str(found).split(" ")
-        return f"{target} = convert({staged} using {characters}) collate {collation}"
+        return f"convert({staged} using {characters}) collate {collation}"
 
     def target(self, table: Table) -> tuple[str, str]:
         return f"{table.quoted} t", "t"

@@ -1,13 +1,15 @@
 """A table of a database: rows are staged in a table of their own, and swapped or merged in one transaction.
 
-The name of the staging table holds the place that is written, and a token of the try. It is also how tries of
-one place know of each other: a new one drops the tables of older ones, which find theirs gone and fail.
+The name of the staging table holds the place that is written, and a number that grows with each try. It is
+also how tries of one place know of each other: a new one drops the tables of older ones. Where the database
+keeps one because its tasks still write, that try finds the table of the newer one, and fails all the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _SHORT_TEXT = 255  # characters of a column that an index can hold
 _INDEXED_COLUMNS = 3  # more of them are longer than a key of MySQL's may be
 _NOTHING = "1 = 0"
+_DIGITS = 16  # of the number of a try, in nanoseconds
 
 
 def require_writable(sink: Sink, access: Access) -> None:
@@ -103,14 +106,18 @@ class Rows:
         """Write the rows to the staging table; see `Placement`.
 
         Raises:
-            ColumnTypeError: the database has no type for a column.
+            ColumnTypeError: the database has no type for a column, or a value of the partition is none of
+                its column's type.
+            InvalidJobError: a column differs from one of the partition in capitals alone.
             MissingColumnError: a key is no column.
             TableMismatchError: the table that is there does not hold the rows.
             MergeKeysError: a key is null, or stands twice.
+            PartitionTakenError: a newer try has begun meanwhile.
             DatabaseRefusedError: with what the database says.
         """
         from airflow_hydrogen.runtime.sinks import attempts  # it imports pandas
 
+        self._require_apart(frame.columns)
         with self._database.connected() as connection:
             table = connection.table(str(self._sink.table_name))
             columns = connection.columns(table)
@@ -127,24 +134,22 @@ class Rows:
         self._begin(table, types)
         if target:
             self._rehearse(target)
-        self._write(numbered)
-        self._accepted = attempts.condition(self._quote(attempts.ATTEMPT), told.rows)
-        found = self._accounts(notes)
-        self._require_keys()
+        with self._explained():
+            self._write(numbered)
+            self._accepted = attempts.condition(self._quote(attempts.ATTEMPT), told.rows)
+            found = self._accounts(notes)
+            self._require_keys(target)
         return sum(told.rows.values()) - len(found), found
 
     def count(self) -> int:
         """The rows in the staging table, of attempts that Spark has accepted."""
-        with self._database.connected() as connection:
+        with self._explained(), self._database.connected() as connection:
             return connection.count(f"select count(*) from {self._place.quoted} where {self._accepted}")
 
     def require_owner(self) -> None:
-        """Raise PartitionTakenError where a newer try has removed what this one has staged."""
+        """Raise PartitionTakenError where a newer try has begun, or has removed what this one has staged."""
         with self._database.connected() as connection:
-            there = connection.tables_beside(self._place, self._prefix)
-        if self._place not in there:
-            newer = f"another try, whose staging table is {there[0].quoted}" if there else None
-            raise PartitionTakenError(self.name, newer)
+            self._require_newest(connection)
 
     def commit(self, *, rows: int, model: str | None) -> None:
         """Put the rows in place; see `Placement`. It may be done twice.
@@ -164,12 +169,21 @@ class Rows:
             )
 
     def sweep(self) -> None:
-        """Drop the staging table; where that cannot be done, the next try of the place does it."""
+        """Drop the staging table; where that cannot be done, the next try of the place does it.
+
+        It stays, without rows, while an older try still writes into its own: at its end that one has to learn
+        that it is not the newest.
+        """
         if self._staged is None:
             return
         try:
             with self._database.connected() as connection:
-                self._drop(connection, [self._staged])
+                there = connection.tables_beside(self._staged, self._prefix)
+                older = [table for table in there if table.name < self._staged.name]
+                if self._drop_older(connection, older):
+                    self._drop(connection, self._staged)
+                else:
+                    connection.execute(f"delete from {self._staged.quoted}")
         except (DatabaseRefusedError, UnwritableUriError) as error:
             print(f"airflow-hydrogen: {self._staged.quoted} is left to the next try: {error}", flush=True)
 
@@ -181,6 +195,22 @@ class Rows:
     def _quote(self, name: str) -> str:
         return self._database.quote(name)
 
+    def _require_newest(self, connection: Connection) -> None:
+        there = connection.tables_beside(self._place, self._prefix)
+        newer = [table.quoted for table in there if table.name > self._place.name]
+        if newer or self._place not in there:
+            owner = f"another try, whose staging table is {newer[-1]}" if newer else None
+            raise PartitionTakenError(self.name, owner)
+
+    def _require_apart(self, columns: Sequence[str]) -> None:
+        """Raise InvalidJobError where Spark would take a column for one of the partition."""
+        for name in self._sink.partition:
+            if alike := [other for other in columns if other != name and other.lower() == name.lower()]:
+                raise InvalidJobError(
+                    f"column {alike[0]!r} of the rows and column {name!r} of the sink's partition differ in "
+                    "capitals alone: leave it out with keep_columns or output_columns, or rename it"
+                )
+
     def _placed(self, frame: DataFrame, target: Target | None) -> DataFrame:
         """The rows with the columns of the partition: of the table's types, or those that it is to have."""
         from pyspark.sql import functions
@@ -190,9 +220,8 @@ class Rows:
             raise MissingColumnError("key", missing, there)
         partition = self._sink.partition
         types = target.types(frame.sparkSession, list(partition)) if target else self._new_types
-        if not target:
-            known = {name: value for name, value in partition.items() if name in types}
-            tables.partition_values(frame.sparkSession, known, types)
+        known = {name: value for name, value in partition.items() if name in types}
+        tables.partition_values(frame.sparkSession, known, types)
         for name, value in partition.items():
             constant = functions.lit(value)
             frame = frame.withColumn(name, constant.cast(types[name]) if name in types else constant)
@@ -218,24 +247,36 @@ class Rows:
         self._prefix = f"hydrogen_{place.hexdigest()[:12]}_"
         with self._database.connected() as connection:
             older = connection.tables_beside(table, self._prefix)
-            staged = connection.beside(table, self._prefix + secrets.token_hex(6))
+            names = [found.name for found in older]
+            staged = connection.beside(table, next_name(self._prefix, names, secrets.token_hex(3)))
             connection.execute(self._definition(staged, types))
             self._staged = staged
-            self._drop(connection, older)  # of two that begin at once, neither takes the other's
+            self._drop_older(connection, older)
 
     def _definition(self, table: Table, types: Mapping[str, str]) -> str:
         suffix = self._dialect.column_suffix
         columns = ", ".join(f"{self._quote(name)} {type_}{suffix}" for name, type_ in types.items())
         return f"create table {table.quoted} ({columns}){self._dialect.table_options}"
 
-    def _drop(self, connection: Connection, tables: Sequence[Table]) -> None:
-        """Remove staging tables, unless another try has done so."""
-        for table in tables:
+    def _drop_older(self, connection: Connection, older: Sequence[Table]) -> bool:
+        """Whether the staging tables of older tries are gone; tasks that still write keep theirs."""
+        gone = True
+        for table in older:
             try:
-                connection.drop(table)
-            except spark_errors() as error:
-                if connection.tables_beside(table, table.name):
-                    raise self._database.refusal(error) from None
+                self._drop(connection, table)
+            except DatabaseRefusedError as error:
+                gone = False
+                left = f"{table.quoted} is left to an older try, which may still write, and fails at its end"
+                print(f"airflow-hydrogen: {left}: {error}", flush=True)
+        return gone
+
+    def _drop(self, connection: Connection, table: Table) -> None:
+        """Remove a staging table, unless another try has done so."""
+        try:
+            connection.drop(table)
+        except spark_errors() as error:
+            if connection.tables_beside(table, table.name):
+                raise self._database.refusal(error) from None
 
     def _rehearse(self, target: Target) -> None:
         """Let the database check the statements of the commit, while there are no rows."""
@@ -249,13 +290,12 @@ class Rows:
 
     def _write(self, frame: DataFrame) -> None:
         writer = frame.write.format("jdbc").mode("append").options(**self._database.options)
-        with self._explained():
-            try:
-                writer.option("dbtable", self._place.quoted).save()
-            except spark_errors() as error:
-                if not self._database.is_refusal(error):
-                    raise
-                raise self._database.refusal(error) from None
+        try:
+            writer.option("dbtable", self._place.quoted).save()
+        except spark_errors() as error:
+            if not self._database.is_refusal(error):
+                raise
+            raise self._database.refusal(error) from None
 
     def _accounts(self, notes: str | None) -> list[str]:
         """The notes of tasks; from now on they do not count as rows."""
@@ -269,15 +309,20 @@ class Rows:
             )
         return [str(note) for note in found]
 
-    def _require_keys(self) -> None:
-        """Raise MergeKeysError before anything is changed."""
+    def _require_keys(self, target: Target | None) -> None:
+        """Raise MergeKeysError before anything is changed. Keys are equal that are so in the table."""
         if not self._sink.keys:
             return
         rows = f"from {self._place.quoted} where {self._accepted}"
         keys = [self._quote(key) for key in self._sink.keys]
         missing = " or ".join(f"{key} is null" for key in keys)
-        groups = f"select count(*) as times {rows} group by {', '.join(keys)} having count(*) > 1"
         with self._database.connected() as connection:
+            if target:
+                keys = [
+                    self._dialect.key(connection, target.table, key, target.column(name))
+                    for key, name in zip(keys, self._sink.keys, strict=True)
+                ]
+            groups = f"select count(*) as times {rows} group by {', '.join(keys)} having count(*) > 1"
             nulls = connection.count(f"select count(*) {rows} and ({missing})")
             repeated = connection.count(f"select count(*) from ({groups}) repeated")
         if nulls or repeated:
@@ -285,6 +330,7 @@ class Rows:
 
     def _change(self, connection: Connection, table: Table, rows: int) -> None:
         """What the transaction does."""
+        self._require_newest(connection)
         if not connection.columns(table):
             self._create(connection, table)
         target = Target(self._database, table, connection.columns(table))
@@ -326,13 +372,11 @@ class Rows:
         if self._sink.mode != "merge":
             return [insert]
         named, its = self._dialect.target(target.table)
-        same = " and ".join(
-            self._dialect.same_key(
-                connection, target.table, f"{its}.{held[key]}", f"s.{self._quote(key)}", column
-            )
+        staged_keys = {
+            key: self._dialect.key(connection, target.table, f"s.{self._quote(key)}", target.column(key))
             for key in self._sink.keys
-            for column in [target.column(key)]
-        )
+        }
+        same = " and ".join(f"{its}.{held[key]} = {value}" for key, value in staged_keys.items())
         insert += f" and not exists (select 1 from {named} where {same})"
         given = [(column, self._quote(name)) for name, column in held.items() if name not in self._sink.keys]
         update = self._dialect.update(named, staged, given, f"{same} and {self._accepted}")
@@ -343,6 +387,8 @@ class Rows:
         """Say why a try fails whose staging table a newer one has dropped under its hands."""
         try:
             yield
+        except PartitionTakenError:
+            raise
         except Exception as error:
             try:
                 self.require_owner()
@@ -351,6 +397,19 @@ class Rows:
             except (DatabaseRefusedError, UnwritableUriError) as unknown:
                 print(f"airflow-hydrogen: nor is it known who writes {self.name}: {unknown}", flush=True)
             raise
+
+
+def next_name(prefix: str, there: Sequence[str], token: str) -> str:
+    """The name of a try's staging table, after all that are there, whatever the clock says.
+
+    Args:
+        prefix: of all that have the same place.
+        there: tables of other tries.
+        token: of this one.
+    """
+    start, end = len(prefix), len(prefix) + _DIGITS
+    newest = max((int(name[start:end], 16) for name in there), default=0)
+    return f"{prefix}{max(time.time_ns(), newest + 1):0{_DIGITS}x}_{token}"
 
 
 def _database(sink: Sink, access: Access) -> Database:

@@ -8,9 +8,9 @@ import pytest
 from pyspark.sql import types
 
 from airflow_hydrogen.contract.errors import DatabaseRefusedError, InvalidJobError
-from airflow_hydrogen.runtime.sinks import dialects
+from airflow_hydrogen.runtime.sinks import dialects, jdbc
 from airflow_hydrogen.runtime.sinks.attempts import _Sum, condition
-from airflow_hydrogen.runtime.sinks.connections import Column, split
+from airflow_hydrogen.runtime.sinks.connections import Column, Table, split
 from airflow_hydrogen.runtime.sinks.targets import fits
 
 
@@ -116,3 +116,38 @@ def test_mysql_compares_text_as_it_is_written():
 )
 def test_what_a_database_refuses_for_good_is_not_tried_again(state, retryable):
     assert DatabaseRefusedError("sink", "reason", state).retryable is retryable
+
+
+def test_a_try_comes_after_all_that_are_there():
+    first = jdbc.next_name("hydrogen_0_", [], "abcdef")
+    assert first < jdbc.next_name("hydrogen_0_", [], "000000")
+    later = "hydrogen_0_7ffffffffffffffe_000000"
+    assert jdbc.next_name("hydrogen_0_", [first, later], "abcdef") == "hydrogen_0_7fffffffffffffff_abcdef"
+
+
+class Answers:
+    """A connection to a server that gives answers of `get_lock`."""
+
+    def __init__(self, *answers):
+        self._answers = list(answers)
+
+    def execute(self, sql):
+        pass
+
+    def query(self, sql):
+        return [self._answers.pop(0)]
+
+    def refusal(self, reason, state):
+        return DatabaseRefusedError("sink", reason, state)
+
+    def begin(self, isolation):
+        assert not self._answers
+
+
+def test_who_waits_for_a_lock_of_mysql_learns_that_the_waiting_was_ended(capsys):
+    mysql, table = dialects.of("jdbc:mysql://db/shop"), Table("shop", None, "scores", "`scores`")
+    mysql.begin(Answers("0", "1"), table)
+    assert "another try has been changing the table for a day" in capsys.readouterr().out
+    with pytest.raises(DatabaseRefusedError, match="get_lock") as refused:
+        mysql.begin(Answers(None), table)
+    assert refused.value.retryable
