@@ -413,7 +413,9 @@ class InferenceJob:
             raise InvalidJobError(
                 f"quarantine must be Parquet files, Sink.parquet(uri), which are replaced; found {place}"
             )
-        if place.partition != self.sink.partition:
+        # A topic has no partition of a batch, and its quarantine does.
+        is_of_batch = self.sink.kind == "kafka" and self.batch is not None
+        if place.partition != ({BATCH_COLUMN: str(self.batch)} if is_of_batch else self.sink.partition):
             raise InvalidJobError(
                 f"quarantine has partition {dict(place.partition)!r}, and is written in the sink's partition "
                 f"{dict(self.sink.partition)!r}: leave its own out"

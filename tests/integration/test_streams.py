@@ -17,16 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions
 
 from airflow_hydrogen.contract.errors import (
     CheckpointMismatchError,
     ColumnCollisionError,
     EntrypointError,
     InvalidJobError,
+    MessageIdError,
     MissingColumnError,
-    SinkError,
     SourceError,
     StreamTakenError,
+    TopicError,
     UndecodableError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
@@ -35,6 +37,7 @@ from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.runtime.data import kafka as kafka_client
 from airflow_hydrogen.runtime.scoring import positions, streams
 from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
+from airflow_hydrogen.runtime.sinks import kafka as kafka_sink
 from airflow_hydrogen.runtime.storage import filesystems
 from tests.integration import daemons
 from tests.integration.broker import Kafka
@@ -92,6 +95,11 @@ def scores(tmp_path: Path) -> Callable[[], Any]:
         return pq.read_table(tmp_path / "scores").to_pandas().sort_values("id", ignore_index=True)
 
     return read
+
+
+def spread(spark: Any, rows: Any) -> Any:
+    """A `prepare` that makes two rows of one message, and none of another."""
+    return rows.where("id <> 1").union(rows.where("id = 0"))
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -223,6 +231,39 @@ def test_lines_that_are_not_json_are_dead_letters(stream, scores, tmp_path):
     broken = "the line is not JSON of the schema"
     assert {("no json", broken), ('{"id": 3, "a": "x"}', broken)} < found
     assert report.bad_rows[broken] == 2
+
+
+def test_a_csv_file_is_read_by_the_names_in_its_header(stream, scores, tmp_path):
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    (folder / "1.csv").write_text("id,a,b\n1,1.0,2\n2,nothing,2\n")
+    source = Source.files_stream(str(folder), format="csv", schema=SCHEMA)
+    report = stream(source=source, on_bad_row="drop")
+    assert (report.rows, report.rows_dropped) == (1, 1)
+    (folder / "2.csv").write_text("id,b,a\n3,2,1.0\n")
+    with pytest.raises(SourceError, match="(?s)cannot be read.*header does not conform to the schema"):
+        stream(source=source, on_bad_row="drop")
+    assert scores()["prediction"].tolist() == [21.0]
+
+
+def test_a_quarantine_is_of_one_stream_alone(stream, tmp_path):
+    folder, letters = tmp_path / "incoming", str(tmp_path / "letters")
+    folder.mkdir()
+    (folder / "lines.json").write_text("no json")
+    given = {
+        "source": Source.files_stream(str(folder), format="json", schema=SCHEMA),
+        "on_bad_row": "quarantine",
+        "quarantine": Sink.parquet(letters),
+    }
+    assert stream(**given).rows_quarantined == 1
+    other = {"sink": Sink.parquet(str(tmp_path / "other")), "options": {"checkpoint_uri": f"{tmp_path}/b"}}
+    with pytest.raises(CheckpointMismatchError, match="not that of the batches at quarantine .*letters"):
+        stream(**given, **other)
+    assert pq.read_table(letters)["raw_value"].to_pylist() == ["no json"]
+    # A folder that is new to a stream may join it.
+    (folder / "more.json").write_text("none either")
+    later = stream(**{**given, "quarantine": Sink.parquet(str(tmp_path / "later"))})
+    assert pq.read_table(later.quarantine_uri)["raw_value"].to_pylist() == ["none either"]
 
 
 def test_a_stream_takes_another_model_between_two_batches(incoming, stream, scores, linear, tmp_path):
@@ -449,6 +490,50 @@ def test_scores_go_into_a_topic_with_an_id_that_a_second_sending_shares(kafka: K
     assert {record.headers for record in sent} == {(("trace", b"1"),)}
 
 
+def test_the_quarantine_beside_a_topic_keeps_the_bad_rows_of_every_batch(kafka: Kafka, stream, tmp_path):
+    topic, scored = kafka.topic(), kafka.topic()
+    kafka.produce(topic, [(b"bad", b"no json")])
+    given = {
+        "source": Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+        "sink": Sink.kafka(kafka.bootstrap, scored),
+        "on_bad_row": "quarantine",
+        "quarantine": Sink.parquet(str(tmp_path / "letters")),
+    }
+    assert stream(**given).rows_quarantined == 1
+    kafka.produce(topic, events(0, 3))
+    report = stream(**given)
+    assert (report.rows, report.rows_quarantined) == (3, 0)
+    assert len(kafka.consume(scored)) == 3
+    letters = pq.read_table(report.quarantine_uri).to_pandas()
+    assert [(row.raw_value, int(row.batch)) for row in letters.itertuples()] == [(b"no json", 0)]
+
+
+def test_rows_that_share_an_id_are_not_sent(kafka: Kafka, stream):
+    topic, scored = kafka.topic(), kafka.topic()
+    kafka.produce(topic, events(0, 3))
+    with pytest.raises(MessageIdError, match="3 rows .* have 2 values of hydrogen_id"):
+        stream(
+            source=Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+            sink=Sink.kafka(kafka.bootstrap, scored),
+            prepare="tests.integration.test_streams:spread",
+        )
+    assert kafka.consume(scored) == []
+
+
+def test_brokers_that_do_not_take_what_is_sent_are_tried_again(kafka: Kafka, spark, tmp_path):
+    rows = spark.sql("SELECT 'x' AS hydrogen_id, binary('k') AS kafka_key, 1 AS a").withColumn(
+        "kafka_headers", functions.expr("cast(null AS array<struct<key: string, value: binary>>)")
+    )
+    down = f"127.0.0.1:{daemons.free_port('127.0.0.1')}"
+    access = {"events": {"kafka.bootstrap.servers": down, "kafka.max.block.ms": "2000"}}
+    sink = dataclasses.replace(Sink.kafka("events", "scores"), work_uri=str(tmp_path / "outbox"))
+    with kafka_sink.placing(spark, sink, None, access) as messages:
+        messages.stage(rows, None)
+        with pytest.raises(TopicError, match="cannot be written") as caught:
+            messages.commit(rows=1, model=None)
+    assert caught.value.retryable
+
+
 def test_a_topic_that_is_not_there_and_a_broker_that_does_not_answer(
     kafka: Kafka, stream, tmp_path, monkeypatch
 ):
@@ -457,7 +542,7 @@ def test_a_topic_that_is_not_there_and_a_broker_that_does_not_answer(
         stream(source=absent)
     topic = kafka.topic()
     there = Source.kafka(kafka.bootstrap, topic, schema=SCHEMA)
-    with pytest.raises(SinkError, match="there is no topic 'absent'"):
+    with pytest.raises(TopicError, match="there is no topic 'absent'"):
         stream(source=there, sink=Sink.kafka(kafka.bootstrap, "absent"))
     with pytest.raises(InvalidJobError, match="Spark's DDL"):
         stream(source=Source.kafka(kafka.bootstrap, topic, schema="no ddl at all"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_hydrogen.contract.errors import InvalidJobError, SinkError, SourceError
+from airflow_hydrogen.contract.errors import InvalidJobError, SourceError, TopicError
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.data.databases import Access
@@ -39,7 +39,7 @@ def require_topic(spark: SparkSession, place: Source | Sink, access: Access) -> 
     """Find out that there is no broker, or no such topic, before a query waits for it for minutes.
 
     Raises:
-        SourceError, SinkError: with what the broker says, or that it says nothing.
+        SourceError, TopicError: with what the broker says, or that it says nothing.
     """
     jvm: Any = spark._jvm
     properties = jvm.java.util.Properties()
@@ -71,7 +71,5 @@ def _asked_quickly() -> dict[str, str]:
     return {"default.api.timeout.ms": limit, "request.timeout.ms": limit}
 
 
-def _problem(place: Source | Sink, why: str) -> SourceError | SinkError:
-    if isinstance(place, Source):
-        return SourceError(str(place), why)
-    return SinkError(f"sink {place} cannot be written: {why}")
+def _problem(place: Source | Sink, why: str) -> SourceError | TopicError:
+    return SourceError(str(place), why) if isinstance(place, Source) else TopicError(str(place), why)

@@ -138,7 +138,8 @@ def _files(spark: SparkSession, source: Source) -> DataFrame:
         schema = schema.add(RAW, StringType())
         reader = reader.option("columnNameOfCorruptRecord", RAW)
     if source.format == "csv":
-        reader = reader.option("header", "true")
+        # A file whose header has other columns, or another order, is an error and not read by position.
+        reader = reader.option("header", "true").option("enforceSchema", "false")
     frame = reader.options(**source.options).schema(schema).load(uris.spark_uri(source.uri))
     if not texts:
         return frame

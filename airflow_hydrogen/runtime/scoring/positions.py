@@ -5,7 +5,7 @@ emptied counts from 0 again, and one of another stream has numbers of its own: e
 that are none of its business. So both sides hold the stream's id, in two small files:
 
 - `CHECKPOINT/hydrogen.json` says which stream it is, from where into what, and which try scores it now;
-- `SINK/.stream.json` says by which stream the batches there were written.
+- `SINK/.stream.json` says by which stream the batches there were written, as it does in the quarantine.
 
 Spark writes the offsets of a batch before the batch is scored. Hence no batch at the sink has a higher number
 than the newest offsets of its own checkpoint.
@@ -84,13 +84,18 @@ def claim(job: InferenceJob) -> Position:
             "the same source and sink in every run",
         )
     position = Position(checkpoint, found["stream"] if found else uuid.uuid4().hex, secrets.token_hex(6))
-    if job.sink.folder is not None:
-        _require_own_batches(job.sink.folder, position, known=found is not None)
+    folders = {"sink": job.sink.folder}
+    if job.on_bad_row == "quarantine":
+        folders["quarantine"] = job.quarantine_sink.folder
+    for name, folder in folders.items():
+        if folder is not None:
+            _require_own_batches(name, folder, position, known=found is not None)
     document = {"stream": position.stream, **described, "token": position.token}
     filesystems.write_bytes(uris.join(checkpoint, _OURS), json.dumps(document, indent=1).encode())
-    if job.sink.folder is not None:
-        mark = {"stream": position.stream, "checkpoint": checkpoint}
-        filesystems.write_bytes(uris.join(job.sink.folder, _MARK), json.dumps(mark).encode())
+    mark = json.dumps({"stream": position.stream, "checkpoint": checkpoint}).encode()
+    for folder in folders.values():
+        if folder is not None:
+            filesystems.write_bytes(uris.join(folder, _MARK), mark)
     return position
 
 
@@ -100,7 +105,7 @@ def newest(checkpoint: str, log: str) -> int | None:
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
-def _require_own_batches(folder: str, position: Position, known: bool) -> None:
+def _require_own_batches(name: str, folder: str, position: Position, known: bool) -> None:
     checkpoint = position.checkpoint
     mark = _read(uris.join(folder, _MARK))
     if mark is None:
@@ -110,7 +115,8 @@ def _require_own_batches(folder: str, position: Position, known: bool) -> None:
                 f"is that of a stream into {folder!r}, which holds files that no stream has written. Give "
                 "the stream a folder of its own",
             )
-        if (last := newest(checkpoint, "commits")) is not None:
+        # A stream may be given a quarantine after its first batches.
+        if name == "sink" and (last := newest(checkpoint, "commits")) is not None:
             raise CheckpointMismatchError(
                 checkpoint,
                 f"goes on after batch {last}, and sink {folder!r} has none of its batches. Bring them back, "
@@ -120,7 +126,7 @@ def _require_own_batches(folder: str, position: Position, known: bool) -> None:
     if not known or mark.get("stream") != position.stream:
         raise CheckpointMismatchError(
             checkpoint,
-            f"is not that of the batches at sink {folder!r}: theirs is {mark.get('checkpoint')!r}. Batches "
+            f"is not that of the batches at {name} {folder!r}: theirs is {mark.get('checkpoint')!r}. Batches "
             "are numbered by their checkpoint, and another one would replace those that are there. Name that "
             "one, or give the stream a folder that is empty",
         )
@@ -132,7 +138,7 @@ def _require_own_batches(folder: str, position: Position, known: bool) -> None:
     if there > (-1 if reached is None else reached):
         raise CheckpointMismatchError(
             checkpoint,
-            f"was set back: sink {folder!r} has batch {there}, and the checkpoint has "
+            f"was set back: {name} {folder!r} has batch {there}, and the checkpoint has "
             + (f"not come further than batch {reached}" if reached is not None else "begun none")
             + ". Bring the checkpoint back, or give the stream an empty folder and another checkpoint",
         )

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 _PLACE = ("kafka_topic", "kafka_partition", "kafka_offset")
 _SENT = (*_PLACE, KEY, HEADERS)
 
+# What Spark says of a CSV file whose header names other columns.
+_OTHER_HEADER = "CSV header does not conform to the schema"
+
 POLL_S = 1
 TELL_EVERY_S = 30.0
 
@@ -169,6 +172,12 @@ def _cause(job: InferenceJob, failure: BaseException | None, error: Exception) -
     """What a failed query has failed of: in one of our batches, or in the source."""
     if failure is None:
         return SourceError(str(job.source), root_cause(error))
+    if isinstance(failure, spark_errors()) and _OTHER_HEADER in str(failure):
+        return SourceError(
+            str(job.source),
+            f"{root_cause(failure)} Name the columns as the header does, in its order; with the option "
+            "enforceSchema='true' columns are taken by their position, whatever the header says",
+        )
     return original_error(failure) if isinstance(failure, Exception) else failure
 
 
@@ -298,15 +307,16 @@ class Batches:
 
     def _job_of(self, number: int) -> InferenceJob:
         """The job of one batch: the folder of its number is replaced."""
-        job = replace(self._job, model_uri=self.model_uri, batch=number)
+        job = replace(self._job, model_uri=self.model_uri)
+        partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
+        quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
         if job.sink.kind == "kafka" and job.stream is not None:
             outbox = uris.sibling(job.stream.checkpoint_uri, "outbox")
             keep = None if job.keep_columns is None else [*dict.fromkeys([*job.keep_columns, *_SENT])]
-            return replace(job, sink=replace(job.sink, work_uri=outbox), keep_columns=keep)
-        partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
-        quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
+            sink = replace(job.sink, work_uri=outbox)
+            return replace(job, batch=number, sink=sink, quarantine=quarantine, keep_columns=keep)
         sink = replace(job.sink, partition=partition)
-        return replace(job, sink=sink, quarantine=quarantine)
+        return replace(job, batch=number, sink=sink, quarantine=quarantine)
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
         from pyspark.sql import Observation, functions
