@@ -35,6 +35,7 @@ from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.runtime.data import kafka as kafka_client
+from airflow_hydrogen.runtime.models import aliases
 from airflow_hydrogen.runtime.scoring import positions, streams
 from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
 from airflow_hydrogen.runtime.sinks import kafka as kafka_sink
@@ -95,6 +96,16 @@ def scores(tmp_path: Path) -> Callable[[], Any]:
         return pq.read_table(tmp_path / "scores").to_pandas().sort_values("id", ignore_index=True)
 
     return read
+
+
+def without_key(spark: Any, rows: Any) -> Any:
+    """A `prepare` that loses what is sent beside a row."""
+    return rows.drop("kafka_key")
+
+
+def with_version(spark: Any, rows: Any) -> Any:
+    """A `prepare` that adds a column of ours, in other capitals."""
+    return rows.withColumn("Model_Version", rows.id)
 
 
 def spread(spark: Any, rows: Any) -> Any:
@@ -176,9 +187,9 @@ def test_an_older_try_leaves_the_stream_to_a_newer_one(incoming, stream, scores,
     incoming(0, 5)
     claim = positions.claim
 
-    def claimed_twice(job: InferenceJob) -> Any:
-        first = claim(job)
-        claim(job)
+    def claimed_twice(*given: Any) -> Any:
+        first = claim(*given)
+        claim(*given)
         return first
 
     with monkeypatch.context() as patched:
@@ -281,6 +292,35 @@ def test_a_stream_takes_another_model_between_two_batches(incoming, stream, scor
     assert np.allclose(found["prediction"], factor * (found["a"] + 10 * found["b"]))
 
 
+def test_an_alias_is_looked_up_before_every_batch(incoming, stream, scores, linear, tmp_path, monkeypatch):
+    alias = str(tmp_path / "production.alias")
+    other = publish(dense([[2.0], [20.0]]), str(tmp_path / "other"), matrix_layout("a", "b"))
+    first = aliases.set_alias(alias, linear)
+    for start in (0, 5):
+        incoming(start, start + 5)
+    note = Batches._note
+
+    def set_then_note(self: Batches, *given: Any) -> None:
+        aliases.set_alias(alias, other)
+        note(self, *given)
+
+    monkeypatch.setattr(Batches, "_note", set_then_note)
+    source = Source.files_stream(str(tmp_path / "incoming"), maxFilesPerTrigger="1")
+    report = stream(model_uri=alias, source=source)
+    assert (report.model_alias, report.model_uri) == (alias, other)
+    assert report.stream["models"] == {first.model_version: 5, report.model_version: 5}
+    assert scores()["model_version"].tolist() == [first.model_version] * 5 + [report.model_version] * 5
+
+
+def test_a_column_of_the_sources_own_that_is_called_raw_value_is_kept(stream, scores, tmp_path):
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    table = pa.table({"id": [1], "a": [1.0], "b": pa.array([2], pa.int32()), "raw_value": ["mine"]})
+    pq.write_table(table, folder / "1.parquet")
+    stream()
+    assert scores()["raw_value"].tolist() == ["mine"]
+
+
 def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     incoming, stream, scores, linear, tmp_path, monkeypatch, capfd
 ):
@@ -358,6 +398,8 @@ def test_an_interval_ends_after_its_time(incoming, stream, scores):
             "batch",
         ),
         ({"keep_columns": ["absent"]}, MissingColumnError, "absent"),
+        ({"prepare": "tests.integration.test_streams:with_version"}, ColumnCollisionError, "Model_Version"),
+        ({"output_columns": {"prediction": "BATCH"}}, ColumnCollisionError, "'BATCH'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_stream_begins(
@@ -407,25 +449,27 @@ def test_messages_are_drained_and_drained_again_every_key_once(kafka: Kafka, str
 def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, stream, scores, capfd):
     topic = kafka.topic()
     poison = [b"{", b"\xff\xfe", b'{"id": "x", "a": 1.0, "b": 1}', b"", b"[]", b"null"]
+    one = b'{"id": 0, "a": 1.0, "b": 1}'
+    poison += [one + one, one + b"\n," + one, one + b" and more"]
     kafka.produce(topic, [*events(0, 5), *((b"poison", value) for value in poison), (b"tombstone", None)])
     kafka.produce(topic, [(b"null", b'{"id": 9, "b": 1}'), *events(5, 8)])
     source = Source.kafka("events", topic, schema=SCHEMA)
     login = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="u" password="hush-1";'
     access = {"events": {"kafka.bootstrap.servers": kafka.bootstrap, "kafka.sasl.jaas.config": login}}
-    with pytest.raises(UndecodableError, match="7 of 16 rows"):
+    with pytest.raises(UndecodableError, match="10 of 19 rows"):
         stream(source=source, access=access, keep_columns=["id"], batch_rows=100)
     report = stream(source=source, access=access, keep_columns=["id"], on_bad_row="quarantine")
-    assert (report.rows_in, report.rows, report.rows_quarantined) == (16, 8, 8)
+    assert (report.rows_in, report.rows, report.rows_quarantined) == (19, 8, 11)
     found = scores()
     assert found["id"].tolist() == list(range(8))
     assert set(found.columns) == {"id", "prediction", "model_version", "batch"}
     letters = pq.read_table(report.quarantine_uri).to_pandas().sort_values("kafka_offset")
-    assert letters["kafka_offset"].tolist() == list(range(5, 13))
+    assert letters["kafka_offset"].tolist() == list(range(5, 16))
     assert letters["raw_value"].tolist() == [*poison, None, None]
-    assert letters["reason"].tolist()[:7] == ["the value is not JSON of the schema"] * 6 + [
+    assert letters["reason"].tolist()[:10] == ["the value is not JSON of the schema"] * 9 + [
         "the message has no value"
     ]
-    assert "'a'" in letters["reason"].tolist()[7]
+    assert "'a'" in letters["reason"].tolist()[10]
     told = capfd.readouterr()
     assert "hush-1" not in told.out + told.err
 
@@ -508,6 +552,18 @@ def test_the_quarantine_beside_a_topic_keeps_the_bad_rows_of_every_batch(kafka: 
     assert [(row.raw_value, int(row.batch)) for row in letters.itertuples()] == [(b"no json", 0)]
 
 
+def test_a_topic_that_was_made_anew_is_another_one(kafka: Kafka, stream):
+    topic = kafka.topic()
+    kafka.produce(topic, events(0, 3))
+    source = Source.kafka(kafka.bootstrap, topic, schema=SCHEMA)
+    assert stream(source=source).rows == 3
+    kafka.remove(topic)
+    kafka.topic(name=topic)
+    kafka.produce(topic, events(0, 5))
+    with pytest.raises(CheckpointMismatchError, match="was made anew since"):
+        stream(source=source)
+
+
 def test_rows_that_share_an_id_are_not_sent(kafka: Kafka, stream):
     topic, scored = kafka.topic(), kafka.topic()
     kafka.produce(topic, events(0, 3))
@@ -518,6 +574,17 @@ def test_rows_that_share_an_id_are_not_sent(kafka: Kafka, stream):
             prepare="tests.integration.test_streams:spread",
         )
     assert kafka.consume(scored) == []
+
+
+def test_what_prepare_loses_of_a_message_is_told_before_the_stream_begins(kafka: Kafka, stream, tmp_path):
+    topic, scored = kafka.topic(), kafka.topic()
+    with pytest.raises(EntrypointError, match="without kafka_key"):
+        stream(
+            source=Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+            sink=Sink.kafka(kafka.bootstrap, scored),
+            prepare="tests.integration.test_streams:without_key",
+        )
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_brokers_that_do_not_take_what_is_sent_are_tried_again(kafka: Kafka, spark, tmp_path):

@@ -35,8 +35,11 @@ def client_options(place: Source | Sink, access: Access) -> dict[str, str]:
     return dict(access[place.conn_id])
 
 
-def require_topic(spark: SparkSession, place: Source | Sink, access: Access) -> None:
+def require_topic(spark: SparkSession, place: Source | Sink, access: Access) -> str:
     """Find out that there is no broker, or no such topic, before a query waits for it for minutes.
+
+    Returns:
+        The topic's id: a topic that is made anew has another one.
 
     Raises:
         SourceError, TopicError: with what the broker says, or that it says nothing.
@@ -52,9 +55,9 @@ def require_topic(spark: SparkSession, place: Source | Sink, access: Access) -> 
     try:
         client = clients.create(properties)
         try:
-            client.describeTopics(topics).allTopicNames().get(
-                ANSWER_S, jvm.java.util.concurrent.TimeUnit.SECONDS
-            )
+            found = client.describeTopics(topics).allTopicNames()
+            described = found.get(ANSWER_S, jvm.java.util.concurrent.TimeUnit.SECONDS)
+            return str(described.get(place.topic).topicId().toString())
         finally:
             client.close(jvm.java.time.Duration.ZERO)
     except spark_errors() as error:

@@ -61,8 +61,12 @@ class Position:
         return json.loads(text.strip().splitlines()[-1])
 
 
-def claim(job: InferenceJob) -> Position:
+def claim(job: InferenceJob, topic: str | None = None) -> Position:
     """Begin a try to score a stream; the newest try wins.
+
+    Args:
+        job: of the stream.
+        topic: the id of the source's topic, where it is one.
 
     Raises:
         CheckpointMismatchError: the checkpoint is that of another stream, or not that of the sink's batches.
@@ -83,6 +87,12 @@ def claim(job: InferenceJob) -> Position:
             f"{described['source']} into {described['sink']}. Each stream has a checkpoint of its own, and "
             "the same source and sink in every run",
         )
+    if found is not None and found.get("topic") not in (None, topic):
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"holds offsets of a topic that is gone: {job.source.topic!r} was made anew since, and its "
+            "messages are counted from 0 again. Begin anew with another checkpoint and another sink",
+        )
     position = Position(checkpoint, found["stream"] if found else uuid.uuid4().hex, secrets.token_hex(6))
     folders = {"sink": job.sink.folder}
     if job.on_bad_row == "quarantine":
@@ -90,7 +100,7 @@ def claim(job: InferenceJob) -> Position:
     for name, folder in folders.items():
         if folder is not None:
             _require_own_batches(name, folder, position, known=found is not None)
-    document = {"stream": position.stream, **described, "token": position.token}
+    document = {"stream": position.stream, **described, "topic": topic, "token": position.token}
     filesystems.write_bytes(uris.join(checkpoint, _OURS), json.dumps(document, indent=1).encode())
     mark = json.dumps({"stream": position.stream, "checkpoint": checkpoint}).encode()
     for folder in folders.values():
@@ -147,9 +157,14 @@ def _require_own_batches(name: str, folder: str, position: Position, known: bool
 def _describe(job: InferenceJob) -> dict[str, str]:
     """From where into what, without what may change: servers, credentials, options."""
     source, sink = job.source, job.sink
-    read = source.topic if source.topic is not None else uris.canonical(str(source.uri))
-    written = sink.topic if sink.topic is not None else sink.folder
+    read = source.topic if source.topic is not None else _place(str(source.uri))
+    written = sink.topic if sink.topic is not None else _place(str(sink.folder))
     return {"source": f"{source.kind} {read}", "sink": f"{sink.kind} {written}"}
+
+
+def _place(uri: str) -> str:
+    """A folder, however its store is spelled: s3a:// and s3:// are one."""
+    return "".join(uris.airflow_parts(uri))
 
 
 def _read(uri: str) -> dict[str, Any] | None:
