@@ -329,6 +329,7 @@ def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     alias.symlink_to(linear)
     others = [
         publish(dense([[1.0], [1.0]]), str(tmp_path / "misfit"), matrix_layout("a", "absent")),
+        publish(dense([[1.0, 2.0], [1.0, 2.0]]), str(tmp_path / "wide"), matrix_layout("a", "b")),
         publish(dense([[3.0], [30.0]]), str(tmp_path / "good"), matrix_layout("a", "b")),
     ]
     for first in range(0, 20, 5):
@@ -336,7 +337,7 @@ def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     note = Batches._note
 
     def swap_then_note(self: Batches, number: int, *given: Any) -> None:
-        if number in (0, 2):
+        if number in (0, 1, 2):
             (tmp_path / "next").symlink_to(others.pop(0))
             (tmp_path / "next").rename(alias)
         note(self, number, *given)
@@ -345,8 +346,9 @@ def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     source = Source.files_stream(str(tmp_path / "incoming"), maxFilesPerTrigger="1")
     report = stream(model_uri=str(alias), source=source)
     out = capfd.readouterr().out
-    assert out.count("is refused") == 1
+    assert out.count("is refused") == 2
     assert "MissingColumnError" in out
+    assert "rows would have the columns" in out
     assert report.stream["batches"] == 4
     versions = scores()["model_version"].tolist()
     assert versions == [versions[0]] * 15 + [report.model_version] * 5
