@@ -31,6 +31,7 @@ HydrogenError
 │   ├── ColumnCollisionError
 │   ├── PartitionValueError
 │   ├── MergeKeysError              rows of which a key is null, or stands twice
+│   ├── MessageIdError              rows that a consumer could not tell apart
 │   ├── BadRowsError                more rows that cannot be scored than the job allows
 │   ├── UndecodableError            messages that are not what their schema says
 │   └── PartitionFilesError         files are not those that a partition's list names
@@ -41,6 +42,7 @@ HydrogenError
 │   ├── TableMismatchError          a table that does not hold what is to be written
 │   ├── OtherRowsError              a table that would hold other rows than those that were written
 │   ├── DatabaseRefusedError        a database that does not do what it is told
+│   ├── TopicError                  brokers that do not take what is sent
 │   ├── TableBusyError              others have committed to a table first, every time
 │   ├── PartitionTakenError         a newer try writes the same partition
 │   ├── CheckpointMismatchError     a checkpoint that is not that of the sink's batches
@@ -500,6 +502,22 @@ class MergeKeysError(DataError):
         self.repeated = repeated
 
 
+class MessageIdError(DataError):
+    """Rows for a topic share a `hydrogen_id`: consumers that drop what they have seen would lose them.
+
+    Example: a `prepare` that makes a row of each item of an order, which is one message.
+    """
+
+    def __init__(self, sink: str, rows: int, ids: int) -> None:
+        super().__init__(
+            f"{rows:,} rows for sink {sink} have {ids:,} values of hydrogen_id, which is that of the message "
+            "a row was made of: let 'prepare' make one row at most of each message, or stream into "
+            "Sink.parquet(uri). Nothing was sent"
+        )
+        self.rows = rows
+        self.ids = ids
+
+
 class BadRowsError(DataError):
     """More rows cannot be scored than `max_bad_rows` allows.
 
@@ -710,6 +728,20 @@ class PartitionTakenError(SinkError):
         self.uri = uri
         self.owner = owner
         self.retryable = owner is None  # type: ignore[misc]
+
+
+class TopicError(SinkError):
+    """A topic cannot be written: it is not there, or its brokers do not take what is sent, for now.
+
+    Example: a broker that restarts while the scores of a batch are sent.
+    """
+
+    retryable = True  # the next try sends the batch again
+
+    def __init__(self, sink: str, reason: str) -> None:
+        super().__init__(f"sink {sink} cannot be written: {reason}")
+        self.sink = sink
+        self.reason = reason
 
 
 class CheckpointMismatchError(SinkError):

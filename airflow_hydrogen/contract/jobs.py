@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -320,6 +320,8 @@ class InferenceJob:
         if self.keep_columns is not None:
             object.__setattr__(self, "keep_columns", tuple(self.keep_columns))
         _require_uri("model_uri", self.model_uri)
+        if self.stream is not None and self.sink.mode != "replace":  # before the run takes the mode away
+            raise self._no_sink_of_streams()
         object.__setattr__(self, "sink", self.sink.for_run(self.run))
         if self.sink.uri is not None:
             uris.require_folder("sink", self.sink.folder or self.sink.uri)
@@ -350,11 +352,8 @@ class InferenceJob:
                 f"trigger={self.stream.trigger!r} is for streams, and source {self.source} is none: take "
                 "Source.kafka, Source.files_stream or Source.delta_stream, or leave trigger out"
             )
-        if self.sink.kind not in ("parquet", "kafka") or self.sink.mode != "replace":
-            raise InvalidJobError(
-                f"a stream is written to Sink.parquet(uri), whose batches replace themselves, or to "
-                f"Sink.kafka; found {self.sink.kind} with mode={self.sink.mode!r}"
-            )
+        if self.sink.kind not in ("parquet", "kafka"):
+            raise self._no_sink_of_streams()
         if self.sink.kind == "kafka" and self.source.kind != "kafka":
             raise InvalidJobError(
                 f"sink {self.sink} knows rows again by their offsets, and source {self.source} has none: "
@@ -369,15 +368,40 @@ class InferenceJob:
                 f"max_rows_per_trigger counts messages of Kafka, and {self.source} is read by files: give "
                 "the source the option maxFilesPerTrigger"
             )
-        places = [("sink", self.sink.folder), ("source", self.source.uri)]
+        written = [("sink", self.sink.folder)]
         if self.on_bad_row == "quarantine":
-            places.append(("quarantine", self.quarantine_sink.folder))
-        for name, place in places:
+            written.append(("quarantine", self.quarantine_sink.folder))
+        self._check_loop(written)
+        for name, place in [("source", self.source.uri), *written]:
             checkpoint = self.stream.checkpoint_uri
             if place is not None and (uris.holds(place, checkpoint) or uris.holds(checkpoint, place)):
                 raise InvalidJobError(
                     f"checkpoint_uri {checkpoint!r} and {name} {place!r} lie in each other: give the "
                     "checkpoint a folder of its own"
+                )
+
+    def _no_sink_of_streams(self) -> InvalidJobError:
+        return InvalidJobError(
+            f"a stream is written to Sink.parquet(uri), whose batches replace themselves, or to "
+            f"Sink.kafka; found {self.sink.kind} with mode={self.sink.mode!r}"
+        )
+
+    def _check_loop(self, written: Iterable[tuple[str, str | None]]) -> None:
+        """Refuse a stream that would read what it writes."""
+        source, sink = self.source, self.sink
+        of_topics = (source.kind, source.topic, source.servers, source.conn_id)
+        if source.kind == "kafka" and of_topics == (sink.kind, sink.topic, sink.servers, sink.conn_id):
+            raise InvalidJobError(
+                f"sink {sink} is the source as well: the stream would score its own scores, without an end; "
+                "name another topic"
+            )
+        for name, place in written:
+            if source.uri is None or place is None:
+                continue
+            if uris.holds(source.uri, place) or uris.holds(place, source.uri):
+                raise InvalidJobError(
+                    f"source {source.uri!r} and {name} {place!r} lie in each other: the stream would read "
+                    f"what it writes; give the {name} a folder of its own"
                 )
 
     def _check_bad_rows(self) -> None:
@@ -446,10 +470,13 @@ class InferenceJob:
 
     @property
     def _quarantine_partition(self) -> Mapping[str, str]:
-        """Of rows that are merged those of other runs stay, and so do the bad ones among them."""
-        if self.sink.mode != "merge" or self.run is None:
-            return self.sink.partition
-        return {**self.sink.partition, **run_partition(self.run)}
+        """That of the sink, where it has one of all that it gets."""
+        if self.sink.kind == "kafka" and self.batch is not None:
+            return {BATCH_COLUMN: str(self.batch)}
+        if self.sink.mode == "merge" and self.run is not None:
+            # The rows of other runs stay, and so do the bad ones among them.
+            return {**self.sink.partition, **run_partition(self.run)}
+        return self.sink.partition
 
     @property
     def sources(self) -> list[Source]:

@@ -78,7 +78,7 @@ _WANTED = {
 _STREAMED_FORMATS = ("parquet", "orc", "avro", "csv", "json")
 _WITH_SCHEMA = ("csv", "json")
 _PAYLOADS = ("json", "avro")
-_SECRETS = ("kafka.sasl.", "kafka.ssl.", "kafka.security.")
+_OF_BROKERS = ("kafka.bootstrap.servers", "kafka.sasl.", "kafka.ssl.", "kafka.security.")
 _OF_CONNECTION = {"url", "user", "password", "driver", "dbtable", "query"}
 _COMMON = ("kind", "columns", "where", "where_args")
 
@@ -88,7 +88,8 @@ class Source:
     """Where rows come from.
 
     Use the constructors: `parquet`, `orc`, `avro`, `csv`, `json`, `tfrecord` and `read` for files, `delta`,
-    `table` and `hive` for tables, `jdbc` for databases, `sql` for a query over all of these.
+    `table` and `hive` for tables, `jdbc` for databases, `sql` for a query over all of these. `kafka`,
+    `files_stream` and `delta_stream` are streams, whose rows keep coming.
 
     `where` and `query` are code: Spark, or the database, runs whatever they call. A value that comes from
     elsewhere, such as a Param, belongs into `where_args` and `query_args`: Spark binds it to `:name` and
@@ -203,11 +204,11 @@ class Source:
                     f"in {_EXAMPLES['files_stream']}"
                 )
         if self.kind == "kafka" and (
-            given := sorted(name for name in self.options if name.startswith(_SECRETS))
+            given := sorted(name for name in self.options if name.lower().startswith(_OF_BROKERS))
         ):
             raise InvalidJobError(
-                f"options of a kafka source name {', '.join(given)}, which come from an Airflow connection; "
-                "a DAG holds no password"
+                f"options of a kafka source name {', '.join(given)}, which come from an Airflow connection, "
+                "or from the servers: a DAG holds no password"
             )
 
     @property

@@ -131,7 +131,7 @@ def to_sink(argument: str, value: Any) -> Sink:
 
 
 def _source_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    document = _with_texts(argument, value, _SOURCE_TEXTS)
+    document = _with_servers(_with_texts(argument, value, _SOURCE_TEXTS))
     for name in ("version", "partitions"):
         if document.get(name) is not None:
             document[name] = to_integer(f"{argument} {name}", document[name])
@@ -159,7 +159,7 @@ def _source_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sink_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    document = _with_texts(argument, value, _SINK_TEXTS)
+    document = _with_servers(_with_texts(argument, value, _SINK_TEXTS))
     if "keys" in document:
         document["keys"] = to_texts(f"{argument} keys", document["keys"])
     if "partition" in document:
@@ -175,6 +175,15 @@ def _with_texts(argument: str, value: Mapping[str, Any], names: Sequence[str]) -
         name: to_text(f"{argument} {name}", value[name]) for name in names if value.get(name) is not None
     }
     return {**value, **texts}
+
+
+def _with_servers(document: dict[str, Any]) -> dict[str, Any]:
+    """Tell Kafka's servers from a connection once more: a template does not show what it renders to."""
+    places = [document[name] for name in ("servers", "conn_id") if document.get(name) is not None]
+    if document.get("kind") != "kafka" or len(places) != 1:
+        return document
+    others = {name: item for name, item in document.items() if name not in ("servers", "conn_id")}
+    return {**others, "servers" if ":" in places[0] else "conn_id": places[0]}
 
 
 def to_integer(argument: str, value: Any) -> int:

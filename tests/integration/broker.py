@@ -113,6 +113,12 @@ class Kafka:
         made.result(TIMEOUT_S)
         return name
 
+    def remove(self, name: str) -> None:
+        """Remove a topic, and wait until its name is free."""
+        admin = self._admin()
+        (removed,) = admin.delete_topics([name], operation_timeout=TIMEOUT_S).values()
+        removed.result(TIMEOUT_S)
+
     def produce(
         self,
         topic: str,

@@ -17,24 +17,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions
 
 from airflow_hydrogen.contract.errors import (
     CheckpointMismatchError,
     ColumnCollisionError,
     EntrypointError,
     InvalidJobError,
+    MessageIdError,
     MissingColumnError,
-    SinkError,
     SourceError,
     StreamTakenError,
+    TopicError,
     UndecodableError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.runtime.data import kafka as kafka_client
+from airflow_hydrogen.runtime.models import aliases
 from airflow_hydrogen.runtime.scoring import positions, streams
 from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
+from airflow_hydrogen.runtime.sinks import kafka as kafka_sink
 from airflow_hydrogen.runtime.storage import filesystems
 from tests.integration import daemons
 from tests.integration.broker import Kafka
@@ -92,6 +96,21 @@ def scores(tmp_path: Path) -> Callable[[], Any]:
         return pq.read_table(tmp_path / "scores").to_pandas().sort_values("id", ignore_index=True)
 
     return read
+
+
+def without_key(spark: Any, rows: Any) -> Any:
+    """A `prepare` that loses what is sent beside a row."""
+    return rows.drop("kafka_key")
+
+
+def with_version(spark: Any, rows: Any) -> Any:
+    """A `prepare` that adds a column of ours, in other capitals."""
+    return rows.withColumn("Model_Version", rows.id)
+
+
+def spread(spark: Any, rows: Any) -> Any:
+    """A `prepare` that makes two rows of one message, and none of another."""
+    return rows.where("id <> 1").union(rows.where("id = 0"))
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -168,9 +187,9 @@ def test_an_older_try_leaves_the_stream_to_a_newer_one(incoming, stream, scores,
     incoming(0, 5)
     claim = positions.claim
 
-    def claimed_twice(job: InferenceJob) -> Any:
-        first = claim(job)
-        claim(job)
+    def claimed_twice(*given: Any) -> Any:
+        first = claim(*given)
+        claim(*given)
         return first
 
     with monkeypatch.context() as patched:
@@ -225,6 +244,39 @@ def test_lines_that_are_not_json_are_dead_letters(stream, scores, tmp_path):
     assert report.bad_rows[broken] == 2
 
 
+def test_a_csv_file_is_read_by_the_names_in_its_header(stream, scores, tmp_path):
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    (folder / "1.csv").write_text("id,a,b\n1,1.0,2\n2,nothing,2\n")
+    source = Source.files_stream(str(folder), format="csv", schema=SCHEMA)
+    report = stream(source=source, on_bad_row="drop")
+    assert (report.rows, report.rows_dropped) == (1, 1)
+    (folder / "2.csv").write_text("id,b,a\n3,2,1.0\n")
+    with pytest.raises(SourceError, match="(?s)cannot be read.*header does not conform to the schema"):
+        stream(source=source, on_bad_row="drop")
+    assert scores()["prediction"].tolist() == [21.0]
+
+
+def test_a_quarantine_is_of_one_stream_alone(stream, tmp_path):
+    folder, letters = tmp_path / "incoming", str(tmp_path / "letters")
+    folder.mkdir()
+    (folder / "lines.json").write_text("no json")
+    given = {
+        "source": Source.files_stream(str(folder), format="json", schema=SCHEMA),
+        "on_bad_row": "quarantine",
+        "quarantine": Sink.parquet(letters),
+    }
+    assert stream(**given).rows_quarantined == 1
+    other = {"sink": Sink.parquet(str(tmp_path / "other")), "options": {"checkpoint_uri": f"{tmp_path}/b"}}
+    with pytest.raises(CheckpointMismatchError, match="not that of the batches at quarantine .*letters"):
+        stream(**given, **other)
+    assert pq.read_table(letters)["raw_value"].to_pylist() == ["no json"]
+    # A folder that is new to a stream may join it.
+    (folder / "more.json").write_text("none either")
+    later = stream(**{**given, "quarantine": Sink.parquet(str(tmp_path / "later"))})
+    assert pq.read_table(later.quarantine_uri)["raw_value"].to_pylist() == ["none either"]
+
+
 def test_a_stream_takes_another_model_between_two_batches(incoming, stream, scores, linear, tmp_path):
     model = str(tmp_path / "model")
     shutil.copytree(linear, model)
@@ -240,6 +292,35 @@ def test_a_stream_takes_another_model_between_two_batches(incoming, stream, scor
     assert np.allclose(found["prediction"], factor * (found["a"] + 10 * found["b"]))
 
 
+def test_an_alias_is_looked_up_before_every_batch(incoming, stream, scores, linear, tmp_path, monkeypatch):
+    alias = str(tmp_path / "production.alias")
+    other = publish(dense([[2.0], [20.0]]), str(tmp_path / "other"), matrix_layout("a", "b"))
+    first = aliases.set_alias(alias, linear)
+    for start in (0, 5):
+        incoming(start, start + 5)
+    note = Batches._note
+
+    def set_then_note(self: Batches, *given: Any) -> None:
+        aliases.set_alias(alias, other)
+        note(self, *given)
+
+    monkeypatch.setattr(Batches, "_note", set_then_note)
+    source = Source.files_stream(str(tmp_path / "incoming"), maxFilesPerTrigger="1")
+    report = stream(model_uri=alias, source=source)
+    assert (report.model_alias, report.model_uri) == (alias, other)
+    assert report.stream["models"] == {first.model_version: 5, report.model_version: 5}
+    assert scores()["model_version"].tolist() == [first.model_version] * 5 + [report.model_version] * 5
+
+
+def test_a_column_of_the_sources_own_that_is_called_raw_value_is_kept(stream, scores, tmp_path):
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    table = pa.table({"id": [1], "a": [1.0], "b": pa.array([2], pa.int32()), "raw_value": ["mine"]})
+    pq.write_table(table, folder / "1.parquet")
+    stream()
+    assert scores()["raw_value"].tolist() == ["mine"]
+
+
 def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     incoming, stream, scores, linear, tmp_path, monkeypatch, capfd
 ):
@@ -248,6 +329,7 @@ def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     alias.symlink_to(linear)
     others = [
         publish(dense([[1.0], [1.0]]), str(tmp_path / "misfit"), matrix_layout("a", "absent")),
+        publish(dense([[1.0, 2.0], [1.0, 2.0]]), str(tmp_path / "wide"), matrix_layout("a", "b")),
         publish(dense([[3.0], [30.0]]), str(tmp_path / "good"), matrix_layout("a", "b")),
     ]
     for first in range(0, 20, 5):
@@ -255,7 +337,7 @@ def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     note = Batches._note
 
     def swap_then_note(self: Batches, number: int, *given: Any) -> None:
-        if number in (0, 2):
+        if number in (0, 1, 2):
             (tmp_path / "next").symlink_to(others.pop(0))
             (tmp_path / "next").rename(alias)
         note(self, number, *given)
@@ -264,8 +346,9 @@ def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     source = Source.files_stream(str(tmp_path / "incoming"), maxFilesPerTrigger="1")
     report = stream(model_uri=str(alias), source=source)
     out = capfd.readouterr().out
-    assert out.count("is refused") == 1
+    assert out.count("is refused") == 2
     assert "MissingColumnError" in out
+    assert "rows would have the columns" in out
     assert report.stream["batches"] == 4
     versions = scores()["model_version"].tolist()
     assert versions == [versions[0]] * 15 + [report.model_version] * 5
@@ -317,6 +400,8 @@ def test_an_interval_ends_after_its_time(incoming, stream, scores):
             "batch",
         ),
         ({"keep_columns": ["absent"]}, MissingColumnError, "absent"),
+        ({"prepare": "tests.integration.test_streams:with_version"}, ColumnCollisionError, "Model_Version"),
+        ({"output_columns": {"prediction": "BATCH"}}, ColumnCollisionError, "'BATCH'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_stream_begins(
@@ -366,25 +451,27 @@ def test_messages_are_drained_and_drained_again_every_key_once(kafka: Kafka, str
 def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, stream, scores, capfd):
     topic = kafka.topic()
     poison = [b"{", b"\xff\xfe", b'{"id": "x", "a": 1.0, "b": 1}', b"", b"[]", b"null"]
+    one = b'{"id": 0, "a": 1.0, "b": 1}'
+    poison += [one + one, one + b"\n," + one, one + b" and more"]
     kafka.produce(topic, [*events(0, 5), *((b"poison", value) for value in poison), (b"tombstone", None)])
     kafka.produce(topic, [(b"null", b'{"id": 9, "b": 1}'), *events(5, 8)])
     source = Source.kafka("events", topic, schema=SCHEMA)
     login = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="u" password="hush-1";'
     access = {"events": {"kafka.bootstrap.servers": kafka.bootstrap, "kafka.sasl.jaas.config": login}}
-    with pytest.raises(UndecodableError, match="7 of 16 rows"):
+    with pytest.raises(UndecodableError, match="10 of 19 rows"):
         stream(source=source, access=access, keep_columns=["id"], batch_rows=100)
     report = stream(source=source, access=access, keep_columns=["id"], on_bad_row="quarantine")
-    assert (report.rows_in, report.rows, report.rows_quarantined) == (16, 8, 8)
+    assert (report.rows_in, report.rows, report.rows_quarantined) == (19, 8, 11)
     found = scores()
     assert found["id"].tolist() == list(range(8))
     assert set(found.columns) == {"id", "prediction", "model_version", "batch"}
     letters = pq.read_table(report.quarantine_uri).to_pandas().sort_values("kafka_offset")
-    assert letters["kafka_offset"].tolist() == list(range(5, 13))
+    assert letters["kafka_offset"].tolist() == list(range(5, 16))
     assert letters["raw_value"].tolist() == [*poison, None, None]
-    assert letters["reason"].tolist()[:7] == ["the value is not JSON of the schema"] * 6 + [
+    assert letters["reason"].tolist()[:10] == ["the value is not JSON of the schema"] * 9 + [
         "the message has no value"
     ]
-    assert "'a'" in letters["reason"].tolist()[7]
+    assert "'a'" in letters["reason"].tolist()[10]
     told = capfd.readouterr()
     assert "hush-1" not in told.out + told.err
 
@@ -449,6 +536,73 @@ def test_scores_go_into_a_topic_with_an_id_that_a_second_sending_shares(kafka: K
     assert {record.headers for record in sent} == {(("trace", b"1"),)}
 
 
+def test_the_quarantine_beside_a_topic_keeps_the_bad_rows_of_every_batch(kafka: Kafka, stream, tmp_path):
+    topic, scored = kafka.topic(), kafka.topic()
+    kafka.produce(topic, [(b"bad", b"no json")])
+    given = {
+        "source": Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+        "sink": Sink.kafka(kafka.bootstrap, scored),
+        "on_bad_row": "quarantine",
+        "quarantine": Sink.parquet(str(tmp_path / "letters")),
+    }
+    assert stream(**given).rows_quarantined == 1
+    kafka.produce(topic, events(0, 3))
+    report = stream(**given)
+    assert (report.rows, report.rows_quarantined) == (3, 0)
+    assert len(kafka.consume(scored)) == 3
+    letters = pq.read_table(report.quarantine_uri).to_pandas()
+    assert [(row.raw_value, int(row.batch)) for row in letters.itertuples()] == [(b"no json", 0)]
+
+
+def test_a_topic_that_was_made_anew_is_another_one(kafka: Kafka, stream):
+    topic = kafka.topic()
+    kafka.produce(topic, events(0, 3))
+    source = Source.kafka(kafka.bootstrap, topic, schema=SCHEMA)
+    assert stream(source=source).rows == 3
+    kafka.remove(topic)
+    kafka.topic(name=topic)
+    kafka.produce(topic, events(0, 5))
+    with pytest.raises(CheckpointMismatchError, match="was made anew since"):
+        stream(source=source)
+
+
+def test_rows_that_share_an_id_are_not_sent(kafka: Kafka, stream):
+    topic, scored = kafka.topic(), kafka.topic()
+    kafka.produce(topic, events(0, 3))
+    with pytest.raises(MessageIdError, match="3 rows .* have 2 values of hydrogen_id"):
+        stream(
+            source=Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+            sink=Sink.kafka(kafka.bootstrap, scored),
+            prepare="tests.integration.test_streams:spread",
+        )
+    assert kafka.consume(scored) == []
+
+
+def test_what_prepare_loses_of_a_message_is_told_before_the_stream_begins(kafka: Kafka, stream, tmp_path):
+    topic, scored = kafka.topic(), kafka.topic()
+    with pytest.raises(EntrypointError, match="without kafka_key"):
+        stream(
+            source=Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+            sink=Sink.kafka(kafka.bootstrap, scored),
+            prepare="tests.integration.test_streams:without_key",
+        )
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_brokers_that_do_not_take_what_is_sent_are_tried_again(kafka: Kafka, spark, tmp_path):
+    rows = spark.sql("SELECT 'x' AS hydrogen_id, binary('k') AS kafka_key, 1 AS a").withColumn(
+        "kafka_headers", functions.expr("cast(null AS array<struct<key: string, value: binary>>)")
+    )
+    down = f"127.0.0.1:{daemons.free_port('127.0.0.1')}"
+    access = {"events": {"kafka.bootstrap.servers": down, "kafka.max.block.ms": "2000"}}
+    sink = dataclasses.replace(Sink.kafka("events", "scores"), work_uri=str(tmp_path / "outbox"))
+    with kafka_sink.placing(spark, sink, None, access) as messages:
+        messages.stage(rows, None)
+        with pytest.raises(TopicError, match="cannot be written") as caught:
+            messages.commit(rows=1, model=None)
+    assert caught.value.retryable
+
+
 def test_a_topic_that_is_not_there_and_a_broker_that_does_not_answer(
     kafka: Kafka, stream, tmp_path, monkeypatch
 ):
@@ -457,7 +611,7 @@ def test_a_topic_that_is_not_there_and_a_broker_that_does_not_answer(
         stream(source=absent)
     topic = kafka.topic()
     there = Source.kafka(kafka.bootstrap, topic, schema=SCHEMA)
-    with pytest.raises(SinkError, match="there is no topic 'absent'"):
+    with pytest.raises(TopicError, match="there is no topic 'absent'"):
         stream(source=there, sink=Sink.kafka(kafka.bootstrap, "absent"))
     with pytest.raises(InvalidJobError, match="Spark's DDL"):
         stream(source=Source.kafka(kafka.bootstrap, topic, schema="no ddl at all"))

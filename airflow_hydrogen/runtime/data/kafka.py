@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_hydrogen.contract.errors import InvalidJobError, SinkError, SourceError
+from airflow_hydrogen.contract.errors import InvalidJobError, SourceError, TopicError
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.data.databases import Access
@@ -35,11 +35,14 @@ def client_options(place: Source | Sink, access: Access) -> dict[str, str]:
     return dict(access[place.conn_id])
 
 
-def require_topic(spark: SparkSession, place: Source | Sink, access: Access) -> None:
+def require_topic(spark: SparkSession, place: Source | Sink, access: Access) -> str:
     """Find out that there is no broker, or no such topic, before a query waits for it for minutes.
 
+    Returns:
+        The topic's id: a topic that is made anew has another one.
+
     Raises:
-        SourceError, SinkError: with what the broker says, or that it says nothing.
+        SourceError, TopicError: with what the broker says, or that it says nothing.
     """
     jvm: Any = spark._jvm
     properties = jvm.java.util.Properties()
@@ -52,9 +55,9 @@ def require_topic(spark: SparkSession, place: Source | Sink, access: Access) -> 
     try:
         client = clients.create(properties)
         try:
-            client.describeTopics(topics).allTopicNames().get(
-                ANSWER_S, jvm.java.util.concurrent.TimeUnit.SECONDS
-            )
+            found = client.describeTopics(topics).allTopicNames()
+            described = found.get(ANSWER_S, jvm.java.util.concurrent.TimeUnit.SECONDS)
+            return str(described.get(place.topic).topicId().toString())
         finally:
             client.close(jvm.java.time.Duration.ZERO)
     except spark_errors() as error:
@@ -71,7 +74,5 @@ def _asked_quickly() -> dict[str, str]:
     return {"default.api.timeout.ms": limit, "request.timeout.ms": limit}
 
 
-def _problem(place: Source | Sink, why: str) -> SourceError | SinkError:
-    if isinstance(place, Source):
-        return SourceError(str(place), why)
-    return SinkError(f"sink {place} cannot be written: {why}")
+def _problem(place: Source | Sink, why: str) -> SourceError | TopicError:
+    return SourceError(str(place), why) if isinstance(place, Source) else TopicError(str(place), why)

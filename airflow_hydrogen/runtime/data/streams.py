@@ -60,7 +60,6 @@ def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: i
 def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> DataFrame:
     from pyspark.sql import functions
 
-    kafka.require_topic(spark, source, access)
     reader = spark.readStream.format("kafka").option("startingOffsets", "earliest")
     reader = reader.options(**kafka.client_options(source, access), **source.options)
     reader = reader.option("subscribe", str(source.topic)).option("includeHeaders", "true")
@@ -89,15 +88,21 @@ def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int
 def _decode_json(spark: SparkSession, source: Source, value: Column) -> tuple[Column, list[str], Column]:
     """The decoded value, the names of its fields, and whether it is broken."""
     from pyspark.sql import functions
-    from pyspark.sql.types import StringType
+    from pyspark.sql.types import ArrayType, StringType, StructType
 
     schema = _schema(source)
+    text = value.cast("string")
     decoded = functions.from_json(
-        value.cast("string"), schema.add(_BROKEN, StringType()), {"columnNameOfCorruptRecord": _BROKEN}
+        text, schema.add(_BROKEN, StringType()), {"columnNameOfCorruptRecord": _BROKEN}
     )
     found = functions.col(_DECODED)
     names = [name for name in schema.names if name != _BROKEN]
-    return decoded, names, found.isNull() | found.getField(_BROKEN).isNotNull()
+    # Spark reads the first of several objects, and says nothing of what comes behind it.
+    objects = functions.from_json(
+        functions.concat(functions.lit("["), text, functions.lit("]")), ArrayType(StructType([]))
+    )
+    is_one = functions.size(objects).eqNullSafe(1)
+    return decoded, names, found.isNull() | found.getField(_BROKEN).isNotNull() | ~is_one
 
 
 def _decode_avro(spark: SparkSession, source: Source, value: Column) -> tuple[Column, list[str], Column]:
@@ -138,7 +143,8 @@ def _files(spark: SparkSession, source: Source) -> DataFrame:
         schema = schema.add(RAW, StringType())
         reader = reader.option("columnNameOfCorruptRecord", RAW)
     if source.format == "csv":
-        reader = reader.option("header", "true")
+        # A file whose header has other columns, or another order, is an error and not read by position.
+        reader = reader.option("header", "true").option("enforceSchema", "false")
     frame = reader.options(**source.options).schema(schema).load(uris.spark_uri(source.uri))
     if not texts:
         return frame

@@ -133,7 +133,9 @@ def score(
     """
     require_fit(manifest.signature, columns_of(frame.schema), job)
     traces = [name for name in TRACES if job.stream is not None and name in frame.columns]
-    columns = [name for name in frame.columns if name not in (RAW, FAULT) or name not in traces]
+    # What was decoded has both; a column of the source's own may be called like the one.
+    ours = (RAW, FAULT) if FAULT in traces else ()
+    columns = [name for name in frame.columns if name not in ours]
     keep, outputs = plan_columns(columns, manifest.signature, job)
     slots = task_slots(spark).total
     found = {name.lower(): name for name in frame.columns}

@@ -5,7 +5,7 @@ emptied counts from 0 again, and one of another stream has numbers of its own: e
 that are none of its business. So both sides hold the stream's id, in two small files:
 
 - `CHECKPOINT/hydrogen.json` says which stream it is, from where into what, and which try scores it now;
-- `SINK/.stream.json` says by which stream the batches there were written.
+- `SINK/.stream.json` says by which stream the batches there were written, as it does in the quarantine.
 
 Spark writes the offsets of a batch before the batch is scored. Hence no batch at the sink has a higher number
 than the newest offsets of its own checkpoint.
@@ -61,8 +61,12 @@ class Position:
         return json.loads(text.strip().splitlines()[-1])
 
 
-def claim(job: InferenceJob) -> Position:
+def claim(job: InferenceJob, topic: str | None = None) -> Position:
     """Begin a try to score a stream; the newest try wins.
+
+    Args:
+        job: of the stream.
+        topic: the id of the source's topic, where it is one.
 
     Raises:
         CheckpointMismatchError: the checkpoint is that of another stream, or not that of the sink's batches.
@@ -83,14 +87,25 @@ def claim(job: InferenceJob) -> Position:
             f"{described['source']} into {described['sink']}. Each stream has a checkpoint of its own, and "
             "the same source and sink in every run",
         )
+    if found is not None and found.get("topic") not in (None, topic):
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"holds offsets of a topic that is gone: {job.source.topic!r} was made anew since, and its "
+            "messages are counted from 0 again. Begin anew with another checkpoint and another sink",
+        )
     position = Position(checkpoint, found["stream"] if found else uuid.uuid4().hex, secrets.token_hex(6))
-    if job.sink.folder is not None:
-        _require_own_batches(job.sink.folder, position, known=found is not None)
-    document = {"stream": position.stream, **described, "token": position.token}
+    folders = {"sink": job.sink.folder}
+    if job.on_bad_row == "quarantine":
+        folders["quarantine"] = job.quarantine_sink.folder
+    for name, folder in folders.items():
+        if folder is not None:
+            _require_own_batches(name, folder, position, known=found is not None)
+    document = {"stream": position.stream, **described, "topic": topic, "token": position.token}
     filesystems.write_bytes(uris.join(checkpoint, _OURS), json.dumps(document, indent=1).encode())
-    if job.sink.folder is not None:
-        mark = {"stream": position.stream, "checkpoint": checkpoint}
-        filesystems.write_bytes(uris.join(job.sink.folder, _MARK), json.dumps(mark).encode())
+    mark = json.dumps({"stream": position.stream, "checkpoint": checkpoint}).encode()
+    for folder in folders.values():
+        if folder is not None:
+            filesystems.write_bytes(uris.join(folder, _MARK), mark)
     return position
 
 
@@ -100,7 +115,7 @@ def newest(checkpoint: str, log: str) -> int | None:
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
-def _require_own_batches(folder: str, position: Position, known: bool) -> None:
+def _require_own_batches(name: str, folder: str, position: Position, known: bool) -> None:
     checkpoint = position.checkpoint
     mark = _read(uris.join(folder, _MARK))
     if mark is None:
@@ -110,7 +125,8 @@ def _require_own_batches(folder: str, position: Position, known: bool) -> None:
                 f"is that of a stream into {folder!r}, which holds files that no stream has written. Give "
                 "the stream a folder of its own",
             )
-        if (last := newest(checkpoint, "commits")) is not None:
+        # A stream may be given a quarantine after its first batches.
+        if name == "sink" and (last := newest(checkpoint, "commits")) is not None:
             raise CheckpointMismatchError(
                 checkpoint,
                 f"goes on after batch {last}, and sink {folder!r} has none of its batches. Bring them back, "
@@ -120,7 +136,7 @@ def _require_own_batches(folder: str, position: Position, known: bool) -> None:
     if not known or mark.get("stream") != position.stream:
         raise CheckpointMismatchError(
             checkpoint,
-            f"is not that of the batches at sink {folder!r}: theirs is {mark.get('checkpoint')!r}. Batches "
+            f"is not that of the batches at {name} {folder!r}: theirs is {mark.get('checkpoint')!r}. Batches "
             "are numbered by their checkpoint, and another one would replace those that are there. Name that "
             "one, or give the stream a folder that is empty",
         )
@@ -132,7 +148,7 @@ def _require_own_batches(folder: str, position: Position, known: bool) -> None:
     if there > (-1 if reached is None else reached):
         raise CheckpointMismatchError(
             checkpoint,
-            f"was set back: sink {folder!r} has batch {there}, and the checkpoint has "
+            f"was set back: {name} {folder!r} has batch {there}, and the checkpoint has "
             + (f"not come further than batch {reached}" if reached is not None else "begun none")
             + ". Bring the checkpoint back, or give the stream an empty folder and another checkpoint",
         )
@@ -141,9 +157,14 @@ def _require_own_batches(folder: str, position: Position, known: bool) -> None:
 def _describe(job: InferenceJob) -> dict[str, str]:
     """From where into what, without what may change: servers, credentials, options."""
     source, sink = job.source, job.sink
-    read = source.topic if source.topic is not None else uris.canonical(str(source.uri))
-    written = sink.topic if sink.topic is not None else sink.folder
+    read = source.topic if source.topic is not None else _place(str(source.uri))
+    written = sink.topic if sink.topic is not None else _place(str(sink.folder))
     return {"source": f"{source.kind} {read}", "sink": f"{sink.kind} {written}"}
+
+
+def _place(uri: str) -> str:
+    """A folder, however its store is spelled: s3a:// and s3:// are one."""
+    return "".join(uris.airflow_parts(uri))
 
 
 def _read(uri: str) -> dict[str, Any] | None:

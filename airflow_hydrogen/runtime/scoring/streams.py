@@ -19,6 +19,7 @@ from airflow_hydrogen.contract.errors import (
     ColumnCollisionError,
     EntrypointError,
     HydrogenError,
+    ModelSignatureError,
     SourceError,
 )
 from airflow_hydrogen.contract.jobs import InferenceJob
@@ -53,7 +54,14 @@ if TYPE_CHECKING:
 _PLACE = ("kafka_topic", "kafka_partition", "kafka_offset")
 _SENT = (*_PLACE, KEY, HEADERS)
 
+# What Spark says of a CSV file whose header names other columns.
+_OTHER_HEADER = "CSV header does not conform to the schema"
+
 POLL_S = 1
+LOOK_EVERY_S = 5.0
+"""Seconds between two looks for the file that ends the stream."""
+REFUSED_S = 60.0
+"""Seconds after which a model that was refused is looked at again."""
 TELL_EVERY_S = 30.0
 
 DRAINED = "drained"
@@ -90,11 +98,12 @@ def run_stream(job: InferenceJob) -> InferenceReport:
     spark = scoring_session(job, manifest)
     if job.sink.kind == "kafka":
         kafka.require_topic(spark, job.sink, job.access)
+    topic = kafka.require_topic(spark, job.source, job.access) if job.source.kind == "kafka" else None
     frame = streams.open_stream(spark, job.source, job.access, job.stream.max_rows_per_trigger)
     batches = Batches(job, model, manifest)
     batches.rehearse(spark, frame.schema)
     warming.warm_workers(spark, _say)
-    position = positions.claim(job)
+    position = positions.claim(job, topic)
     batches.position = position
     print(
         f"scoring {job.source} with {manifest.framework} model {job.model_uri}, version "
@@ -136,6 +145,7 @@ def _until_it_ends(query: StreamingQuery, batches: Batches, job: InferenceJob) -
     assert job.stream is not None
     started = told = time.monotonic()
     told_batches = 0
+    stop_file = _StopFile(job.stream.stop_uri)
     why = ""
     while True:
         try:
@@ -146,7 +156,7 @@ def _until_it_ends(query: StreamingQuery, batches: Batches, job: InferenceJob) -
                 break
             raise _cause(job, batches.failure, error) from error
         now = time.monotonic()
-        if not why and (why := _reason_to_end(job, now - started)):
+        if not why and (why := _reason_to_end(job, stop_file, now - started)):
             batches.ending.set()
         if why and batches.are_idle(query.lastProgress):
             query.stop()
@@ -158,17 +168,47 @@ def _until_it_ends(query: StreamingQuery, batches: Batches, job: InferenceJob) -
     return why or DRAINED
 
 
-def _reason_to_end(job: InferenceJob, seconds: float) -> str:
+def _reason_to_end(job: InferenceJob, stop_file: _StopFile, seconds: float) -> str:
     assert job.stream is not None
     if job.stream.stop_after_s is not None and seconds >= job.stream.stop_after_s:
         return STOP_AFTER
-    return STOP_FILE if filesystems.exists(job.stream.stop_uri) else ""
+    return STOP_FILE if stop_file.is_there() else ""
+
+
+class _StopFile:
+    """The file that ends a stream: looked for now and then, also after a store that did not answer."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._next_look = 0.0
+        self._fails = False
+
+    def is_there(self) -> bool:
+        """Whether it has been found; a store that does not answer is one line in the log."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + LOOK_EVERY_S
+        try:
+            found = filesystems.exists(self._uri)
+        except OSError as error:
+            if not self._fails:
+                _say(f"nobody knows whether there is a file {self._uri}, which is looked for again: {error}")
+            self._fails = True
+            return False
+        self._fails = False
+        return found
 
 
 def _cause(job: InferenceJob, failure: BaseException | None, error: Exception) -> BaseException:
     """What a failed query has failed of: in one of our batches, or in the source."""
     if failure is None:
         return SourceError(str(job.source), root_cause(error))
+    if isinstance(failure, spark_errors()) and _OTHER_HEADER in str(failure):
+        return SourceError(
+            str(job.source),
+            f"{root_cause(failure)} Name the columns as the header does, in its order; with the option "
+            "enforceSchema='true' columns are taken by their position, whatever the header says",
+        )
     return original_error(failure) if isinstance(failure, Exception) else failure
 
 
@@ -207,6 +247,7 @@ class Batches:
 
     Attributes:
         model_uri: of the model that scores.
+        model_alias: the alias that names it, or None.
         position: set before the first batch.
         ending: set when no other batch is to begin.
         failure: of the batch that has failed.
@@ -216,9 +257,9 @@ class Batches:
 
     def __init__(self, job: InferenceJob, model: NamedModel, manifest: Manifest) -> None:
         self._job, self._manifest = job, manifest
-        self.model_uri = model.uri
+        self.model_uri, self.model_alias = model.uri, model.alias
         self._prepare = resolve_import_path(job.prepare) if job.prepare else None
-        self._refused = ""
+        self._refused, self._next_look = "", 0.0
         self.position: Position | None = None
         self._running = threading.Event()
         self.ending = threading.Event()
@@ -278,8 +319,8 @@ class Batches:
         started = time.monotonic()
         assert self.position is not None
         self.position.require_owner()
-        job = self._job_of(number)
         self._renew_model(batch.sparkSession, batch.schema)
+        job = self._job_of(number)
         scoring = self._scoring(batch, job, self._manifest)
         written = sinks.place(batch.sparkSession, scoring, job)
         self._note(number, written, scoring, time.monotonic() - started)
@@ -298,28 +339,33 @@ class Batches:
 
     def _job_of(self, number: int) -> InferenceJob:
         """The job of one batch: the folder of its number is replaced."""
-        job = replace(self._job, model_uri=self.model_uri, batch=number)
+        job = replace(self._job, model_uri=self.model_uri)
+        partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
+        quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
         if job.sink.kind == "kafka" and job.stream is not None:
             outbox = uris.sibling(job.stream.checkpoint_uri, "outbox")
             keep = None if job.keep_columns is None else [*dict.fromkeys([*job.keep_columns, *_SENT])]
-            return replace(job, sink=replace(job.sink, work_uri=outbox), keep_columns=keep)
-        partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
-        quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
+            sink = replace(job.sink, work_uri=outbox)
+            return replace(job, batch=number, sink=sink, quarantine=quarantine, keep_columns=keep)
         sink = replace(job.sink, partition=partition)
-        return replace(job, sink=sink, quarantine=quarantine)
+        return replace(job, batch=number, sink=sink, quarantine=quarantine)
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
         from pyspark.sql import Observation, functions
 
         frame = sources.prepared(batch, self._prepare, job.prepare_kwargs)
-        if lost := [name for name in (RAW, FAULT) if name in batch.columns and name not in frame.columns]:
+        is_sent = job.sink.kind == "kafka"
+        marks = [*((RAW, FAULT) if FAULT in batch.columns else ()), *(_SENT if is_sent else ())]
+        if lost := [name for name in marks if name not in frame.columns]:
             raise EntrypointError(
                 str(job.prepare),
-                f"returned a DataFrame without {', '.join(lost)}, by which rows that could not be decoded "
-                "are known: add columns by withColumn, or select('*', ...)",
+                f"returned a DataFrame without {', '.join(lost)}, by which rows are known again: add columns "
+                "by withColumn, or select('*', ...)",
             )
-        if taken := {BATCH_COLUMN, MODEL_VERSION_COLUMN} & set(frame.columns):
-            raise ColumnCollisionError(taken, "'prepare', which may rename them")
+        outputs = (job.output_columns.get(spec.name, spec.name) for spec in manifest.signature.outputs)
+        ours = {BATCH_COLUMN, MODEL_VERSION_COLUMN, *([ID] if is_sent else [])}
+        if taken := {name for name in (*frame.columns, *outputs) if name.lower() in ours}:
+            raise ColumnCollisionError(taken, "'prepare' or output_columns")
         counter = Observation()
         frame = frame.observe(counter, functions.count(functions.lit(1)).alias("rows"))
         label = label_of(manifest, job, {"source": str(job.source)})
@@ -327,11 +373,11 @@ class Batches:
 
         def finish(scored: DataFrame) -> DataFrame:
             scored = scored.withColumn(MODEL_VERSION_COLUMN, functions.lit(manifest.version))
-            return self._identified(scored, job) if job.sink.kind == "kafka" else scored
+            return self._identified(scored) if is_sent else scored
 
         return replace(scoring, finish=finish, rows=lambda: int(counted(counter)["rows"]))
 
-    def _identified(self, scored: DataFrame, job: InferenceJob) -> DataFrame:
+    def _identified(self, scored: DataFrame) -> DataFrame:
         """Rows with what makes each of them known again, and without what was not to be kept."""
         from pyspark.sql import functions
 
@@ -346,22 +392,40 @@ class Batches:
         try:
             model = aliases.resolve(self._job.model_uri)
             found = model.version or read_manifest(model.uri).version
-            if (model.uri, found) == (self.model_uri, self._manifest.version) or found == self._refused:
+            if (model.uri, found) == (self.model_uri, self._manifest.version):
+                return
+            if found == self._refused and time.monotonic() < self._next_look:
                 return
             job = replace(self._job_of(0), model_uri=model.uri)
             manifest = usable_model(job, model)
-            self._scoring(spark.createDataFrame([], schema), job, manifest)
-        except HydrogenError as error:
+            nothing = spark.createDataFrame([], schema)
+            self._require_same_columns(
+                self._scoring(nothing, self._job_of(0), self._manifest).schema,
+                self._scoring(nothing, job, manifest).schema,
+            )
+        except (HydrogenError, OSError) as error:
             if self._refused != found:
                 _say(
                     f"the model at {self._job.model_uri} is refused, and version "
                     f"{self._manifest.version[:12]} goes on: {type(error).__name__}: {error}"
                 )
-            self._refused = found
+            self._refused, self._next_look = found, time.monotonic() + REFUSED_S
             return
         _say(f"model version {manifest.version[:12]} takes the place of {self._manifest.version[:12]}")
         self.model_uri, self._manifest, self._refused = model.uri, manifest, ""
         self.columns = {}
+
+    @staticmethod
+    def _require_same_columns(before: StructType, now: StructType) -> None:
+        """Raise ModelSignatureError where batches would have other columns than those before."""
+        old, new = (
+            [f"{item.name} {item.dataType.simpleString()}" for item in side] for side in (before, now)
+        )
+        if old != new:
+            raise ModelSignatureError(
+                f"rows would have the columns {', '.join(new)}, and those of the batches before have "
+                f"{', '.join(old)}: score with it as another stream, into another sink"
+            )
 
 
 def _report(
@@ -373,6 +437,7 @@ def _report(
         output_uri=job.sink.output,
         model_uri=batches.model_uri,
         model_version=batches.manifest.version,
+        model_alias=batches.model_alias,
         rows=rows.rows,
         rows_in=rows.rows_in,
         rows_dropped=rows.dropped,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.errors import SinkError
+from airflow_hydrogen.contract.errors import MessageIdError, TopicError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.counting import stage
 from airflow_hydrogen.runtime.data.databases import Access
@@ -72,12 +72,16 @@ class Messages:
         """Send what was staged.
 
         Raises:
-            SinkError: the brokers have not taken all of it.
+            MessageIdError: several rows were made of one message; nothing was sent.
+            TopicError: the brokers have not taken all of it.
         """
         from pyspark.sql import functions
 
         self.require_owner()
         staged = self._spark.read.parquet(uris.spark_uri(self._replacement.staged))
+        ids = staged.agg(functions.count_distinct(ID)).collect()[0][0]
+        if ids != rows:
+            raise MessageIdError(self.name, rows, ids)
         fields = [functions.col(f"`{name}`") for name in staged.columns if name not in (KEY, HEADERS)]
         messages = staged.select(
             functions.col(KEY).alias("key"),
@@ -88,4 +92,4 @@ class Messages:
         try:
             writer.option("topic", str(self._sink.topic)).option("includeHeaders", "true").save()
         except spark_errors() as error:
-            raise SinkError(f"sink {self._sink} cannot be written: {root_cause(error)}") from error
+            raise TopicError(str(self._sink), root_cause(error)) from error

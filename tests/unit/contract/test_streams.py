@@ -6,7 +6,7 @@ import pytest
 
 from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.errors import InvalidJobError, InvalidUriError
-from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Sink, Source, TrainJob
+from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
 from airflow_hydrogen.contract.streams import StreamOptions
 
 EVENTS = Source.kafka("broker:9092", "events", schema="a DOUBLE")
@@ -84,6 +84,21 @@ def test_a_checkpoint_is_no_bucket():
         ({"sink": Sink.delta("/lake/t")}, "a stream is written to Sink.parquet"),
         ({"sink": Sink.parquet("/lake/t", mode="append")}, "a stream is written to Sink.parquet"),
         ({"source": FILES, "sink": Sink.kafka("b:1", "t"), "quarantine": None}, "by their offsets"),
+        (
+            {"sink": Sink.parquet("/lake/t", mode="append"), "run": Run(dag_id="d", task_id="t", run_id="r")},
+            "a stream is written to Sink.parquet",
+        ),
+        ({"sink": Sink.kafka("broker:9092", "events")}, "is the source as well"),
+        ({"source": FILES, "sink": Sink.parquet("/lake/incoming/scores")}, "read what it writes"),
+        ({"source": FILES, "sink": Sink.parquet("/lake")}, "read what it writes"),
+        (
+            {
+                "source": FILES,
+                "on_bad_row": "quarantine",
+                "quarantine": Sink.parquet("file:///lake/incoming/bad"),
+            },
+            "and quarantine .* read what it writes",
+        ),
         ({"sink": Sink.parquet("/lake/t", partition={"batch": "1"})}, "which a stream adds itself"),
         ({"source": FILES, "stream": options(max_rows_per_trigger=5)}, "maxFilesPerTrigger"),
         (
@@ -137,6 +152,10 @@ def test_nothing_is_trained_on_a_stream():
         (
             lambda: Source.kafka("b:1", "t", schema="a INT", **{"kafka.sasl.jaas.config": "x"}),
             "a DAG holds no password",
+        ),
+        (
+            lambda: Source.kafka("b:1", "t", schema="a INT", **{"kafka.Bootstrap.servers": "c:2"}),
+            "or from the servers",
         ),
         (lambda: Source.files_stream("/a", format="json"), "needs a schema"),
         (lambda: Source.files_stream("/a", format="xml"), "format of a files_stream must be one of"),

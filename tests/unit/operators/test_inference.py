@@ -29,6 +29,24 @@ def operator(**arguments: Any) -> ArrowInferenceOperator:
     return ArrowInferenceOperator(task_id="score", **{**defaults, **arguments})
 
 
+@pytest.mark.parametrize(
+    ("place", "servers", "conn_id"),
+    [("{{ 'a:1,b:2' }}", "a:1,b:2", None), ("{{ 'events' if 1 else 'a:1' }}", None, "events")],
+)
+def test_servers_are_told_from_a_connection_when_templates_are_rendered(place, servers, conn_id) -> None:
+    task = operator(
+        source=Source.kafka(place, "in", schema="a INT"),
+        sink=Sink.kafka(place, "out"),
+        trigger="available_now",
+        checkpoint_uri="/lake/checkpoint",
+    )
+    connection = Connection(conn_id="events", conn_type="kafka", extra='{"bootstrap.servers": "c:3"}')
+    with fake_spark_submit(connections=[connection]) as submissions:
+        run_task(task)
+    job = submissions[0].job
+    assert {(side.servers, side.conn_id) for side in (job.source, job.sink)} == {(servers, conn_id)}
+
+
 def test_job_holds_the_rendered_arguments() -> None:
     task = operator(
         keep_columns=["{{ 'a' }}"],

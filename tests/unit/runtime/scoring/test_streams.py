@@ -6,8 +6,10 @@ import pyarrow as pa
 import pytest
 
 from airflow_hydrogen.contract.errors import UndecodableError
+from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.runtime.data.streams import FAULT, RAW
-from airflow_hydrogen.runtime.scoring import inference
+from airflow_hydrogen.runtime.scoring import inference, positions, streams
 from airflow_hydrogen.runtime.scoring.streams import lag_of
 
 
@@ -25,6 +27,41 @@ def test_the_lag_is_what_lies_between_two_maps_of_offsets():
     assert lag_of(progress(({"t": {"0": 5, "1": 2}}, {"t": {"0": 9, "1": 2, "2": 4}}))) == 8
     assert lag_of(progress(({"logOffset": 3}, None))) is None
     assert lag_of({"sources": [{"endOffset": None, "latestOffset": None}]}) is None
+
+
+def test_a_store_that_does_not_answer_does_not_end_a_stream(monkeypatch, capsys):
+    answers = [OSError("busy"), OSError("busy"), True]
+
+    def exists(_uri: str) -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(streams.filesystems, "exists", exists)
+    stop_file = streams._StopFile("s3://lake/.checkpoint.stop")
+    assert not stop_file.is_there()
+    assert not stop_file.is_there()
+    assert len(answers) == 2  # it was not asked again at once
+    monkeypatch.setattr(streams, "LOOK_EVERY_S", 0.0)
+    stop_file._next_look = 0.0
+    assert [stop_file.is_there(), stop_file.is_there()] == [False, True]
+    assert capsys.readouterr().out.count("busy") == 1
+
+
+def test_the_position_knows_a_folder_by_whatever_name_of_its_store():
+    def described(scheme: str) -> dict[str, str]:
+        return positions._describe(
+            InferenceJob(
+                model_uri="/m",
+                source=Source.files_stream(f"{scheme}://lake/incoming"),
+                sink=Sink.parquet(f"{scheme}://lake/scores"),
+                report_uri="/r",
+                stream=StreamOptions(trigger="available_now", checkpoint_uri="/checkpoint"),
+            )
+        )
+
+    assert described("s3a") == described("s3")
 
 
 def batch(*faults: str | None) -> pa.RecordBatch:
