@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -20,6 +23,7 @@ from airflow_hydrogen.contract.errors import (
     MergeKeysError,
     MissingColumnError,
     PartitionTakenError,
+    SinkError,
     TableBusyError,
     TableMismatchError,
 )
@@ -27,6 +31,7 @@ from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.sinks import RUN_COLUMN
 from airflow_hydrogen.runtime.scoring import application
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.runtime.session import original_error, spark_errors
 from airflow_hydrogen.runtime.sinks import delta, hive, placements
 from airflow_hydrogen.runtime.sinks.tables import LABEL
 from tests.integration.models import dense, matrix_layout, publish
@@ -251,6 +256,13 @@ def test_a_table_that_does_not_fit_is_refused_before_anything_is_scored(lake, wa
     assert put(small, lake.sink(partition=DAY)) == 5, "a wider column takes them"
 
 
+def test_columns_of_a_new_table_that_differ_in_capitals_alone_are_refused(lake, warehouse):
+    frame = numbers(warehouse, 0, 5).withColumn("DS", F.lit("x"))
+    with pytest.raises(TableMismatchError, match="columns 'DS' and 'ds' would be one column"):
+        put(frame, lake.sink(partition=DAY))
+    assert not lake.folder.exists()
+
+
 def test_values_of_a_partition_may_hold_anything(lake, warehouse):
     value = "a'b\\ %20=x/é`\""
     put(numbers(warehouse, 0, 3), lake.sink(partition={"ds": value}))
@@ -297,6 +309,17 @@ def test_a_new_delta_table_has_the_sources_types_and_is_written_by_a_part_of_its
     whole = numbers(warehouse, 0, 2).selectExpr("*", "date'2013-01-03' as ds", "7 as hour")
     put(whole, table.sink())
     assert table.ids() == [0, 1]
+
+
+def test_a_delta_table_that_is_not_partitioned_is_written_by_values(table, warehouse):
+    warehouse.sql(f"create table delta.`{table.folder}` (id bigint, prediction float, ds string) using delta")
+    put(numbers(warehouse, 0, 10).coalesce(1), table.sink(partition=DAY))
+    warehouse.sql(f"update delta.`{table.folder}` set ds = 'other' where id < 4")
+    put(numbers(warehouse, 10, 13), table.sink(partition=DAY))
+    assert table.ids() == [0, 1, 2, 3, 10, 11, 12]
+    warehouse.sql(f"alter table delta.`{table.folder}` set tblproperties (delta.enableChangeDataFeed = true)")
+    put(numbers(warehouse, 20, 22), table.sink(partition={"ds": "other"}))
+    assert table.ids() == [10, 11, 12, 20, 21]
 
 
 def test_rows_are_merged_by_key(table, warehouse):
@@ -355,6 +378,39 @@ def test_an_older_try_that_comes_late_is_never_taken_for_written(table, warehous
     assert table.ids() == list(range(100, 105))
 
 
+def test_rows_that_a_newer_try_sweeps_in_mid_commit_are_not_left_out(table, warehouse, monkeypatch):
+    """Spark leaves out files that it no longer finds, where the user's settings say so."""
+    put(numbers(warehouse, 0, 2), table.sink(partition=DAY))
+    write = delta.Table.write
+
+    def late(self, session, staged):
+        with placements.placing(warehouse, table.sink(partition=DAY), other_run("newer"), {}):
+            write(self, session, staged)
+
+    monkeypatch.setattr(delta.Table, "write", late)
+    warehouse.conf.set("spark.sql.files.ignoreMissingFiles", "true")
+    try:
+        with pytest.raises(PartitionTakenError):
+            put(numbers(warehouse, 10, 20), table.sink(partition=DAY))
+    finally:
+        warehouse.conf.unset("spark.sql.files.ignoreMissingFiles")
+    assert table.ids() == [0, 1]
+
+
+def test_a_commit_of_other_rows_than_were_staged_is_no_success(table, warehouse, monkeypatch):
+    write = delta.Table.write
+    monkeypatch.setattr(delta.Table, "write", lambda self, session, rows: write(self, session, rows.limit(1)))
+    with pytest.raises(SinkError, match=r"version 1 of .* with 1 rows in place of the 5 that were staged"):
+        put(numbers(warehouse, 0, 5), table.sink(partition=DAY))
+
+
+def test_a_retry_on_a_host_whose_clock_is_behind_is_the_newer_try(table, warehouse, monkeypatch):
+    put(numbers(warehouse, 0, 5), table.sink(partition=DAY))
+    monkeypatch.setattr(delta, "time", SimpleNamespace(time_ns=lambda: 5, sleep=time.sleep))
+    put(numbers(warehouse, 5, 7), table.sink(partition=DAY))
+    assert table.ids() == [5, 6]
+
+
 def test_a_commit_that_fails_after_it_is_there_is_one(table, warehouse, monkeypatch):
     from pyspark.errors import PySparkException
 
@@ -379,6 +435,8 @@ def test_others_that_are_always_faster_are_named_at_last(table, warehouse, monke
 
         raise Py4JJavaError("An error occurred", raise_)
 
+    read_bytes, read = delta.filesystems.read_bytes, []
+    monkeypatch.setattr(delta.filesystems, "read_bytes", lambda uri: (read.append(uri), read_bytes(uri))[1])
     monkeypatch.setattr(delta, "ATTEMPTS", 2)
     monkeypatch.setattr(delta.Table, "write", busy)
     with pytest.raises(
@@ -386,6 +444,9 @@ def test_others_that_are_always_faster_are_named_at_last(table, warehouse, monke
     ):
         put(numbers(warehouse, 5, 9), table.sink())
     assert table.ids() == list(range(5)) and table.leftovers() == []
+    assert [uri for uri in read if "_delta_log" in uri] == [], (
+        "commits from before the try are none of its own"
+    )
 
 
 def test_what_cannot_be_a_delta_table_is_refused(table, warehouse, spark, tmp_path):
@@ -424,6 +485,31 @@ def test_tables_of_hive_and_of_spark_keep_their_types_and_formats(warehouse, dat
     with pytest.raises(ColumnTypeError, match="column 'ds': expected date, found 'x'"):
         put(numbers(warehouse, 0, 3), Sink.hive(name, partition={"hour": "5", "ds": "x"}))
     assert warehouse.catalog.tableExists(name)
+    warehouse.sql(f"drop table {name}")
+
+
+def test_texts_of_a_hive_table_that_have_a_length_keep_it(warehouse, database):
+    name = f"{database}.lengths"
+    columns = "id bigint, v varchar(3), c char(3)"
+    warehouse.sql(f"create table {name} ({columns}) partitioned by (ds string) stored as orc")
+    sink = Sink.hive(name, partition=DAY)
+    texts = warehouse.sql("select 1L as id, 'abc  ' as v, 'a' as c union all select 2L, null, 'abc '")
+    put(texts, sink)
+    assert [(row["v"], row["c"]) for row in warehouse.table(name).orderBy("id").collect()] == [
+        ("abc", "a  "),
+        (None, "abc"),
+    ]
+    for column, kind in (("v", "varchar"), ("c", "char")):
+        with pytest.raises(spark_errors()) as caught:
+            put(texts.withColumn(column, F.lit("abcd")), sink)
+        error = original_error(caught.value)
+        said = rf"column '{column}': expected {kind}\(3\) in hive {name} .*, found a text of 4 characters"
+        assert isinstance(error, ColumnTypeError) and re.search(said, str(error)), error
+    assert warehouse.table(name).count() == 2
+    warehouse.sql(f"drop table {name}")
+    warehouse.sql(f"create table {name} (a array<varchar(2)>) partitioned by (ds string) stored as orc")
+    with pytest.raises(TableMismatchError, match=r"column 'a' is array<varchar\(2\)>, whose texts have"):
+        put(warehouse.sql("select array('abc') as a"), sink)
     warehouse.sql(f"drop table {name}")
 
 

@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime import __main__ as application
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
 from airflow_hydrogen.runtime.models.exports import ExportedModel
-from airflow_hydrogen.runtime.models.manifest import InputSpec, OutputSpec, Signature
 from tests.integration.daemons import spark_home
 from tests.integration.models import publish
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from airflow_hydrogen.runtime.data.columns import ColumnSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.models import directory
-from airflow_hydrogen.runtime.models.manifest import InputSpec, Manifest, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.manifest import Manifest
 
 
 def publish(uri: str, folder: Path) -> None:

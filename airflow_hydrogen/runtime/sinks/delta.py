@@ -9,7 +9,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from airflow_hydrogen.contract.errors import (
     MergeKeysError,
     MissingColumnError,
     PartitionTakenError,
+    SinkError,
     TableBusyError,
     TableMismatchError,
 )
@@ -43,7 +44,13 @@ _CATALOG = "spark.sql.catalog.spark_catalog"
 _CONFLICT = re.compile(r"io\.delta\.exceptions\.(Concurrent\w+|MetadataChanged|ProtocolChanged)Exception")
 _NO_COLUMN = re.compile(r"[ ,;{}()\n\t=]")
 _COMMIT = re.compile(r"\d{20}\.json")
-_NEWEST = 100
+# Of a session whose settings are those of one commit: rows of a file that is gone, or cannot be read, are
+# not left out, and the commit says how many it has written.
+_COMMIT_SETTINGS = {
+    "spark.sql.files.ignoreMissingFiles": "false",
+    "spark.sql.files.ignoreCorruptFiles": "false",
+    "spark.databricks.delta.history.metricsEnabled": "true",
+}
 
 
 def require_writable(sink: Sink) -> None:
@@ -85,8 +92,9 @@ class Rows:
     def __init__(self, table: Table, run: Run | None, replacement: Replacement) -> None:
         self.name = str(table.sink)
         self._table, self._run, self._replacement = table, run, replacement
-        # Tries of a run count up, so that Delta skips what an older one brings after a newer.
-        self._number = time.time_ns()
+        # Tries of a run count up, so that Delta skips what an older one brings after a newer. Their hosts'
+        # clocks may differ.
+        self._number = max(time.time_ns(), table.newest_try(run) + 1) if run else 0
         self._schema: StructType | None = None
 
     def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
@@ -117,9 +125,11 @@ class Rows:
             MergeKeysError: keys that stand twice among the rows, or are null.
             TableBusyError: others were faster every time.
             PartitionTakenError: a newer try has begun, or has committed.
+            SinkError: the commit holds other rows than those that were staged.
         """
         assert self._schema is not None, "nothing was staged"
         self._table.make(self._schema)
+        before = self._table.newest_version()
         session = _own_session(self._table.spark)
         staged = session.read.schema(self._schema).parquet(*_files(self._replacement.staged))
         self._table.require_distinct_keys(staged)
@@ -135,7 +145,7 @@ class Rows:
             try:
                 self._table.write(session, staged)
             except spark_errors() as error:
-                if self._table.version_of(note) is not None:
+                if self._table.commit_of(note, before) is not None:
                     break  # it failed after it had committed
                 if not _is_conflict(error):
                     raise
@@ -145,10 +155,29 @@ class Rows:
                 time.sleep(random.uniform(0.5, 1.0) * min(0.2 * 2**attempt, _LONGEST_WAIT_S))
             else:
                 break
-        version = self._table.version_of(note)
-        if version is None:  # Delta has skipped it
+        committed = self._table.commit_of(note, before)
+        if committed is None:  # Delta has skipped it
             raise PartitionTakenError(self.name, None)
-        print(f"committed version {version} of {self.name}", flush=True)
+        print(f"committed version {committed.version} of {self.name}", flush=True)
+        if committed.rows not in (None, rows):
+            raise SinkError(
+                f"version {committed.version} of {self.name} was committed with {committed.rows} rows in "
+                f"place of the {rows} that were staged: its partition is not whole. Clear the task, which "
+                "replaces it"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Commit:
+    """A version of a table, as its log has it.
+
+    Attributes:
+        version: its number.
+        rows: how many it has put in; None where it says that of others too: a merge, a feed of changes.
+    """
+
+    version: int
+    rows: int | None
 
 
 class Table:
@@ -203,6 +232,8 @@ class Table:
 
     def fitted(self, frame: DataFrame, notes: str | None) -> DataFrame:
         """The rows with the table's names and types; see `tables.fitted`."""
+        written = [name for name in frame.columns if name != notes]
+        tables.require_distinct([*written, *self.sink.partition], str(self.sink))
         schema = self._schema()
         tables.partition_values(self.spark, self.sink.partition, self._partition_types(schema))
         own = {column.lower() for column in self.sink.partition}
@@ -293,20 +324,54 @@ class Table:
             for column, value in self.sink.partition.items()
         ]
 
-    def version_of(self, note: str) -> int | None:
-        """The version whose commit has a note, among the newest; None where there is none."""
-        log = uris.join(str(self.sink.uri), "_delta_log")
-        commits = [name for name, _size in filesystems.list_files(log) if _COMMIT.fullmatch(name)]
-        for name in sorted(commits, reverse=True)[:_NEWEST]:
-            for line in filesystems.read_bytes(uris.join(log, name)).splitlines():
-                if json.loads(line).get("commitInfo", {}).get("userMetadata") == note:
-                    return int(name.removesuffix(".json"))
+    def newest_try(self, run: Run) -> int:
+        """The number of a run's newest try that has committed; 0 where none has."""
+        jvm: Any = self.spark._jvm
+        # Delta asks for the settings of the session that is active in this thread.
+        jvm.org.apache.spark.sql.classic.SparkSession.setActiveSession(self.spark._jsparkSession)
+        log = jvm.org.apache.spark.sql.delta.DeltaLog
+        snapshot = log.forTableWithSnapshot(self.spark._jsparkSession, self._uri)._2()
+        found = snapshot.transactions().get(_writer(run))
+        return int(found.get()) if found.isDefined() else 0
+
+    def newest_version(self) -> int:
+        """The number of the newest commit; -1 where there is none."""
+        return max(self._commits(), default=-1)
+
+    def commit_of(self, note: str, after: int) -> Commit | None:
+        """The commit that has a note, among those that are newer than a version; None where there is none."""
+        commits = self._commits()
+        for version in sorted((version for version in commits if version > after), reverse=True):
+            actions = [json.loads(line) for line in filesystems.read_bytes(commits[version]).splitlines()]
+            info: dict[str, Any] = next(
+                (action["commitInfo"] for action in actions if "commitInfo" in action), {}
+            )
+            if info.get("userMetadata") == note:
+                alone = self.sink.mode != "merge" and not any("cdc" in action for action in actions)
+                return Commit(version, _rows_written(info) if alone else None)
         return None
+
+    def _commits(self) -> dict[int, str]:
+        """Version -> the file of its commit, of those that the log still has one by one."""
+        log = uris.join(str(self.sink.uri), "_delta_log")
+        names = [name for name, _size in filesystems.list_files(log) if _COMMIT.fullmatch(name)]
+        return {int(name.removesuffix(".json")): uris.join(log, name) for name in names}
+
+
+def _rows_written(commit: Mapping[str, Any]) -> int | None:
+    """Rows that a commit has put in, by what it says of itself. It says nothing of none."""
+    metrics = commit.get("operationMetrics")
+    if metrics is None:
+        return None
+    # It counts others that lay in the same files, too, where a table is not partitioned by what is replaced.
+    return int(metrics.get("numOutputRows", 0)) - int(metrics.get("numCopiedRows", 0))
 
 
 def _own_session(spark: SparkSession) -> SparkSession:
     """A session like another, whose settings are those of one commit."""
     session = type(spark)(spark.sparkContext, spark._jsparkSession.cloneSession())
+    for name, value in _COMMIT_SETTINGS.items():
+        session.conf.set(name, value)
     if session.conf.get(_NO_ESCAPES) == "true":
         session.conf.set(_NO_ESCAPES, "false")  # `tables.text` has some
     return session

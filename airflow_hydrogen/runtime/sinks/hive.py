@@ -280,6 +280,8 @@ class Table:
 
     def fitted(self, frame: DataFrame, notes: str | None) -> DataFrame:
         """The rows with the table's names, order and types; see `tables.fitted`."""
+        written = [name for name in frame.columns if name != notes]
+        tables.require_distinct([*written, *self.sink.partition], str(self.sink))
         self._values()
         if self._found is None:
             return frame

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
@@ -12,7 +13,7 @@ from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.sources import quoted
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import DataType, StructField, StructType
 
 LABEL = "airflow_hydrogen"
@@ -21,12 +22,25 @@ LABEL = "airflow_hydrogen"
 Types = Mapping[str, "DataType"]
 """Column of a partition -> its type in the source, where the source has it."""
 
+# Spark reads texts with a length as strings, and keeps here what they are.
+_DECLARED = "__CHAR_VARCHAR_TYPE_STRING"
+_SIZED = re.compile(r"(char|varchar)\((\d+)\)")
 _WIDER = ("tinyint", "smallint", "int", "bigint")
 
 
 def label_of(schema: StructType) -> dict[str, Any]:
     """What made the rows, by the metadata of their columns; empty where none says it."""
     return next((field.metadata[LABEL] for field in schema if LABEL in field.metadata), {})
+
+
+def require_distinct(names: Iterable[str], where: str) -> None:
+    """Raise TableMismatchError where columns differ in capitals alone: a table would not tell them apart."""
+    spelled: dict[str, list[str]] = {}
+    for name in names:
+        spelled.setdefault(name.lower(), []).append(name)
+    if same := [found for found in spelled.values() if len(found) > 1]:
+        problems = [f"columns {' and '.join(map(repr, found))} would be one column" for found in same]
+        raise TableMismatchError(where, problems)
 
 
 def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: str | None) -> DataFrame:
@@ -40,7 +54,7 @@ def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: 
 
     Raises:
         TableMismatchError: columns that only one of the two has, or whose values would change in the
-            table's type.
+            table's type. Texts that are too long fail where they are computed, by ColumnTypeError.
     """
     from pyspark.sql import functions
 
@@ -58,6 +72,11 @@ def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: 
             column = column.cast(field.dataType)
         elif given != expected:
             problems.append(f"its column {field.name!r} is {expected}, and what is scored is {given}")
+        elif declared := field.metadata.get(_DECLARED):
+            if sized := _SIZED.fullmatch(declared):
+                column = _within(column, sized, field.name, where)
+            else:
+                problems.append(f"its column {field.name!r} is {declared}, whose texts have a length")
         columns.append(column.alias(field.name, metadata=found[name].metadata))
     if problems:
         raise TableMismatchError(where, problems)
@@ -114,6 +133,22 @@ def text(value: str) -> str:
     """A string as SQL has it."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _within(column: Column, sized: re.Match[str], name: str, where: str) -> Column:
+    """Text as a column with a length holds it. As for Spark's INSERT, blanks at the end may be too many."""
+    from pyspark.sql import functions
+
+    kind, length = sized[1], int(sized[2])
+    error = f"{ColumnTypeError.__module__}.{ColumnTypeError.__name__}"
+    said = functions.concat(
+        functions.lit(f"{error}: column {name!r}: expected {sized[0]} in {where}, found a text of "),
+        functions.length(column).cast("string"),
+        functions.lit(" characters; widen the column, or shorten the text in the source's SQL"),
+    )
+    longer = functions.length(functions.rtrim(column)) > length
+    held = functions.rpad(column, length, " ") if kind == "char" else functions.substring(column, 1, length)
+    return functions.when(longer, functions.raise_error(said)).otherwise(held)
 
 
 def _widens(found: str, expected: str) -> bool:

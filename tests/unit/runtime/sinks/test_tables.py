@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.errors import InvalidJobError, TableMismatchError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.sinks import hive, tables
 
@@ -23,6 +23,12 @@ RUN = Run(dag_id="d", task_id="t", run_id="r")
 )
 def test_only_types_that_hold_every_value_are_wider(found, expected, widens):
     assert tables._widens(found, expected) is widens
+
+
+def test_columns_that_differ_in_capitals_alone_are_named():
+    tables.require_distinct(["id", "ds"], "delta /lake/t")
+    with pytest.raises(TableMismatchError, match="columns 'a' and 'A' would be one column; columns 'DS' and"):
+        tables.require_distinct(["a", "DS", "b", "A", "ds"], "delta /lake/t")
 
 
 def test_a_string_is_no_more_than_a_string_of_sql():
