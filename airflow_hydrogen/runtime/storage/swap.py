@@ -10,6 +10,7 @@ There are two ways, and `Replacement.commit` chooses:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -35,6 +36,8 @@ _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 
 # What tries stage, whether or not they were about to remove it, and owner files that were being written.
 _LEFTOVER = re.compile(r"staging-[0-9a-f]{12}(?:\.gone)*|owner\.[0-9a-f]{8}")
+
+_CLAIMS = 20
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +180,7 @@ def replacing(
     number = max([0, *numbers, owner["number"] if owner else 0]) + 2
     replacement = Replacement(target, new_token(), number, run, name or target)
     claim = {"token": replacement.token, "number": number, "run": run}
-    filesystems.write_bytes(_owner_uri(target), json.dumps(claim).encode())
+    _claim(target, json.dumps(claim).encode())
     # Only what was there before the claim: a try that begins after this one is none of its business.
     for uri in stale:
         sweep(uri)
@@ -231,6 +234,18 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 # --- who owns a target -----------------------------------------------------------------------------------
+
+
+def _claim(target: str, claim: bytes) -> None:
+    """Write who owns a target.
+
+    Others who begin at the same moment may take the unfinished file for a leftover and sweep it: each of them
+    does so once, and the next one is not on their list.
+    """
+    for _attempt in range(_CLAIMS):
+        with contextlib.suppress(FileNotFoundError):
+            return filesystems.write_bytes(_owner_uri(target), claim)
+    raise PartitionTakenError(target, None)
 
 
 def _owner_uri(target: str) -> str:

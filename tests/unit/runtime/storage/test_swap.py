@@ -138,6 +138,27 @@ def test_of_two_tries_at_the_same_time_the_newest_wins_in_whatever_order_they_en
     assert {name.partition("/")[0] for name, _ in filesystems.list_files(root)} == {"ds=1"}
 
 
+def test_tries_that_begin_at_the_same_moment_do_not_sweep_each_others_claims(tmp_path):
+    meet, outcomes = threading.Barrier(4), []
+
+    def begin(number):
+        meet.wait()
+        try:
+            with swap.replacing(str(tmp_path / f"{number}" / "ds=1"), RUN):
+                outcomes.append(None)
+        except Exception as error:
+            outcomes.append(error)
+
+    for number in range(60):
+        threads = [threading.Thread(target=begin, args=(number,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(outcomes) == 240
+    assert {type(outcome) for outcome in outcomes} <= {type(None), PartitionTakenError}
+
+
 def test_a_try_whose_files_a_newer_one_swept_says_so(failing):  # noqa: F811
     root, _faults = failing
     target = uris.join(root, "ds=1")
