@@ -150,6 +150,7 @@ def test_tries_that_begin_at_the_same_moment_do_not_sweep_each_others_claims(tmp
             outcomes.append(error)
 
     for number in range(60):
+        (tmp_path / f"{number}").mkdir()
         threads = [threading.Thread(target=begin, args=(number,)) for _ in range(4)]
         for thread in threads:
             thread.start()
