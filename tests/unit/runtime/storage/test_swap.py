@@ -138,26 +138,28 @@ def test_of_two_tries_at_the_same_time_the_newest_wins_in_whatever_order_they_en
     assert {name.partition("/")[0] for name, _ in filesystems.list_files(root)} == {"ds=1"}
 
 
-def test_tries_that_begin_at_the_same_moment_do_not_sweep_each_others_claims(tmp_path):
-    meet, outcomes = threading.Barrier(4), []
+def test_a_claim_that_another_try_took_for_a_leftover_is_written_again(tmp_path, monkeypatch):
+    write, target = filesystems.write_bytes, str(tmp_path / "ds=1")
+    swept = []
 
-    def begin(number):
-        meet.wait()
-        try:
-            with swap.replacing(str(tmp_path / f"{number}" / "ds=1"), RUN):
-                outcomes.append(None)
-        except Exception as error:
-            outcomes.append(error)
+    def write_as_it_is_swept(uri, data):
+        if len(swept) < 3:
+            swept.append(uri)
+            raise FileNotFoundError(f"{uri}.0123abcd")
+        write(uri, data)
 
-    for number in range(60):
-        (tmp_path / f"{number}").mkdir()
-        threads = [threading.Thread(target=begin, args=(number,)) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(outcomes) == 240
-    assert {type(outcome) for outcome in outcomes} <= {type(None), PartitionTakenError}
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystems, "write_bytes", write_as_it_is_swept)
+        with swap.replacing(target, RUN) as replacement:
+            replacement.require_owner()
+    assert len(swept) == 3
+
+    def never(uri, data):
+        raise FileNotFoundError(uri)
+
+    monkeypatch.setattr(filesystems, "write_bytes", never)
+    with pytest.raises(PartitionTakenError), swap.replacing(target, RUN):
+        pass
 
 
 def test_a_try_whose_files_a_newer_one_swept_says_so(failing):  # noqa: F811
