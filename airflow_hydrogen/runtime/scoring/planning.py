@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
@@ -15,12 +16,14 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.runtime.data import scans
+from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.data.streams import FAULT, RAW, TRACES
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
+from airflow_hydrogen.runtime.scoring.direct import RowGroup
 from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
 from airflow_hydrogen.runtime.scoring.sinks import Listed
 from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
@@ -143,10 +146,6 @@ def score(
     constants = {column: job.sink.partition[name] for name, column in partition.items()}
     features = [column.name for column in manifest.signature.columns]
     needed = list(dict.fromkeys([*features, *keep, *constants, *traces]))
-    sifting = None
-    if job.on_bad_row != "fail":
-        limit = job.max_bad_rows if isinstance(job.max_bad_rows, int) else None
-        sifting = Sifting(str(job.sink), limit)
     scorer = Scorer(
         model_uri=uris.canonical(job.model_uri),
         manifest=manifest,
@@ -156,34 +155,14 @@ def score(
         constants=constants,
         batch_rows=job.batch_rows,
         threads=threads_per_task(spark, slots),
-        sifting=sifting,
+        sifting=_sifting(job),
     )
     scan = None if job.prepare or job.stream else scans.scan_of(frame, job.source, needed)
     groups = direct.row_groups(scan.files) if scan else []
-    rows = scan.files.total_rows if scan and groups and scan.condition is None else None
-
-    def read_by_tasks(scorer: Scorer, schema: StructType) -> DataFrame:
-        """Tasks read their row groups themselves; each gets its number as its only row."""
-        assert scan is not None
-        hands, whole = direct.deal(groups, slots), scan
-
-        def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            for batch in numbers:
-                for number in batch.column(0).to_pylist():
-                    yield from scorer(direct.read(whole, hands[number], needed, scorer.batch_rows))
-
-        return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema)
-
-    def read_by_spark(scorer: Scorer, schema: StructType) -> DataFrame:
-        if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
-            # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
-            frame.sparkSession.conf.set(_ARROW_BATCH, job.batch_rows)
-
-        def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            return scorer(batches)
-
-        return frame.select(*(f"`{name}`" for name in needed)).mapInArrow(run, schema)
-
+    rows, run = None, partial(_read_by_spark, frame, needed)
+    if scan and groups:
+        rows = scan.files.total_rows if scan.condition is None else None
+        run = partial(_read_by_tasks, spark, scan, direct.deal(groups, slots), needed)
     return Scoring(
         schema=output_schema(frame.schema, keep, outputs, manifest.signature, label),
         rows=rows,
@@ -191,11 +170,48 @@ def score(
         bad_rows=quarantine_schema(frame.schema, needed, job) if job.on_bad_row == "quarantine" else None,
         scorer=scorer,
         job=job,
-        run=read_by_tasks if groups else read_by_spark,
+        run=run,
         through_spark=not groups,
         codec=str(spark.conf.get(_CODEC)).lower(),
         spark=spark.version,
     )
+
+
+def _sifting(job: InferenceJob) -> Sifting | None:
+    if job.on_bad_row == "fail":
+        return None
+    return Sifting(str(job.sink), job.max_bad_rows if isinstance(job.max_bad_rows, int) else None)
+
+
+def _read_by_tasks(
+    spark: SparkSession,
+    scan: Scan,
+    hands: Sequence[Sequence[RowGroup]],
+    columns: Sequence[str],
+    scorer: Scorer,
+    schema: StructType,
+) -> DataFrame:
+    """Tasks read their row groups themselves; each gets its number as its only row."""
+
+    def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in numbers:
+            for number in batch.column(0).to_pylist():
+                yield from scorer(direct.read(scan, hands[number], columns, scorer.batch_rows))
+
+    return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema)
+
+
+def _read_by_spark(frame: DataFrame, columns: Sequence[str], scorer: Scorer, schema: StructType) -> DataFrame:
+    """Spark reads, and gives tasks batches."""
+    spark = frame.sparkSession
+    if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
+        # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
+        spark.conf.set(_ARROW_BATCH, scorer.batch_rows)
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return scorer(batches)
+
+    return frame.select(*(f"`{name}`" for name in columns)).mapInArrow(run, schema)
 
 
 def columns_of(schema: StructType) -> list[tuple[str, str]]:
