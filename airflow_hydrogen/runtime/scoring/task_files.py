@@ -6,8 +6,10 @@ those files that the accounts of accepted tries name, and no others: of a task t
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -124,14 +126,22 @@ class TaskFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._flush()
+        failed = error is not None
         try:
-            if self._writer is not None:
-                self._writer.close()
-        except Exception:
-            if error is None:  # else that is what has to be told
-                raise
+            if not failed:
+                self._flush()
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            self._close(failed)
+
+    def _close(self, failed: bool) -> None:
+        """Close what is open. What has failed before is what has to be told, and not what that leads to."""
+        try:
+            with contextlib.suppress(Exception) if failed else nullcontext():
+                if self._writer is not None:
+                    self._writer.close()
         finally:
             if self._stream is not None:
                 self._stream.close()

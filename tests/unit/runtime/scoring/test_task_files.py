@@ -90,6 +90,28 @@ def test_a_task_that_nobody_waits_for_leaves_nothing_behind(place, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_that_cannot_be_written_at_the_end_leave_no_stream_open(place, monkeypatch):
+    file = TaskFile(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_ROW_GROUP_BYTES", 1)
+        file.add(rows(1))
+    file.add(rows(2))
+    stream, writer = file._stream, file._writer
+
+    def is_full(*_):
+        raise OSError("the disk is full")
+
+    def has_no_footer():
+        writer.is_open = False
+        raise ValueError("and so the footer cannot be written")
+
+    monkeypatch.setattr(writer, "write_table", is_full)
+    monkeypatch.setattr(writer, "close", has_no_footer)
+    with pytest.raises(OSError, match="the disk is full"):
+        file.__exit__(None, None, None)
+    assert stream.closed
+
+
 def test_a_task_that_fails_names_no_file(place):
     file = TaskFile(place)
     file.add(rows(1))
