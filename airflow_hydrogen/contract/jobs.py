@@ -106,6 +106,11 @@ class Run:
     map_index: int = -1
     clear_number: int = 0
 
+    @property
+    def work(self) -> tuple[str, str, str, int]:
+        """What the run works at: the same for all of its tries, after a clear too."""
+        return self.dag_id, self.task_id, self.run_id, self.map_index
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
@@ -368,9 +373,7 @@ class InferenceJob:
                 f"max_rows_per_trigger counts messages of Kafka, and {self.source} is read by files: give "
                 "the source the option maxFilesPerTrigger"
             )
-        written = [("sink", self.sink.folder)]
-        if self.on_bad_row == "quarantine":
-            written.append(("quarantine", self.quarantine_sink.folder))
+        written = [("sink", self.sink.folder), ("quarantine", self.quarantine_uri)]
         self._check_loop(written)
         for name, place in [("source", self.source.uri), *written]:
             checkpoint = self.stream.checkpoint_uri
@@ -467,6 +470,11 @@ class InferenceJob:
         return dataclasses.replace(
             self.quarantine, partition=self.quarantine.partition or self._quarantine_partition
         )
+
+    @property
+    def quarantine_uri(self) -> str | None:
+        """The folder that bad rows replace; None where they go nowhere."""
+        return self.quarantine_sink.folder if self.on_bad_row == "quarantine" else None
 
     @property
     def _quarantine_partition(self) -> Mapping[str, str]:

@@ -24,8 +24,7 @@ RUN_COLUMN = "hydrogen_run"
 
 def run_partition(run: Run) -> dict[str, str]:
     """The partition of what one run adds, for all of its tries and clears."""
-    identity = repr((run.dag_id, run.task_id, run.run_id, run.map_index))
-    return {RUN_COLUMN: hashlib.sha256(identity.encode()).hexdigest()[:16]}
+    return {RUN_COLUMN: hashlib.sha256(repr(run.work).encode()).hexdigest()[:16]}
 
 
 class _Fields(NamedTuple):

@@ -55,10 +55,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
             "mode='merge' with on_bad_row='quarantine' needs a run, in whose partition bad rows are kept: "
             "outside Airflow give the job one"
         )
-    placements.require_writable(job.sink, job.access)
-    quarantine_uri = job.quarantine_sink.folder if job.on_bad_row == "quarantine" else None
-    if quarantine_uri is not None:
-        filesystems.require_writable("quarantine", quarantine_uri)
+    require_writable(job)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     with _kept(job) as kept:
         model = _named_model(job, kept)
@@ -89,7 +86,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     seconds = time.monotonic() - started
     print(f"wrote {written.rows:,} rows to {job.sink}", flush=True)
     if written.bad:
-        where = "dropped" if quarantine_uri is None else f"quarantined in {quarantine_uri}"
+        where = "dropped" if job.quarantine_uri is None else f"quarantined in {job.quarantine_uri}"
         print(f"{written.bad.total():,} of {written.rows_in:,} rows {where}:", flush=True)
         for fault, rows in written.bad.most_common():
             print(f"  {rows:,}: {fault}", flush=True)
@@ -102,7 +99,7 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         rows_in=written.rows_in,
         rows_dropped=written.dropped,
         rows_quarantined=written.quarantined,
-        quarantine_uri=quarantine_uri,
+        quarantine_uri=job.quarantine_uri,
         bad_rows=dict(written.bad),
         columns={field.name: field.dataType.simpleString() for field in scoring.schema},
         seconds={"total": round(seconds, 3)},
@@ -110,6 +107,17 @@ def run_inference(job: InferenceJob) -> InferenceReport:
         source=opened.snapshot,
         versions=versions.installed(),
     )
+
+
+def require_writable(job: InferenceJob) -> None:
+    """Find out that sink or quarantine cannot be written, before any work is done.
+
+    Raises:
+        HydrogenError: with what to change.
+    """
+    placements.require_writable(job.sink, job.access)
+    if job.quarantine_uri is not None:
+        filesystems.require_writable("quarantine", job.quarantine_uri)
 
 
 def manifest_of(job: InferenceJob) -> Manifest:

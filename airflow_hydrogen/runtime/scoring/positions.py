@@ -94,9 +94,7 @@ def claim(job: InferenceJob, topic: str | None = None) -> Position:
             "messages are counted from 0 again. Begin anew with another checkpoint and another sink",
         )
     position = Position(checkpoint, found["stream"] if found else uuid.uuid4().hex, secrets.token_hex(6))
-    folders = {"sink": job.sink.folder}
-    if job.on_bad_row == "quarantine":
-        folders["quarantine"] = job.quarantine_sink.folder
+    folders = {"sink": job.sink.folder, "quarantine": job.quarantine_uri}
     for name, folder in folders.items():
         if folder is not None:
             _require_own_batches(name, folder, position, known=found is not None)

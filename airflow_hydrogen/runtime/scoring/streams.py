@@ -36,12 +36,16 @@ from airflow_hydrogen.runtime.models.directory import read_manifest
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import positions, sinks, warming
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
-from airflow_hydrogen.runtime.scoring.application import label_of, scoring_session, usable_model
+from airflow_hydrogen.runtime.scoring.application import (
+    label_of,
+    require_writable,
+    scoring_session,
+    usable_model,
+)
 from airflow_hydrogen.runtime.scoring.planning import Scoring, score
 from airflow_hydrogen.runtime.scoring.positions import Position
 from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
-from airflow_hydrogen.runtime.sinks import placements
 from airflow_hydrogen.runtime.sinks.kafka import HEADERS, ID, KEY
 from airflow_hydrogen.runtime.storage import filesystems
 
@@ -87,10 +91,8 @@ def run_stream(job: InferenceJob) -> InferenceReport:
     """
     assert job.stream is not None
     started = time.monotonic()
-    placements.require_writable(job.sink, job.access)
+    require_writable(job)
     filesystems.require_writable("checkpoint_uri", job.stream.checkpoint_uri)
-    if job.on_bad_row == "quarantine":
-        filesystems.require_writable("quarantine", str(job.quarantine_sink.folder))
     if job.prepare:
         resolve_import_path(job.prepare)
     model = aliases.resolve(job.model_uri)
@@ -442,7 +444,7 @@ def _report(
         rows_in=rows.rows_in,
         rows_dropped=rows.dropped,
         rows_quarantined=rows.quarantined,
-        quarantine_uri=job.quarantine_sink.folder if job.on_bad_row == "quarantine" else None,
+        quarantine_uri=job.quarantine_uri,
         bad_rows=dict(rows.bad),
         columns=batches.columns,
         seconds={"total": round(seconds, 3)},

@@ -94,7 +94,7 @@ class Rows:
         self._database = database
         self._dialect = dialects.of(database.url)
         # Runs that merge take nothing from each other, where they share a table; tries of one run do.
-        of_run = (run.dag_id, run.task_id, run.run_id, run.map_index) if run and sink.mode == "merge" else ()
+        of_run = run.work if run and sink.mode == "merge" else ()
         self._work = (sorted(sink.partition.items()), sink.mode, of_run)
         self._prefix = ""
         self._staged: Table | None = None

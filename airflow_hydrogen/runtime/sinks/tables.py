@@ -115,7 +115,7 @@ def place(location: str, sink: Sink, run: Run | None) -> str:
         sink: what is written.
         run: the Airflow run, or None.
     """
-    writer = (run.dag_id, run.task_id, run.run_id, run.map_index) if run and sink.mode == "merge" else None
+    writer = run.work if run and sink.mode == "merge" else None
     identity = repr((sorted(sink.partition.items()), writer))
     return f"{uris.canonical(location)}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
