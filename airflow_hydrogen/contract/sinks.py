@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract import brokers, uris
 from airflow_hydrogen.contract.errors import InvalidJobError
-from airflow_hydrogen.contract.values import refuse_unknown_fields
+from airflow_hydrogen.contract.values import refuse_unknown_fields, require_fields
 
 if TYPE_CHECKING:
     from airflow_hydrogen.contract.jobs import Run
@@ -86,26 +86,14 @@ class Sink:
             raise InvalidJobError(
                 f"sink kind {self.kind!r} is not known; expected one of {', '.join(_KINDS)}"
             )
-        for name in kinds.needed:
-            if not getattr(self, name):
+        allowed = (*_COMMON, *kinds.allowed)
+        require_fields(self, f"{self.kind} sink", kinds.needed, allowed, _WANTED, kinds.example)
+        if self.kind == "kafka":
+            brokers.require_one("sink", self.servers, self.conn_id)
+            if self.partition:
                 raise InvalidJobError(
-                    f"a {self.kind} sink needs {_WANTED[name]}, as in {kinds.example}; found "
-                    f"{getattr(self, name)!r}"
+                    "a kafka sink has no partition: a topic is not replaced, messages are added"
                 )
-        given = [
-            item.name for item in dataclasses.fields(self) if getattr(self, item.name) not in (None, {}, ())
-        ]
-        if wrong := [name for name in given if name not in (*_COMMON, *kinds.needed, *kinds.allowed)]:
-            raise InvalidJobError(f"a {self.kind} sink has no {', '.join(wrong)}")
-        if self.kind == "kafka" and (self.servers is None) == (self.conn_id is None):
-            raise InvalidJobError(
-                "a kafka sink needs either servers, such as 'host:9092', or an Airflow connection of type "
-                f"kafka; found servers={self.servers!r}, conn_id={self.conn_id!r}"
-            )
-        if self.kind == "kafka" and self.partition:
-            raise InvalidJobError(
-                "a kafka sink has no partition: a topic is not replaced, messages are added"
-            )
         self._check_mode(kinds.modes)
         for key, value in self.partition.items():
             if not isinstance(value, str) or not value:
@@ -232,14 +220,8 @@ class Sink:
             topic: the topic, which must be there.
             work_uri: as for `hive`.
         """
-        has_port = ":" in servers_or_conn_id
-        return cls(
-            kind="kafka",
-            servers=servers_or_conn_id if has_port else None,
-            conn_id=None if has_port else servers_or_conn_id,
-            topic=topic,
-            work_uri=work_uri,
-        )
+        named: dict[str, Any] = brokers.named_by(servers_or_conn_id)
+        return cls(kind="kafka", topic=topic, work_uri=work_uri, **named)
 
     def for_run(self, run: Run | None) -> Sink:
         """The sink of one Airflow run: what is appended is the run's own partition.

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from airflow_hydrogen.contract import brokers
 from airflow_hydrogen.contract.errors import InvalidJobError
-from airflow_hydrogen.contract.values import refuse_unknown_fields, require_json
+from airflow_hydrogen.contract.values import refuse_unknown_fields, require_fields, require_json
 
 SourceKind = Literal[
     "parquet",
@@ -162,19 +163,9 @@ class Source:
             raise InvalidJobError(
                 f"source kind {self.kind!r} is not known; expected one of {', '.join(_KINDS)}"
             )
-        for name in kinds.needed:
-            if not getattr(self, name):
-                wanted = _WANTED.get(name, f"a {name}")
-                example = _EXAMPLES.get(self.kind, f"Source.{self.kind}(uri)")
-                raise InvalidJobError(
-                    f"a {self.kind} source needs {wanted}, as in {example}; found {getattr(self, name)!r}"
-                )
-        given = [
-            item.name for item in dataclasses.fields(self) if getattr(self, item.name) not in (None, {}, ())
-        ]
-        common = ("kind",) if self.is_stream else _COMMON
-        if wrong := [name for name in given if name not in (*common, *kinds.needed, *kinds.allowed)]:
-            raise InvalidJobError(f"a {self.kind} source has no {', '.join(wrong)}")
+        allowed = (*(("kind",) if self.is_stream else _COMMON), *kinds.allowed)
+        example = _EXAMPLES.get(self.kind, f"Source.{self.kind}(uri)")
+        require_fields(self, f"{self.kind} source", kinds.needed, allowed, _WANTED, example)
 
     def _check_stream(self) -> None:
         if streams := [name for name, table in self.tables.items() if table.is_stream]:
@@ -182,11 +173,8 @@ class Source:
                 f"tables of a sql source are no streams, found {', '.join(map(repr, streams))}: join what "
                 "belongs to a stream's rows in 'prepare', which gets every micro-batch"
             )
-        if self.kind == "kafka" and (self.servers is None) == (self.conn_id is None):
-            raise InvalidJobError(
-                "a kafka source needs either servers, such as 'host:9092', or an Airflow connection of type "
-                f"kafka; found servers={self.servers!r}, conn_id={self.conn_id!r}"
-            )
+        if self.kind == "kafka":
+            brokers.require_one("source", self.servers, self.conn_id)
         if self.kind == "kafka" and self.payload not in _PAYLOADS:
             raise InvalidJobError(
                 f"payload of a kafka source must be one of {', '.join(map(repr, _PAYLOADS))}, found "
@@ -493,16 +481,8 @@ class Source:
             options: options of Spark's Kafka reader, such as `startingOffsets`: "earliest" unless given. A
                 stream that has a checkpoint goes on from there.
         """
-        has_port = ":" in servers_or_conn_id
-        return cls(
-            kind="kafka",
-            servers=servers_or_conn_id if has_port else None,
-            conn_id=None if has_port else servers_or_conn_id,
-            topic=topic,
-            payload=payload,
-            schema=schema,
-            options=options,
-        )
+        named: dict[str, Any] = brokers.named_by(servers_or_conn_id)
+        return cls(kind="kafka", topic=topic, payload=payload, schema=schema, options=options, **named)
 
     @classmethod
     def files_stream(

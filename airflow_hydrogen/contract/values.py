@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_hydrogen.contract.errors import InvalidJobError, KwargsError
@@ -63,6 +63,39 @@ def refuse_unknown_fields(cls: type[Any], document: Mapping[str, Any]) -> None:
     )
     if missing:
         raise InvalidJobError(f"{cls.__name__} needs {', '.join(missing)}")
+
+
+def require_fields(
+    value: Any,
+    what: str,
+    needed: Sequence[str],
+    allowed: Sequence[str],
+    wanted: Mapping[str, str],
+    example: str,
+) -> None:
+    """Hold the fields of a dataclass that are given against those that its kind has.
+
+    Args:
+        value: of the dataclass.
+        what: it is, for messages, such as "jdbc source".
+        needed: fields without which it is none.
+        allowed: what others it may have.
+        wanted: what a needed field should hold, where its name does not say that.
+        example: how it is made.
+
+    Raises:
+        InvalidJobError: a field is missing, or one too many.
+    """
+    for name in needed:
+        if not getattr(value, name):
+            raise InvalidJobError(
+                f"a {what} needs {wanted.get(name, f'a {name}')}, as in {example}; found "
+                f"{getattr(value, name)!r}"
+            )
+    fields = [item.name for item in dataclasses.fields(value)]
+    given = [name for name in fields if getattr(value, name) not in (None, {}, ())]
+    if wrong := [name for name in given if name not in (*needed, *allowed)]:
+        raise InvalidJobError(f"a {what} has no {', '.join(wrong)}")
 
 
 def unless_none(name: str, value: object) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract import brokers, uris
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Sink
 from airflow_hydrogen.contract.pickling import callable_name
@@ -183,7 +183,7 @@ def _with_servers(document: dict[str, Any]) -> dict[str, Any]:
     if document.get("kind") != "kafka" or len(places) != 1:
         return document
     others = {name: item for name, item in document.items() if name not in ("servers", "conn_id")}
-    return {**others, "servers" if ":" in places[0] else "conn_id": places[0]}
+    return {**others, **brokers.named_by(places[0])}
 
 
 def to_integer(argument: str, value: Any) -> int:
