@@ -24,13 +24,12 @@ from airflow_hydrogen.contract.errors import (
     TableMismatchError,
 )
 from airflow_hydrogen.contract.jobs import Run, Sink
-from airflow_hydrogen.runtime.data.counting import stage
-from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.data.sources import quoted
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import tables
+from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
 from airflow_hydrogen.runtime.sinks.tables import Types
-from airflow_hydrogen.runtime.storage import filesystems, partition_files, swap
+from airflow_hydrogen.runtime.storage import filesystems, partition_files
 from airflow_hydrogen.runtime.storage.swap import Replacement
 
 if TYPE_CHECKING:
@@ -74,11 +73,11 @@ def placing(spark: SparkSession, sink: Sink, run: Run | None, types: Types) -> I
     """
     table = Table(spark, sink, types)
     place = tables.place(str(sink.uri), sink, run)
-    with swap.replacing(place, dataclasses.asdict(run) if run else None, str(sink)) as replacement:
+    with replacing(place, run, str(sink)) as replacement:
         yield Rows(table, run, replacement)
 
 
-class Rows:
+class Rows(StagedFiles):
     """The rows of one try.
 
     Args:
@@ -90,8 +89,8 @@ class Rows:
     staged = None  # rows are fitted to the table by Spark
 
     def __init__(self, table: Table, run: Run | None, replacement: Replacement) -> None:
-        self.name = str(table.sink)
-        self._table, self._run, self._replacement = table, run, replacement
+        super().__init__(str(table.sink), replacement)
+        self._table, self._run = table, run
         # Tries of a run count up, so that Delta skips what an older one brings after a newer. Their hosts'
         # clocks may differ.
         self._number = max(time.time_ns(), table.newest_try(run) + 1) if run else 0
@@ -108,15 +107,7 @@ class Rows:
         """
         frame = self._table.fitted(frame, notes)
         self._schema = (frame if notes is None else frame.drop(notes)).schema
-        return stage(frame, self._replacement.staged, notes)
-
-    def count(self) -> int:
-        """The rows in the files that were staged."""
-        return count_rows(self._replacement.staged)
-
-    def require_owner(self) -> None:
-        """Raise PartitionTakenError where a newer try has begun."""
-        self._replacement.require_owner()
+        return super().stage(frame, notes)
 
     def commit(self, *, rows: int, model: str | None) -> None:
         """Put the rows into the table by one commit, once more where others were faster.

@@ -6,7 +6,6 @@ makes it the partition's location, whatever store that is on: readers find the o
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import time
@@ -23,10 +22,10 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.counting import stage
-from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.data.sources import quoted
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import tables
+from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
 from airflow_hydrogen.runtime.storage import filesystems, partition_files, swap
 from airflow_hydrogen.runtime.storage.swap import Replacement
 
@@ -59,13 +58,12 @@ def placing(spark: SparkSession, sink: Sink, run: Run | None) -> Iterator[Rows]:
         PartitionTakenError: a newer try has begun meanwhile.
     """
     table = Table(spark, sink)
-    described = dataclasses.asdict(run) if run else None
     place = tables.place(table.location(), sink, run)
-    with swap.replacing(place, described, str(sink)) as replacement:
+    with replacing(place, run, str(sink)) as replacement:
         yield Rows(table, replacement)
 
 
-class Rows:
+class Rows(StagedFiles):
     """The rows of one try.
 
     Args:
@@ -76,8 +74,8 @@ class Rows:
     staged = None  # rows are fitted to the table by Spark
 
     def __init__(self, table: Table, replacement: Replacement) -> None:
-        self.name = str(table.sink)
-        self._table, self._replacement = table, replacement
+        super().__init__(str(table.sink), replacement)
+        self._table = table
         self._folder = _next_folder(filesystems.list_folders(table.base()), replacement.token)
         self._schema: StructType | None = None
 
@@ -94,12 +92,9 @@ class Rows:
 
     def count(self) -> int:
         """The rows in the files that were staged."""
-        staged = self._replacement.staged
-        return count_rows(staged) if self._table.format() == "parquet" else _count_orc_rows(staged)
-
-    def require_owner(self) -> None:
-        """Raise PartitionTakenError where a newer try has begun."""
-        self._replacement.require_owner()
+        if self._table.format() == "parquet":
+            return super().count()
+        return _count_orc_rows(self._replacement.staged)
 
     def commit(self, *, rows: int, model: str | None) -> None:
         """Bring the files into the partition's folder, and name theirs to the metastore.
@@ -189,6 +184,7 @@ class Table:
 
     def __init__(self, spark: SparkSession, sink: Sink) -> None:
         self.spark, self.sink = spark, sink
+        self._spelled: dict[str, str] | None = None
         if spark.conf.get("spark.sql.catalogImplementation", "") != "hive":
             raise InvalidJobError(
                 f"sink {sink} needs a Spark with Hive's metastore: spark.sql.catalogImplementation=hive, "
@@ -265,7 +261,13 @@ class Table:
         return [names.apply(place) for place in range(names.size())]
 
     def _values(self) -> dict[str, str]:
-        """The partition as the metastore spells it: columns in the table's order, values in their types."""
+        """The partition as the metastore spells it. Spark is asked once, which takes a job."""
+        if self._spelled is None:
+            self._spelled = self._spell()
+        return self._spelled
+
+    def _spell(self) -> dict[str, str]:
+        """Columns in the table's order, values in their types."""
         from pyspark.sql.types import StringType
 
         given = {column.lower(): value for column, value in self.sink.partition.items()}
@@ -305,7 +307,7 @@ class Table:
         except spark_errors():
             if self._metadata() is None:  # and not made by another run at the same moment
                 raise
-        self._found = self._metadata()
+        self._found, self._spelled = self._metadata(), None
         self._require_writable()
         rows = self.spark.createDataFrame([], schema)
         if self.fitted(rows, None).schema.simpleString().lower() != schema.simpleString().lower():

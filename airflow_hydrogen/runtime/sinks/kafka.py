@@ -6,7 +6,6 @@ sends does so again, with the same `hydrogen_id` in every message.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,16 +13,14 @@ from typing import TYPE_CHECKING
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import MessageIdError, TopicError
 from airflow_hydrogen.contract.jobs import Run, Sink
-from airflow_hydrogen.runtime.data.counting import stage
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.data.kafka import client_options
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
-from airflow_hydrogen.runtime.storage import swap
+from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
 from airflow_hydrogen.runtime.storage.swap import Replacement
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 ID = "hydrogen_id"
 """The field of a message that is the same where its row is sent again."""
@@ -34,12 +31,11 @@ KEY, HEADERS = "kafka_key", "kafka_headers"
 @contextmanager
 def placing(spark: SparkSession, sink: Sink, run: Run | None, access: Access) -> Iterator[Messages]:
     """Begin a try to send messages; what it stages lies beside the sink's `work_uri`."""
-    run_fields = dataclasses.asdict(run) if run else None
-    with swap.replacing(str(sink.work_uri), run_fields) as replacement:
+    with replacing(str(sink.work_uri), run) as replacement:
         yield Messages(spark, sink, access, replacement)
 
 
-class Messages:
+class Messages(StagedFiles):
     """The messages of one try.
 
     Args:
@@ -52,21 +48,8 @@ class Messages:
     staged = None  # Spark adds what makes a message known again
 
     def __init__(self, spark: SparkSession, sink: Sink, access: Access, replacement: Replacement) -> None:
-        self.name = str(sink)
+        super().__init__(str(sink), replacement)
         self._spark, self._sink, self._access = spark, sink, access
-        self._replacement = replacement
-
-    def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
-        """Write the rows to a hidden folder; see `Placement`."""
-        return stage(frame, self._replacement.staged, notes)
-
-    def count(self) -> int:
-        """The rows in the files that were staged."""
-        return count_rows(self._replacement.staged)
-
-    def require_owner(self) -> None:
-        """Raise PartitionTakenError where a newer try has begun."""
-        self._replacement.require_owner()
 
     def commit(self, *, rows: int, model: str | None) -> None:
         """Send what was staged.
