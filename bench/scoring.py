@@ -64,7 +64,7 @@ def measure(folder: Path, quick: bool) -> list[Result]:
                 alternate(ours, fastest, pairs),
                 unit="rows/s",
                 against=f"predict_batch_udf, {name}",
-                target=Target(">=", 1.6),
+                target=Target(">=", 3.5),
                 rows=rows,
                 tried={variant: round(rate) for variant, rate in tried.items()},
             )
