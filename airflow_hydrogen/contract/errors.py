@@ -692,6 +692,20 @@ class DatabaseRefusedError(SinkError):
         self.retryable = not state.startswith(self._FOR_GOOD)  # type: ignore[misc]
 
 
+class MetastoreRefusedError(SinkError):
+    """Hive's metastore does not do what it is told, and the rows are those that were there before.
+
+    Example: somebody drops the table after it was looked at and before the new rows are put in place.
+    """
+
+    retryable = True
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"{target}: the metastore refuses: {reason}")
+        self.target = target
+        self.reason = reason
+
+
 class TableBusyError(SinkError):
     """Others have committed to a Delta table first, every time.
 

@@ -19,12 +19,9 @@ import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
-from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime import __main__ as application
-from airflow_hydrogen.runtime.models.exports import ExportedModel
 from tests.integration.daemons import spark_home
 from tests.integration.databases import Database
-from tests.integration.models import publish
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 500
@@ -44,27 +41,6 @@ for row in frame.select("ds", "id", F.input_file_name().alias("file")).collect()
 found = {ds: {"ids": sorted(rows[ds]), "files": sorted(files[ds])} for ds in rows}
 open(path, "w").write(json.dumps(found))
 """
-
-
-def load(path: str) -> Any:
-    """A model without a framework, which takes no time to start: prediction = a + 10 b."""
-    return lambda arrays: {"prediction": arrays["x"][:, 0] + 10 * arrays["x"][:, 1]}
-
-
-def publish_model(folder: Path) -> str:
-    """Publish a model whose predictor is `load`."""
-    columns = (ColumnSpec("a", "float32"), ColumnSpec("b", "float32"))
-    signature = Signature(
-        (InputSpec("x", columns, "float32", (2,)),), (OutputSpec("prediction", "float32", ()),)
-    )
-    (folder / "model.json").write_text("{}")
-    value = ExportedModel(
-        path=str(folder / "model.json"),
-        framework="soak",
-        predictor="tests.soak.backfills:load",
-        signature=signature,
-    )
-    return publish(value, str(folder / "model"))
 
 
 @dataclass

@@ -13,7 +13,8 @@ from scripts.jars import jars
 from tests.integration.conftest import EXTENSION, SESSION
 from tests.integration.databases import postgres_server
 from tests.integration.metastore import hive_metastore
-from tests.soak.backfills import Backfill, Table, publish_model
+from tests.integration.models import publish_plain
+from tests.soak.backfills import Backfill, Table
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
@@ -44,7 +45,7 @@ def test_every_partition_ends_with_exactly_its_rows(table: Table, tmp_path: Path
     seed = random.randrange(1_000_000)
     print(f"{table.kind}: seed {seed}")
     chance = random.Random(seed)
-    model = publish_model(tmp_path)
+    model = publish_plain(tmp_path)
 
     def backfill(number: int) -> Backfill:
         return Backfill.prepare(table, model, f"d{number}", tmp_path / "runs" / str(number))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,13 @@ Prepare = Callable[..., "DataFrame"]
 _SAME_TYPES = {*("int8", "int16", "int32", "int64", "float", "double", "bool"), *("string", "date32[day]")}
 _CSV_DEFAULTS = {"header": "true", "inferSchema": "true"}
 _FILTERED = "airflow_hydrogen_rows"
+# Of Spark's errors, and of the stack of those that come from a database.
+_FAILED_READ = re.compile(r"\[FAILED_READ_FILE\b|\bjdbc\.JDBCRDD\b|\bjdbc\.JdbcUtils\$\$anon")
+_AFTER_A_FILE_IS_GONE = {
+    "delta": " Clear the task, which reads the newest version",
+    "files_stream": " Bring it back: files of a stream stay until they have been scored",
+    "delta_stream": " Begin anew with another checkpoint and another sink: the table was vacuumed",
+}
 _GLOB = frozenset("*?[]{}\\")
 
 
@@ -43,7 +52,38 @@ def read(spark: SparkSession, source: Source, access: Access | None = None) -> D
     try:
         return _selected(_filtered(spark, source, access or {}), source)
     except spark_errors() as error:
-        raise SourceError(str(source), root_cause(error)) from error
+        empty = "UNABLE_TO_INFER_SCHEMA" in str(error)
+        raise SourceError(str(source), no_files(source) if empty else root_cause(error)) from error
+
+
+def no_files(source: Source) -> str:
+    """What is said of a folder without files."""
+    return f"there are no {source.format or source.kind} files in it"
+
+
+@contextmanager
+def explained(source: Source) -> Iterator[None]:
+    """Say so where what Spark computes fails of its source, which has changed since it was opened.
+
+    Raises:
+        SourceError: a file is gone or cannot be read, or a database refuses what it is asked for.
+    """
+    try:
+        yield
+    except spark_errors() as error:
+        if not is_failed_read(error):
+            raise
+        reason = root_cause(error)
+        if "FILE_NOT_EXIST" in reason:
+            reason += _AFTER_A_FILE_IS_GONE.get(
+                source.kind, " Run the task again, which lists the files anew"
+            )
+        raise SourceError(str(source), reason) from error
+
+
+def is_failed_read(error: Exception) -> bool:
+    """Whether Spark could not read a file, or the rows of a database."""
+    return isinstance(error, spark_errors()) and _FAILED_READ.search(str(error)) is not None
 
 
 def prepared(frame: DataFrame, prepare: Prepare | None, kwargs: Mapping[str, Any]) -> DataFrame:

@@ -17,6 +17,7 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     FilesLostError,
     InvalidJobError,
+    MetastoreRefusedError,
     PartitionTakenError,
     TableMismatchError,
 )
@@ -101,8 +102,15 @@ class Rows(StagedFiles):
 
         Raises:
             FilesLostError: what was brought in is not what was staged.
+            MetastoreRefusedError: with what it says, such as that the table is gone.
             PartitionTakenError: a newer try has begun, or has committed.
         """
+        try:
+            self._put_in_place(rows, model)
+        except spark_errors() as error:
+            raise MetastoreRefusedError(self.name, root_cause(error)) from error
+
+    def _put_in_place(self, rows: int, model: str | None) -> None:
         assert self._schema is not None, "nothing was staged"
         self.require_owner()
         self._table.make(self._schema)
@@ -330,7 +338,7 @@ class Table:
 
     def points_to(self, folder: str) -> bool:
         """Whether a folder is the partition's."""
-        found = self._partition()
+        found = self._partition() if self._metadata() is not None else None
         return found is not None and uris.spark_uri(self._uri_of(found.location())) == uris.spark_uri(folder)
 
     def base(self) -> str:
