@@ -42,6 +42,7 @@ HydrogenError
 │   ├── TableMismatchError          a table that does not hold what is to be written
 │   ├── OtherRowsError              a table that would hold other rows than those that were written
 │   ├── DatabaseRefusedError        a database that does not do what it is told
+│   ├── MetastoreRefusedError       a metastore that does not do what it is told
 │   ├── TopicError                  brokers that do not take what is sent
 │   ├── TableBusyError              others have committed to a table first, every time
 │   ├── PartitionTakenError         a newer try writes the same partition

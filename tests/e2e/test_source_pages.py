@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.runtime.models.aliases import history, set_alias
+from airflow_hydrogen.runtime.models.directory import read_manifest
 from scripts.dag_runs import DagRun, DagRunner
 from scripts.jars import jars
 from tests.e2e.conftest import DAGS, ROOT, Home
@@ -168,15 +169,18 @@ def test_a_model_of_a_delta_table_is_promoted_and_scores_a_day_of_it(whole: DagR
 
 
 @pytest.mark.parametrize("page", ["hive", "postgresql"])
-def test_the_same_flights_of_another_store_are_scored_alike(
+def test_the_same_flights_of_another_store_are_trained_on_and_scored_alike(
     runner: DagRunner, pages_home: Home, whole: DagRun, page: str
 ) -> None:
-    """By the model that Delta's DAG has trained: one training is enough."""
+    """Scored by the model of Delta's DAG, so that the scores can be held against each other."""
     set_alias(f"{pages_home.flights}/{page}/models/production.alias", whole.xcoms["train"]["return_value"])
-    run = runner.run(f"flights_{page}", conf={"ds": DAY}, done="train|promote")
+    run = runner.run(f"flights_{page}", conf={"ds": DAY}, done="promote")
     assert run.state == "success", run.tasks
-    source = run.xcoms["score"]["report"]["source"]
-    assert source[{"hive": "files", "postgresql": "rows"}[page]] > 0
+    trained, model = run.xcoms["train"]["report"], read_manifest(run.xcoms["train"]["return_value"])
+    assert trained["rows"] == whole.xcoms["train"]["report"]["rows"] > 5_000
+    assert (model.version, model.entrypoint) == (trained["model_version"], "flights.train:main")
+    known = {"hive": "files", "postgresql": "rows"}[page]
+    assert trained["sources"]["train"][known] > run.xcoms["score"]["report"]["source"][known] > 0
     expected = scores(pages_home, "delta")
     pd.testing.assert_frame_equal(scores(pages_home, page), expected, rtol=1e-4, check_dtype=False)
 
