@@ -43,7 +43,7 @@ _JAVA_FRAMES = re.compile(
 # The class of the error, and which query of the application it is that has failed.
 _NOT_SAID = re.compile(
     r"^(?:(?:[a-z]\w*\.)+[A-Z]\w*(?:Exception|Error): "
-    r"|\[STREAM_FAILED\] Query \[.*?\] terminated with exception: )"
+    r"|\[STREAM_FAILED\] Query \[.*?\] terminated with exception: )+"
 )
 _PY4J_PREFIX = re.compile(r"^An error occurred while calling \S+\n: ")
 

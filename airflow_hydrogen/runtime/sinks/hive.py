@@ -41,6 +41,7 @@ _FORMATS = {
 _FOLDER = re.compile(r"hydrogen-(\d{19})-[0-9a-f]{12}")
 _NOTE = "_hydrogen.json"
 _NO_PARTITION = "PARTITIONS_NOT_FOUND"
+_NO_NAME = ("SCHEMA_NOT_FOUND", "PARSE_SYNTAX_ERROR", "REQUIRES_SINGLE_PART_NAMESPACE")
 # Hive answers questions by these without a look at the files.
 _STATISTICS = ("COLUMN_STATS_ACCURATE", "numRows", "rawDataSize")
 
@@ -188,6 +189,7 @@ class Table:
 
     Raises:
         InvalidJobError: the session has no metastore, or the table is of a kind that cannot be written.
+        MetastoreRefusedError: the metastore does not answer.
     """
 
     def __init__(self, spark: SparkSession, sink: Sink) -> None:
@@ -205,7 +207,10 @@ class Table:
             self._found = self._metadata()
             self._default = self._catalog.defaultTablePath(self._identifier)
         except spark_errors() as error:
-            raise InvalidJobError(f"sink {sink} cannot be opened: {root_cause(error)}") from error
+            reason = root_cause(error)
+            if any(known in reason for known in _NO_NAME):
+                raise InvalidJobError(f"sink {sink} cannot be opened: {reason}") from error
+            raise MetastoreRefusedError(str(sink), reason) from error
         if self._found is not None:
             self._require_writable()
 
