@@ -27,7 +27,9 @@ _SAME_TYPES = {*("int8", "int16", "int32", "int64", "float", "double", "bool"), 
 _CSV_DEFAULTS = {"header": "true", "inferSchema": "true"}
 _FILTERED = "airflow_hydrogen_rows"
 # Of Spark's errors, and of the stack of those that come from a database.
-_FAILED_READ = re.compile(r"\[FAILED_READ_FILE\b|\bjdbc\.JDBCRDD\b|\bjdbc\.JdbcUtils\$\$anon")
+_FAILED_READ = re.compile(
+    r"\[FAILED_READ_FILE\b|\bjdbc\.JDBCRDD\b|\bjdbc\.JdbcUtils\$\$anon|\bkafka010\.KafkaIllegalStateException\b"
+)
 _AFTER_A_FILE_IS_GONE = {
     "delta": " Clear the task, which reads the newest version",
     "files_stream": " Bring it back: files of a stream stay until they have been scored",
