@@ -68,7 +68,7 @@ def explained(source: Source) -> Iterator[None]:
     """Say so where what Spark computes fails of its source, which has changed since it was opened.
 
     Raises:
-        SourceError: a file or a message is gone or cannot be read, or a database refuses what it is asked for.
+        SourceError: a file or a message is gone or cannot be read, or a database refuses to be read.
     """
     try:
         yield
@@ -80,7 +80,7 @@ def explained(source: Source) -> Iterator[None]:
             reason += _AFTER_A_FILE_IS_GONE.get(
                 source.kind, " Run the task again, which lists the files anew"
             )
-        elif source.kind == "kafka":
+        elif "data may have been lost" in reason:
             reason += " With the option failOnDataLoss='false' the stream goes on behind them"
         raise SourceError(str(source), reason) from error
 
