@@ -42,6 +42,7 @@ HydrogenError
 │   ├── TableMismatchError          a table that does not hold what is to be written
 │   ├── OtherRowsError              a table that would hold other rows than those that were written
 │   ├── DatabaseRefusedError        a database that does not do what it is told
+│   ├── MetastoreRefusedError       a metastore that does not answer, or do what it is told
 │   ├── TopicError                  brokers that do not take what is sent
 │   ├── TableBusyError              others have committed to a table first, every time
 │   ├── PartitionTakenError         a newer try writes the same partition
@@ -690,6 +691,20 @@ class DatabaseRefusedError(SinkError):
         self.target = target
         self.state = state
         self.retryable = not state.startswith(self._FOR_GOOD)  # type: ignore[misc]
+
+
+class MetastoreRefusedError(SinkError):
+    """Hive's metastore does not answer, or does not do what it is told: the rows are those of before.
+
+    Example: somebody drops the table after it was looked at and before the new rows are put in place.
+    """
+
+    retryable = True
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"{target}: the metastore refuses, or does not answer: {reason}")
+        self.target = target
+        self.reason = reason
 
 
 class TableBusyError(SinkError):

@@ -8,12 +8,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.errors import SharedStorageError
 from airflow_hydrogen.contract.jobs import TrainJob
 from airflow_hydrogen.runtime import spark_log
+from airflow_hydrogen.runtime.session import without_java_stack
 from airflow_hydrogen.runtime.storage import filesystems
 
 _PR_SET_PDEATHSIG = 1
@@ -114,7 +116,8 @@ def run(job: jobs.Job, prepare: Callable[[], None] | None = None) -> reports.Rep
 def failed(job: jobs.Job, error: Exception) -> reports.Report:
     """The report of a failure."""
     report = reports.TrainReport if isinstance(job, TrainJob) else reports.InferenceReport
-    return report(failure=reports.Failure.of(error))
+    failure = reports.Failure.of(error)
+    return report(failure=replace(failure, message=without_java_stack(failure.message)))
 
 
 if __name__ == "__main__":

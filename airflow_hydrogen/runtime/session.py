@@ -37,6 +37,15 @@ _LOCAL_DEFAULTS = {
 }
 
 _ERROR_LINE = re.compile(r"airflow_hydrogen\.contract\.errors\.(\w+): (.+)")
+_JAVA_FRAMES = re.compile(
+    r"^(?:\s*at [\w.$/<>]+\(.*\)|\s*\.\.\. \d+ more|Driver stacktrace:)\n?", re.MULTILINE
+)
+# The class of the error, and which query of the application it is that has failed.
+_NOT_SAID = re.compile(
+    r"^(?:(?:[a-z]\w*\.)+[A-Z]\w*(?:Exception|Error): "
+    r"|\[STREAM_FAILED\] Query \[.*?\] terminated with exception: )+"
+)
+_PY4J_PREFIX = re.compile(r"^An error occurred while calling \S+\n: ")
 
 
 def spark_session(
@@ -92,11 +101,19 @@ def spark_errors() -> tuple[type[Exception], ...]:
 
 
 def root_cause(error: Exception) -> str:
-    """The first line of what Spark says, and of what a library below it has said that Spark leaves out."""
+    """The first line of what Spark says, and of what a library below it has said that Spark leaves out.
+
+    What a database says stands for itself: Spark puts a query of its own around it.
+    """
     known: Any = getattr(error, "_origin", None)
     java: Any = known or getattr(error, "java_exception", None)
     said = _first_line(str(error) if known or java is None else java.getMessage())
-    while java is not None and (cause := java.getCause()) is not None:
+    of_database = False
+    while java is not None:
+        if not of_database and _is_of_database(java):
+            said, of_database = _first_line(java.getMessage()), True
+        if (cause := java.getCause()) is None:
+            break
         java = cause
     last = said if java is None else _first_line(java.getMessage())
     if java is not None and java.getClass().getSimpleName() == "ClassNotFoundException":
@@ -104,5 +121,17 @@ def root_cause(error: Exception) -> str:
     return said if last in said else f"{said}: {last}"
 
 
+def without_java_stack(text: str) -> str:
+    """What an error says, without the lines of Java's stack traces: the driver's log has them. Pure."""
+    return _PY4J_PREFIX.sub("", _JAVA_FRAMES.sub("", text)).strip()
+
+
+def _is_of_database(java: Any) -> bool:
+    from pyspark import SparkContext
+
+    jvm: Any = SparkContext._jvm
+    return bool(jvm.java.lang.Class.forName("java.sql.SQLException").isInstance(java))
+
+
 def _first_line(text: object) -> str:
-    return str(text or "").strip().partition("\n")[0]
+    return _NOT_SAID.sub("", str(text or "").strip().partition("\n")[0])

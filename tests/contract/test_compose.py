@@ -133,6 +133,15 @@ def test_dags_of_the_source_pages_find_the_warehouse() -> None:
     assert f'user="{warehouse["POSTGRES_USER"]}"' in page and f"/{warehouse['POSTGRES_DB']}" in page
 
 
+def test_the_dag_of_kafkas_page_finds_the_broker() -> None:
+    scheduler, kafka = SERVICES["airflow-scheduler"].environment, SERVICES["kafka"].environment
+    connection = json.loads(scheduler["AIRFLOW_CONN_FLIGHTS_BROKER"])
+    told = dict(re.findall(r"(\w+)://([\w.]+:\d+)", kafka["KAFKA_ADVERTISED_LISTENERS"]))
+    assert connection == {"conn_type": "kafka", "extra": {"bootstrap.servers": told["INSIDE"]}}
+    page = (ROOT / "docs/sources/kafka.md").read_text()
+    assert told["OUTSIDE"] in page and '"flights_broker"  # an Airflow connection' in page
+
+
 def test_the_broker_tells_each_client_an_address_that_it_can_reach() -> None:
     kafka = compose_file.services({"KAFKA_PORT": "19094"})["kafka"]
     listens = dict(re.findall(r"(\w+)://:(\d+)", kafka.environment["KAFKA_LISTENERS"]))

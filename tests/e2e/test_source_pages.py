@@ -1,4 +1,4 @@
-"""The DAGs of docs/sources/, as they stand there: flights in Delta, in PostgreSQL and in Hive's metastore."""
+"""The DAGs of docs/sources/, as they stand there: flights in Delta, PostgreSQL, Hive, and through Kafka."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from collections.abc import Iterator
 
 import pandas as pd
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.runtime.models.aliases import history, set_alias
+from airflow_hydrogen.runtime.models.directory import read_manifest
 from scripts.dag_runs import DagRun, DagRunner
 from scripts.jars import jars
 from tests.e2e.conftest import DAGS, ROOT, Home
+from tests.integration.broker import Kafka, kafka_broker
 from tests.integration.databases import Database, postgres_server
 from tests.integration.metastore import Metastore, hive_metastore
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 PAGES = {
-    page: (ROOT / "docs" / "sources" / f"{page}.md").read_text() for page in ("delta", "hive", "postgresql")
+    page: (ROOT / "docs" / "sources" / f"{page}.md").read_text()
+    for page in ("delta", "hive", "kafka", "postgresql")
 }
 DAY = "2013-07-01"
-SHOWN = {  # in the pages -> what stands in their place in a database of a test
-    "jdbc:postgresql://localhost:5432/warehouse": lambda database: database.jdbc_url,
-    "hydrogen-development": lambda database: database.password,
-}
+CONNECTORS = ("delta", "kafka", "postgresql")
 LOADING = """
 from flights import data
 from flights.settings import LAKE as lake
@@ -59,8 +60,18 @@ def metastore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metastore]:
 
 
 @pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    with kafka_broker(tmp_path_factory.mktemp("kafka")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def pages_home(
-    modules_home: Home, database: Database, metastore: Metastore, tmp_path_factory: pytest.TempPathFactory
+    modules_home: Home,
+    database: Database,
+    metastore: Metastore,
+    broker: Kafka,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Home:
     """An Airflow with the DAGs of the pages, and the tables that they fill."""
     dags = tmp_path_factory.mktemp("dags")
@@ -68,7 +79,7 @@ def pages_home(
     shutil.copy(DAGS / ".airflowignore", dags)
     for page in PAGES:
         (dags / f"flights_{page}.py").write_text(blocks(page)[0])
-    connectors = jars("delta", "postgresql")
+    connectors = jars(*CONNECTORS)
     environment = modules_home.environment | {
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__AIRFLOW_HYDROGEN__JARS_FOLDER": str(connectors[0].parent),
@@ -82,24 +93,29 @@ def pages_home(
                 "schema": database.name,
             }
         ),
+        "AIRFLOW_CONN_FLIGHTS_BROKER": json.dumps(
+            {"conn_type": "kafka", "extra": {"bootstrap.servers": broker.bootstrap}}
+        ),
         "AIRFLOW_VAR_HIVE_METASTORE": metastore.uri,
     }
-    fill(
-        environment | {"PYTHONPATH": os.pathsep.join([str(dags), environment["PYTHONPATH"]])},
-        database,
-        metastore,
-    )
+    shown = {  # in the pages -> what stands in its place in a test
+        "jdbc:postgresql://localhost:5432/warehouse": database.jdbc_url,
+        "hydrogen-development": database.password,
+        "localhost:9094": broker.bootstrap,
+    }
+    python_path = os.pathsep.join([str(dags), environment["PYTHONPATH"]])
+    fill(environment | {"PYTHONPATH": python_path}, shown, metastore)
     return Home(modules_home.airflow, modules_home.flights, environment)
 
 
-def fill(environment: dict[str, str], database: Database, metastore: Metastore) -> None:
-    """Run what the pages say of their tables, in one session of Spark."""
+def fill(environment: dict[str, str], shown: dict[str, str], metastore: Metastore) -> None:
+    """Run what the pages say of their tables and their topic, in one session of Spark."""
     text = LOADING + "\n".join(blocks(page)[1] for page in PAGES)
-    for shown, real in SHOWN.items():
-        assert text.count(shown) == 1
-        text = text.replace(shown, real(database))
+    for printed, real in shown.items():
+        assert text.count(printed) == 1
+        text = text.replace(printed, real)
     settings = {
-        "spark.jars": ",".join(map(str, jars("delta", "postgresql"))),
+        "spark.jars": ",".join(map(str, jars(*CONNECTORS))),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.ui.enabled": "false",
@@ -119,9 +135,9 @@ def runner(pages_home: Home) -> Iterator[DagRunner]:
         yield running
 
 
-def scores(home: Home, page: str) -> pd.DataFrame:
+def scores(home: Home, page: str, partition: str = f"ds={DAY}") -> pd.DataFrame:
     """What a page's DAG has written, in an order of its own."""
-    table = pyarrow.dataset.dataset(home.flights / page / "scores" / f"ds={DAY}", format="parquet").to_table()
+    table = pyarrow.dataset.dataset(home.flights / page / "scores" / partition, format="parquet").to_table()
     keys = ["sched_dep_time", "carrier", "flight", "origin", "dest"]
     frame: pd.DataFrame = table.to_pandas().sort_values(keys, ignore_index=True)
     return frame
@@ -153,14 +169,38 @@ def test_a_model_of_a_delta_table_is_promoted_and_scores_a_day_of_it(whole: DagR
 
 
 @pytest.mark.parametrize("page", ["hive", "postgresql"])
-def test_the_same_flights_of_another_store_are_scored_alike(
+def test_the_same_flights_of_another_store_are_trained_on_and_scored_alike(
     runner: DagRunner, pages_home: Home, whole: DagRun, page: str
 ) -> None:
-    """By the model that Delta's DAG has trained: one training is enough."""
+    """Scored by the model of Delta's DAG, so that the scores can be held against each other."""
     set_alias(f"{pages_home.flights}/{page}/models/production.alias", whole.xcoms["train"]["return_value"])
-    run = runner.run(f"flights_{page}", conf={"ds": DAY}, done="train|promote")
+    run = runner.run(f"flights_{page}", conf={"ds": DAY}, done="promote")
     assert run.state == "success", run.tasks
-    source = run.xcoms["score"]["report"]["source"]
-    assert source[{"hive": "files", "postgresql": "rows"}[page]] > 0
+    trained, model = run.xcoms["train"]["report"], read_manifest(run.xcoms["train"]["return_value"])
+    assert trained["rows"] == whole.xcoms["train"]["report"]["rows"] > 5_000
+    assert (model.version, model.entrypoint) == (trained["model_version"], "flights.train:main")
+    known = {"hive": "files", "postgresql": "rows"}[page]
+    assert trained["sources"]["train"][known] > 0 and run.xcoms["score"]["report"]["source"][known] > 0
     expected = scores(pages_home, "delta")
     pd.testing.assert_frame_equal(scores(pages_home, page), expected, rtol=1e-4, check_dtype=False)
+
+
+def test_flights_that_come_as_messages_are_scored_alike(
+    runner: DagRunner, pages_home: Home, broker: Kafka, whole: DagRun
+) -> None:
+    """By the same model, and a message that is no flight is set aside."""
+    model = whole.xcoms["train"]["return_value"]
+    broker.produce("flights", [(b"N1", b"no flight")])
+    set_alias(f"{pages_home.flights}/kafka/models/production.alias", model)
+    run = runner.run("flights_kafka", done="train|promote")
+    assert run.state == "success", run.tasks
+    report = run.xcoms["score"]["report"]
+    expected = scores(pages_home, "delta")
+    assert (report["rows"], report["rows_quarantined"]) == (len(expected), 1)
+    assert report["rows_in"] == report["source"]["offsets"]["flights"]["0"] == len(expected) + 1
+    found = scores(pages_home, "kafka", "batch=0")
+    assert set(found.pop("model_version")) == {report["model_version"]}
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4, check_dtype=False)
+    [letter] = pq.read_table(report["quarantine_uri"]).to_pylist()
+    assert (letter["kafka_key"], letter["raw_value"]) == (b"N1", b"no flight")
+    assert letter["reason"] == "the value is not JSON of the schema"

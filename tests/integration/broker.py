@@ -25,6 +25,8 @@ from scripts.jars import jars
 from tests.integration import daemons, servers
 
 TIMEOUT_S = 60.0
+USER = "hydrogen"
+PASSWORD = "s3cr3t-f0r-k4fk4"
 _MEMORY = "256m"
 
 
@@ -44,6 +46,7 @@ class Kafka:
 
     Attributes:
         bootstrap: its address.
+        secured: the one at which it asks for user and password.
         server: its process.
     """
 
@@ -53,8 +56,8 @@ class Kafka:
         Raises:
             JarsUnavailableError: its jars cannot be had.
         """
-        port, controller = daemons.free_port(servers.HOST), daemons.free_port(servers.HOST)
-        self.bootstrap = f"{servers.HOST}:{port}"
+        port, secured, controller = (daemons.free_port(servers.HOST) for _ in range(3))
+        self.bootstrap, self.secured = f"{servers.HOST}:{port}", f"{servers.HOST}:{secured}"
         self._numbers = itertools.count(1)
         class_path = jars("kafka-broker")
         settings = folder / "server.properties"
@@ -69,9 +72,14 @@ class Kafka:
             "process.roles=broker,controller",
             "node.id=1",
             f"controller.quorum.voters=1@{servers.HOST}:{controller}",
-            f"listeners=PLAINTEXT://{self.bootstrap},CONTROLLER://{servers.HOST}:{controller}",
-            f"advertised.listeners=PLAINTEXT://{self.bootstrap}",
+            f"listeners=PLAINTEXT://{self.bootstrap},SECURED://{self.secured},CONTROLLER://{servers.HOST}:{controller}",
+            f"advertised.listeners=PLAINTEXT://{self.bootstrap},SECURED://{self.secured}",
             "controller.listener.names=CONTROLLER",
+            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SECURED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.name.secured.sasl.enabled.mechanisms=PLAIN",
+            "listener.name.secured.plain.sasl.jaas.config="
+            "org.apache.kafka.common.security.plain.PlainLoginModule required "
+            f'user_{USER}="{PASSWORD}";',
             f"log.dirs={folder / 'records'}",
             *(f"{name}=1" for name in single),
             # One consumer of a group, one partition of a coordinator: nobody has to be waited for.
@@ -117,6 +125,14 @@ class Kafka:
         """Remove a topic, and wait until its name is free."""
         admin = self._admin()
         (removed,) = admin.delete_topics([name], operation_timeout=TIMEOUT_S).values()
+        removed.result(TIMEOUT_S)
+
+    def forget(self, topic: str, before: int) -> None:
+        """Remove the messages of partition 0 before an offset, as the topic's retention does."""
+        from confluent_kafka import TopicPartition
+
+        admin = self._admin()
+        (removed,) = admin.delete_records([TopicPartition(topic, 0, before)]).values()
         removed.result(TIMEOUT_S)
 
     def produce(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from airflow_hydrogen.contract.signatures import ColumnSpec
+from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import directory
+from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.rank import publishing
 from airflow_hydrogen.runtime.rank.context import TrainContext
 
@@ -42,3 +43,24 @@ def dense(weights):
     model = keras.Sequential([keras.Input((len(weights),)), keras.layers.Dense(np.shape(weights)[1])])
     model.layers[0].set_weights([np.array(weights, "float32"), np.zeros(np.shape(weights)[1], "float32")])
     return model
+
+
+def load_plain(path):
+    """A model without a framework, which takes no time to start: prediction = a + 10 b."""
+    return lambda arrays: {"prediction": arrays["x"][:, 0] + 10 * arrays["x"][:, 1]}
+
+
+def publish_plain(folder):
+    """Publish a model whose predictor is `load_plain`."""
+    columns = (ColumnSpec("a", "float32"), ColumnSpec("b", "float32"))
+    signature = Signature(
+        (InputSpec("x", columns, "float32", (2,)),), (OutputSpec("prediction", "float32", ()),)
+    )
+    (folder / "model.json").write_text("{}")
+    value = ExportedModel(
+        path=str(folder / "model.json"),
+        framework="none",
+        predictor="tests.integration.models:load_plain",
+        signature=signature,
+    )
+    return publish(value, str(folder / "model"))

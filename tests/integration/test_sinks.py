@@ -15,12 +15,14 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.errors import AnalysisException
 from pyspark.sql import functions as F
 
 from airflow_hydrogen.contract.errors import (
     ColumnTypeError,
     InvalidJobError,
     MergeKeysError,
+    MetastoreRefusedError,
     MissingColumnError,
     PartitionTakenError,
     SinkError,
@@ -595,6 +597,19 @@ def test_what_the_metastore_does_not_have_is_said(warehouse, spark):
         put(warehouse.range(3), Sink.hive("nowhere.t", partition={"ds": "x"}))
     with pytest.raises(InvalidJobError, match="name it, as in Sink.hive"):
         Sink.hive("sink_tests.t")
+
+
+def test_a_metastore_that_does_not_answer_may_do_so_later(warehouse, monkeypatch):
+    said = "Unable to instantiate SessionHiveMetaStoreClient: Could not connect to meta store"
+    classes = "org.apache.hadoop.hive.ql.metadata.HiveException: java.lang.RuntimeException: "
+
+    def down(self):
+        raise AnalysisException(classes + said)
+
+    monkeypatch.setattr(hive.Table, "_metadata", down)
+    with pytest.raises(MetastoreRefusedError, match=f"does not answer: {said}$") as told:
+        put(warehouse.range(3), Sink.hive("sink_tests.t", partition={"ds": "x"}))
+    assert told.value.retryable
 
 
 # --- The whole way -----------------------------------------------------------------------------------------

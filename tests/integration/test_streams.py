@@ -41,7 +41,7 @@ from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
 from airflow_hydrogen.runtime.sinks import kafka as kafka_sink
 from airflow_hydrogen.runtime.storage import filesystems
 from tests.integration import daemons
-from tests.integration.broker import Kafka
+from tests.integration.broker import PASSWORD, USER, Kafka
 from tests.integration.models import dense, matrix_layout, publish
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("spark"), pytest.mark.timeout(300)]
@@ -257,6 +257,14 @@ def test_a_csv_file_is_read_by_the_names_in_its_header(stream, scores, tmp_path)
     assert scores()["prediction"].tolist() == [21.0]
 
 
+def test_a_file_of_other_types_than_the_stream_is_told(incoming, stream, tmp_path):
+    incoming(0, 5)
+    pq.write_table(pa.table({"id": [5], "a": ["five"], "b": [5]}), tmp_path / "incoming" / "other.parquet")
+    with pytest.raises(SourceError, match="other.parquet. Data type mismatches when reading Parquet column"):
+        stream(source=Source.files_stream(str(tmp_path / "incoming"), schema=SCHEMA))
+    assert not list((tmp_path / "scores").glob("batch=*"))
+
+
 def test_a_quarantine_is_of_one_stream_alone(stream, tmp_path):
     folder, letters = tmp_path / "incoming", str(tmp_path / "letters")
     folder.mkdir()
@@ -391,8 +399,13 @@ def test_an_interval_ends_after_its_time(incoming, stream, scores):
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
-        ({"source": Source.files_stream("{folder}/absent")}, SourceError, "its columns are found in"),
+        ({"source": Source.files_stream("{folder}/absent")}, SourceError, "read: .PATH_NOT_FOUND."),
         ({"source": Source.files_stream("{folder}/absent", schema="a DOUBLE")}, SourceError, "(?i)path"),
+        (
+            {"source": Source.files_stream("{folder}/empty", format="orc")},
+            SourceError,
+            "there are no orc files in it, by which its columns are known. Give it a schema",
+        ),
         ({"source": Source.files_stream("{folder}", schema="a b c")}, InvalidJobError, "Spark's DDL"),
         ({"source": Source.files_stream("{folder}", schema="a DOUBLE")}, MissingColumnError, "'b'"),
         (
@@ -409,6 +422,7 @@ def test_what_cannot_work_is_refused_before_the_stream_begins(
     incoming, stream, tmp_path, changes, error, match
 ):
     incoming(0, 1)
+    (tmp_path / "incoming" / "empty").mkdir()
     if source := changes.get("source"):
         uri = source.uri.format(folder=tmp_path / "incoming")
         changes = {"source": dataclasses.replace(source, uri=uri)}
@@ -555,6 +569,65 @@ def test_the_quarantine_beside_a_topic_keeps_the_bad_rows_of_every_batch(kafka: 
     assert [(row.raw_value, int(row.batch)) for row in letters.itertuples()] == [(b"no json", 0)]
 
 
+def test_the_checkpoint_of_another_topic_or_of_another_query_is_refused(kafka: Kafka, stream, tmp_path):
+    topic, other = kafka.topic(), kafka.topic()
+    kafka.produce(topic, events(0, 3))
+    assert stream(source=Source.kafka(kafka.bootstrap, topic, schema=SCHEMA)).rows == 3
+    with pytest.raises(
+        CheckpointMismatchError, match=f"from kafka {topic} into .*and not from kafka {other}"
+    ):
+        stream(source=Source.kafka(kafka.bootstrap, other, schema=SCHEMA))
+    (tmp_path / "checkpoint" / "hydrogen.json").unlink()
+    with pytest.raises(CheckpointMismatchError, match="is that of a query that this package has not started"):
+        stream(source=Source.kafka(kafka.bootstrap, topic, schema=SCHEMA))
+
+
+def test_messages_that_are_gone_before_they_were_scored_are_told(kafka: Kafka, stream, scores):
+    topic = kafka.topic()
+    source = Source.kafka(kafka.bootstrap, topic, schema=SCHEMA)
+    kafka.produce(topic, events(0, 3))
+    assert stream(source=source).rows == 3
+    kafka.produce(topic, events(3, 9))
+    kafka.forget(topic, before=5)
+    with pytest.raises(SourceError, match="data may have been lost .*failOnDataLoss='false'"):
+        stream(source=source)
+    assert scores()["id"].tolist() == [0, 1, 2]
+
+
+def test_brokers_that_let_nobody_in_are_told_and_no_password_is(kafka: Kafka, stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(kafka_client, "ANSWER_S", 4)
+
+    def login(password: str) -> dict[str, str]:
+        module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+        return {
+            "kafka.bootstrap.servers": kafka.secured,
+            "kafka.security.protocol": "SASL_PLAINTEXT",
+            "kafka.sasl.mechanism": "PLAIN",
+            "kafka.sasl.jaas.config": f'{module} required username="{USER}" password="{password}";',
+        }
+
+    topic = kafka.topic()
+    access = {
+        "right": login(PASSWORD),
+        "wrong": login("geheim"),
+        "nobody": {"kafka.bootstrap.servers": kafka.secured},
+    }
+    said = {
+        "wrong": "at wrong cannot be (read|written): Authentication failed: Invalid username or password$",
+        "nobody": "no broker answered within 4 s; are bootstrap.servers and security.protocol right",
+    }
+    for name, match in said.items():
+        with pytest.raises(SourceError, match=match) as told:
+            stream(source=Source.kafka(name, topic, schema=SCHEMA), access=access)
+        assert "geheim" not in str(told.value)
+    right = Source.kafka("right", topic, schema=SCHEMA)
+    with pytest.raises(TopicError, match=said["wrong"]):
+        stream(source=right, sink=Sink.kafka("wrong", topic), access=access)
+    assert not (tmp_path / "checkpoint").exists()
+    kafka.produce(topic, events(0, 3))
+    assert stream(source=right, access=access).rows == 3
+
+
 def test_a_topic_that_was_made_anew_is_another_one(kafka: Kafka, stream):
     topic = kafka.topic()
     kafka.produce(topic, events(0, 3))
@@ -628,6 +701,15 @@ def test_a_topic_that_is_not_there_and_a_broker_that_does_not_answer(
 # --- Delta -------------------------------------------------------------------------------------------------
 
 
+def test_what_is_no_delta_table_is_told(warehouse: Any, stream, incoming, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "scoring_session", lambda *_given: warehouse)
+    incoming(0, 5)
+    for folder in ("absent", "incoming"):
+        with pytest.raises(SourceError, match="cannot be read: there is no Delta table in this folder$"):
+            stream(source=Source.delta_stream(str(tmp_path / folder)))
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_what_is_appended_to_a_delta_table_is_scored_once(
     warehouse: Any, stream, scores, tmp_path, monkeypatch
 ):
@@ -647,3 +729,7 @@ def test_what_is_appended_to_a_delta_table_is_scored_once(
     found = scores()
     assert found["id"].tolist() == list(range(5, 12))
     assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
+    warehouse.sql(f"DELETE FROM delta.`{table}` WHERE id = 6")
+    with pytest.raises(SourceError, match=r"cannot be read: \[DELTA_SOURCE_TABLE_IGNORE_CHANGES\] Detected"):
+        stream(source=source)
+    assert scores().equals(found)

@@ -19,14 +19,13 @@ import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
-from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime import __main__ as application
-from airflow_hydrogen.runtime.models.exports import ExportedModel
 from tests.integration.daemons import spark_home
-from tests.integration.models import publish
+from tests.integration.databases import Database
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 500
+CONNECTION = "warehouse"
 
 # Prints what readers of a table find: partition -> ids, and partition -> files.
 _READ = """
@@ -44,27 +43,6 @@ open(path, "w").write(json.dumps(found))
 """
 
 
-def load(path: str) -> Any:
-    """A model without a framework, which takes no time to start: prediction = a + 10 b."""
-    return lambda arrays: {"prediction": arrays["x"][:, 0] + 10 * arrays["x"][:, 1]}
-
-
-def publish_model(folder: Path) -> str:
-    """Publish a model whose predictor is `load`."""
-    columns = (ColumnSpec("a", "float32"), ColumnSpec("b", "float32"))
-    signature = Signature(
-        (InputSpec("x", columns, "float32", (2,)),), (OutputSpec("prediction", "float32", ()),)
-    )
-    (folder / "model.json").write_text("{}")
-    value = ExportedModel(
-        path=str(folder / "model.json"),
-        framework="soak",
-        predictor="tests.soak.backfills:load",
-        signature=signature,
-    )
-    return publish(value, str(folder / "model"))
-
-
 @dataclass
 class Table:
     """A table that backfills fill, of one kind of sink.
@@ -74,24 +52,36 @@ class Table:
         folder: the table's.
         name: how readers call it; the folder where that is how.
         conf: Spark's settings for it.
-        access: for the sink's connection.
+        database: where it is, of a table of PostgreSQL.
     """
 
     kind: str
     folder: Path
     name: str
     conf: Mapping[str, str] = field(default_factory=dict)
-    access: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    database: Database | None = None
+
+    @property
+    def access(self) -> dict[str, dict[str, str]]:
+        """What opens the sink's connection."""
+        return {CONNECTION: self.database.options} if self.database else {}
 
     def sink(self, day: str, work: Path) -> Sink:
         """One partition of it."""
         partition = {"ds": day}
+        if self.kind == "jdbc":
+            return Sink.jdbc(CONNECTION, table=self.name, partition=partition)
         if self.kind == "hive":
             return Sink.hive(self.name, partition=partition, work_uri=str(work / "work"))
         return Sink(kind=self.kind, uri=self.name, partition=partition)  # type: ignore[arg-type]
 
     def read(self, work: Path) -> dict[str, dict[str, Any]]:
-        """Partition -> ids of its rows, and files that hold them with the hashes of their content."""
+        """Partition -> ids of its rows, and files that hold them with the hashes of their content.
+
+        A database has the places of rows in the table's files, and the transactions that put them there.
+        """
+        if self.database:
+            return self._read_database()
         (work / "read.py").write_text(_READ)
         found = work / "found.json"
         done = submit(self.conf, [str(work / "read.py"), self.kind, self.name, str(found)], work / "read.log")
@@ -104,6 +94,9 @@ class Table:
 
     def leftovers(self, read: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """What lies in the table and beside it and is neither read nor known to belong there."""
+        if self.database:
+            tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+            return [name for (name,) in self.database.rows(tables) if name != self.name]
         parent = self.folder.parent
         found = [path.name for path in parent.iterdir() if path.name.startswith(f".{self.folder.name}.")]
         if self.kind == "delta":
@@ -112,6 +105,16 @@ class Table:
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         named = [path for path in files if path.name not in ("_SUCCESS", "_hydrogen.json")]
         return found + [str(path) for path in named if str(path) not in known and path.suffix != ".crc"]
+
+    def _read_database(self) -> dict[str, dict[str, Any]]:
+        assert self.database is not None
+        found: dict[str, dict[str, Any]] = {}
+        query = f"SELECT ds, id, ctid::text, xmin::text, t::text FROM {self.name} t ORDER BY id"
+        for ds, id_, *row in self.database.rows(query):
+            partition = found.setdefault(ds, {"ids": [], "files": {}})
+            partition["ids"].append(id_)
+            partition["files"][row[0]] = row[1:]
+        return found
 
 
 def local_file(name: str) -> Path:

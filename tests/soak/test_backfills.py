@@ -11,15 +11,17 @@ import pytest
 
 from scripts.jars import jars
 from tests.integration.conftest import EXTENSION, SESSION
+from tests.integration.databases import postgres_server
 from tests.integration.metastore import hive_metastore
-from tests.soak.backfills import Backfill, Table, publish_model
+from tests.integration.models import publish_plain
+from tests.soak.backfills import Backfill, Table
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 RUNS, KILLS, AT_ONCE = 16, 4, 3
 
 
-@pytest.fixture(params=["parquet", "delta", "hive"])
+@pytest.fixture(params=["parquet", "delta", "hive", "jdbc"])
 def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Table]:
     """One of each kind; another kind of sink is another branch here, and in `Table` what only it knows."""
     folder = tmp_path / "lake" / "scores"
@@ -29,6 +31,10 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Table]:
         connector = {"spark.jars": ",".join(map(str, jars("delta")))}
         conf = {**SESSION, **connector, "spark.sql.extensions": EXTENSION}
         yield Table("delta", folder, str(folder), conf)
+    elif request.param == "jdbc":
+        conf = {"spark.jars": ",".join(map(str, jars("postgresql")))}
+        with postgres_server(tmp_path) as server:
+            yield Table("jdbc", folder, "scores", conf, server.database())
     else:
         (tmp_path / "metastore").mkdir()
         with hive_metastore(tmp_path / "metastore") as metastore:
@@ -39,7 +45,7 @@ def test_every_partition_ends_with_exactly_its_rows(table: Table, tmp_path: Path
     seed = random.randrange(1_000_000)
     print(f"{table.kind}: seed {seed}")
     chance = random.Random(seed)
-    model = publish_model(tmp_path)
+    model = publish_plain(tmp_path)
 
     def backfill(number: int) -> Backfill:
         return Backfill.prepare(table, model, f"d{number}", tmp_path / "runs" / str(number))

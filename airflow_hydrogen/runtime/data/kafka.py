@@ -65,7 +65,10 @@ def require_topic(spark: SparkSession, place: Source | Sink, access: Access) -> 
         if "UnknownTopicOrPartition" in str(error):
             raise _problem(place, f"there is no topic {place.topic!r}; make it first") from error
         if "Timeout" in str(error):
-            cause = f"no broker answered within {ANSWER_S} s: {cause}"
+            cause = (
+                f"no broker answered within {ANSWER_S} s; are bootstrap.servers and security.protocol "
+                f"right? {cause}"
+            )
         raise _problem(place, cause) from error
 
 

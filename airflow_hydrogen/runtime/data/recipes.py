@@ -13,9 +13,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from airflow_hydrogen.contract.errors import DatasetChangedError
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data.code import source_hashes
 from airflow_hydrogen.runtime.data.files import Listing
+from airflow_hydrogen.runtime.session import spark_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -30,6 +32,8 @@ _UNKNOWN = ""
 _DELTA = "org.apache.spark.sql.delta."
 # Spark sets it by itself, to a folder below where the driver was started.
 _WAREHOUSE = "spark.sql.warehouse.dir"
+
+_STATUS = re.compile(r"path=(.*?); isDirectory=.*; length=(\d+);.*; modification_time=(\d+);")
 
 Recipe = dict[str, str]
 
@@ -116,10 +120,8 @@ def files_of(frame: DataFrame) -> PlanFiles | None:
     What is no file (a table of a database, rows that `prepare` made itself) has nothing by which to see
     that it changed. A Delta table's version says which files it is made of.
     """
-    plan = frame._jdf.queryExecution().optimizedPlan()
-    plans = [plan, *_sequence(plan.subqueriesAll())]
     found: set[str] = set()
-    for leaf in (leaf for part in plans for leaf in _sequence(part.collectLeaves())):
+    for leaf in _leaves(frame):
         kind = leaf.getClass().getSimpleName()
         if kind in ("OneRowRelation", "Range"):
             continue
@@ -128,15 +130,65 @@ def files_of(frame: DataFrame) -> PlanFiles | None:
         if (table := _delta_table(location)) is not None:
             found.add(f"{table.path} version={table.version}")
             continue
-        if location.getClass().getSimpleName() == "CatalogFileIndex":  # of Hive: no partition was left out
-            location = location.filterPartitions(frame.sparkSession._jvm.PythonUtils.toSeq([]))  # type: ignore[union-attr]
-        if location.getClass().getSimpleName() != "InMemoryFileIndex":
+        if (files := _listed(frame, location)) is None:
             return None
-        # One call for all files: each is shown with path, length and modification_time.
-        statuses = location.allFiles().mkString("\n")
-        found.update(re.sub(r"access_time=\d+", "", statuses).splitlines())
+        found.update(files)
     lengths = [int(length) for status in found for length in re.findall(r"; length=(\d+);", status)]
     return PlanFiles(_hash(sorted(found)), len(lengths), sum(lengths))
+
+
+def require_same_files(frame: DataFrame, where: str) -> None:
+    """Look whether files that Spark has read were written anew under their names while it read.
+
+    Then some rows may be of the old files and some of the new ones. Files that have come since were not
+    read, and of those that are gone Spark had all rows, or has failed. Delta never writes a file twice.
+
+    Args:
+        frame: what was read; its plan lists its files anew.
+        where: the source, for messages.
+
+    Raises:
+        DatasetChangedError: with the first of them.
+    """
+    for leaf in _leaves(frame):
+        if leaf.getClass().getSimpleName() != "LogicalRelation":
+            continue
+        location = _location(leaf)
+        if location is None or _delta_table(location) is not None:
+            continue
+        before = _by_path(_listed(frame, location))
+        try:
+            location.refresh()
+            now = _by_path(_listed(frame, location))
+        except spark_errors():
+            continue  # a folder that was read is gone
+        for path, seen in before.items():
+            if now.get(path, seen) != seen:
+                raise DatasetChangedError(where, path, "it was written anew")
+
+
+def _leaves(frame: DataFrame) -> list[Any]:
+    """What a plan reads, its subqueries included."""
+    plan = frame._jdf.queryExecution().optimizedPlan()
+    plans = [plan, *_sequence(plan.subqueriesAll())]
+    return [leaf for part in plans for leaf in _sequence(part.collectLeaves())]
+
+
+def _listed(frame: DataFrame, location: Any) -> list[str] | None:
+    """The files of a relation, each with path, length and modification_time; None where nobody lists them."""
+    if location.getClass().getSimpleName() == "CatalogFileIndex":  # of Hive: no partition was left out
+        location = location.filterPartitions(frame.sparkSession._jvm.PythonUtils.toSeq([]))  # type: ignore[union-attr]
+    if location.getClass().getSimpleName() != "InMemoryFileIndex":
+        return None
+    # One call for all files.
+    statuses = str(location.allFiles().mkString("\n"))
+    return re.sub(r"access_time=\d+", "", statuses).splitlines()
+
+
+def _by_path(statuses: Sequence[str] | None) -> dict[str, tuple[str, str]]:
+    """Path -> length and time of change."""
+    found = (_STATUS.search(status) for status in statuses or ())
+    return {match[1]: (match[2], match[3]) for match in found if match}
 
 
 class DeltaTable(NamedTuple):

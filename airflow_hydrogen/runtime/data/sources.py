@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,15 @@ Prepare = Callable[..., "DataFrame"]
 _SAME_TYPES = {*("int8", "int16", "int32", "int64", "float", "double", "bool"), *("string", "date32[day]")}
 _CSV_DEFAULTS = {"header": "true", "inferSchema": "true"}
 _FILTERED = "airflow_hydrogen_rows"
+# Of Spark's errors, and of the stack of those that come from elsewhere.
+_FAILED_READ = re.compile(
+    r"\[FAILED_READ_FILE\b|\bjdbc\.JDBCRDD\b|\bjdbc\.JdbcUtils\$\$anon|\bkafka010\.KafkaIllegalStateException\b"
+)
+_AFTER_A_FILE_IS_GONE = {
+    "delta": " Clear the task, which reads the newest version",
+    "files_stream": " Bring it back: files of a stream stay until they have been scored",
+    "delta_stream": " Begin anew with another checkpoint and another sink: the table was vacuumed",
+}
 _GLOB = frozenset("*?[]{}\\")
 
 
@@ -43,7 +54,40 @@ def read(spark: SparkSession, source: Source, access: Access | None = None) -> D
     try:
         return _selected(_filtered(spark, source, access or {}), source)
     except spark_errors() as error:
-        raise SourceError(str(source), root_cause(error)) from error
+        empty = "UNABLE_TO_INFER_SCHEMA" in str(error)
+        raise SourceError(str(source), no_files(source) if empty else root_cause(error)) from error
+
+
+def no_files(source: Source) -> str:
+    """What is said of a folder without files."""
+    return f"there are no {source.format or source.kind} files in it"
+
+
+@contextmanager
+def explained(source: Source) -> Iterator[None]:
+    """Say so where what Spark computes fails of its source, which has changed since it was opened.
+
+    Raises:
+        SourceError: a file or a message is gone or cannot be read, or a database refuses to be read.
+    """
+    try:
+        yield
+    except spark_errors() as error:
+        if not is_failed_read(error):
+            raise
+        reason = root_cause(error)
+        if "FILE_NOT_EXIST" in reason:
+            reason += _AFTER_A_FILE_IS_GONE.get(
+                source.kind, " Run the task again, which lists the files anew"
+            )
+        elif "data may have been lost" in reason:
+            reason += " With the option failOnDataLoss='false' the stream goes on behind them"
+        raise SourceError(str(source), reason) from error
+
+
+def is_failed_read(error: Exception) -> bool:
+    """Whether Spark could not read a file, the rows of a database or the messages of a topic."""
+    return isinstance(error, spark_errors()) and _FAILED_READ.search(str(error)) is not None
 
 
 def prepared(frame: DataFrame, prepare: Prepare | None, kwargs: Mapping[str, Any]) -> DataFrame:

@@ -21,7 +21,7 @@ from airflow_hydrogen.runtime.data.counting import write_files
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import DatasetFiles, Listing, list_dataset, read_footers
 from airflow_hydrogen.runtime.data.snapshots import Kept, Snapshot
-from airflow_hydrogen.runtime.data.sources import Prepare, is_plain_parquet, prepared
+from airflow_hydrogen.runtime.data.sources import Prepare, explained, is_plain_parquet, prepared
 from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def stage(
         return before
     folder = uris.join(uri, secrets.token_hex(6))
     try:
-        rows = _write(frame, folder, ranks * _FILES_PER_RANK)
+        with explained(opened.source):
+            rows = _write(frame, folder, ranks * _FILES_PER_RANK)
+            recipes.require_same_files(frame, str(opened.source))
     except Exception as error:
         if difference is None or "PARQUET_COLUMN_DATA_TYPE_MISMATCH" not in str(error):
             raise

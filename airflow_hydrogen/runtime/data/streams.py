@@ -54,7 +54,9 @@ def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: i
             return _files(spark, source)
         return _changes(spark, source)
     except spark_errors() as error:
-        raise SourceError(str(source), root_cause(error)) from error
+        absent = "DELTA_SCHEMA_NOT_SET" in str(error)
+        reason = "there is no Delta table in this folder" if absent else root_cause(error)
+        raise SourceError(str(source), reason) from error
 
 
 def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> DataFrame:
@@ -159,11 +161,10 @@ def _schema_of_files(spark: SparkSession, source: Source) -> StructType:
     try:
         return StructType(list(sources.read(spark, there).schema))
     except SourceError as error:
-        raise SourceError(
-            str(source),
-            f"its columns are found in the files that are there: {error.reason}. Give it a schema where the "
-            "stream begins before the first file",
-        ) from error
+        if error.reason == sources.no_files(there):
+            hint = ", by which its columns are known. Give it a schema where it begins before the first file"
+            raise SourceError(str(source), f"{error.reason}{hint}") from error
+        raise SourceError(str(source), error.reason) from error
 
 
 def _changes(spark: SparkSession, source: Source) -> DataFrame:

@@ -58,7 +58,7 @@ class Scoring:
         scorer: what each task does.
         job: what is scored.
         run: gives tasks their batches: scorer and schema of its answers -> their frame.
-        through_spark: the batches come from Spark, and not from files that tasks read.
+        through_spark: the rows that Spark reads and gives the tasks; None: tasks read files themselves.
         codec: of Parquet files that Spark would write.
         spark: its version.
         finish: what Spark adds to the scored rows, and then has to write them; None: nothing.
@@ -71,7 +71,7 @@ class Scoring:
     scorer: Scorer
     job: InferenceJob
     run: Callable[[Scorer, StructType], DataFrame]
-    through_spark: bool
+    through_spark: DataFrame | None
     codec: str
     spark: str
     finish: Callable[[DataFrame], DataFrame] | None = None
@@ -109,7 +109,7 @@ class Scoring:
             schema=_arrow_schema(self.schema),
             compression=_CODECS.get(self.codec, self.codec),
             metadata={_SPARK_VERSION: self.spark, _ROW_METADATA: self.schema.json()},
-            copied=self.through_spark,
+            copied=self.through_spark is not None,
         )
 
 
@@ -171,7 +171,7 @@ def score(
         scorer=scorer,
         job=job,
         run=run,
-        through_spark=not groups,
+        through_spark=None if groups else frame,
         codec=str(spark.conf.get(_CODEC)).lower(),
         spark=spark.version,
     )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import RowCountError, RowsLostError
 from airflow_hydrogen.contract.jobs import InferenceJob
+from airflow_hydrogen.runtime.data import sources
+from airflow_hydrogen.runtime.data.recipes import require_same_files
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 from airflow_hydrogen.runtime.sinks import parquet
@@ -86,6 +88,7 @@ def place(
         RowCountError: a row is neither scored nor set aside.
         RowsLostError: the executors wrote other rows than the driver finds.
         RowsNotCountedError: Spark does not say how many it wrote.
+        SourceError, DatasetChangedError: the source has changed since it was opened.
         PartitionTakenError: a newer try writes the same partition.
     """
     model = uris.canonical(job.model_uri)
@@ -100,7 +103,10 @@ def place(
             output = scoring.files(_folder_of(scores.name, tries))
             if counter is not None:
                 counter.rows_each = job.batch_rows
-        account = _computed(scoring.frame(output, bad_output), scores, output)
+        with sources.explained(job.source):
+            account = _computed(scoring.frame(output, bad_output), scores, output)
+            if scoring.through_spark is not None and job.stream is None:
+                require_same_files(scoring.through_spark, str(job.source))
         account.require_working_model()
         account.require_few(job.max_bad_rows, scores.name)
         scores.require_owner()  # a newer try removes what this one has staged

@@ -205,10 +205,10 @@ def _cause(job: InferenceJob, failure: BaseException | None, error: Exception) -
     """What a failed query has failed of: in one of our batches, or in the source."""
     if failure is None:
         return SourceError(str(job.source), root_cause(error))
-    if isinstance(failure, spark_errors()) and _OTHER_HEADER in str(failure):
+    if isinstance(failure, SourceError) and _OTHER_HEADER in failure.reason:
         return SourceError(
             str(job.source),
-            f"{root_cause(failure)} Name the columns as the header does, in its order; with the option "
+            f"{failure.reason} Name the columns as the header does, in its order; with the option "
             "enforceSchema='true' columns are taken by their position, whatever the header says",
         )
     return original_error(failure) if isinstance(failure, Exception) else failure

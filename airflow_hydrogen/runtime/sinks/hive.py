@@ -17,6 +17,7 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     FilesLostError,
     InvalidJobError,
+    MetastoreRefusedError,
     PartitionTakenError,
     TableMismatchError,
 )
@@ -40,6 +41,7 @@ _FORMATS = {
 _FOLDER = re.compile(r"hydrogen-(\d{19})-[0-9a-f]{12}")
 _NOTE = "_hydrogen.json"
 _NO_PARTITION = "PARTITIONS_NOT_FOUND"
+_NO_NAME = ("SCHEMA_NOT_FOUND", "PARSE_SYNTAX_ERROR", "REQUIRES_SINGLE_PART_NAMESPACE")
 # Hive answers questions by these without a look at the files.
 _STATISTICS = ("COLUMN_STATS_ACCURATE", "numRows", "rawDataSize")
 
@@ -101,8 +103,15 @@ class Rows(StagedFiles):
 
         Raises:
             FilesLostError: what was brought in is not what was staged.
+            MetastoreRefusedError: with what it says, such as that the table is gone.
             PartitionTakenError: a newer try has begun, or has committed.
         """
+        try:
+            self._put_in_place(rows, model)
+        except spark_errors() as error:
+            raise MetastoreRefusedError(self.name, root_cause(error)) from error
+
+    def _put_in_place(self, rows: int, model: str | None) -> None:
         assert self._schema is not None, "nothing was staged"
         self.require_owner()
         self._table.make(self._schema)
@@ -180,6 +189,7 @@ class Table:
 
     Raises:
         InvalidJobError: the session has no metastore, or the table is of a kind that cannot be written.
+        MetastoreRefusedError: the metastore does not answer.
     """
 
     def __init__(self, spark: SparkSession, sink: Sink) -> None:
@@ -197,7 +207,10 @@ class Table:
             self._found = self._metadata()
             self._default = self._catalog.defaultTablePath(self._identifier)
         except spark_errors() as error:
-            raise InvalidJobError(f"sink {sink} cannot be opened: {root_cause(error)}") from error
+            reason = root_cause(error)
+            if any(known in reason for known in _NO_NAME):
+                raise InvalidJobError(f"sink {sink} cannot be opened: {reason}") from error
+            raise MetastoreRefusedError(str(sink), reason) from error
         if self._found is not None:
             self._require_writable()
 
@@ -330,7 +343,7 @@ class Table:
 
     def points_to(self, folder: str) -> bool:
         """Whether a folder is the partition's."""
-        found = self._partition()
+        found = self._partition() if self._metadata() is not None else None
         return found is not None and uris.spark_uri(self._uri_of(found.location())) == uris.spark_uri(folder)
 
     def base(self) -> str:

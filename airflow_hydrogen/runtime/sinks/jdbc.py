@@ -26,6 +26,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access, opening
+from airflow_hydrogen.runtime.data.sources import is_failed_read
 from airflow_hydrogen.runtime.session import spark_errors
 from airflow_hydrogen.runtime.sinks import dialects, tables
 from airflow_hydrogen.runtime.sinks.connections import Connection, Database, Table, transact
@@ -293,7 +294,7 @@ class Rows:
         try:
             writer.option("dbtable", self._place.quoted).save()
         except spark_errors() as error:
-            if not self._database.is_refusal(error):
+            if is_failed_read(error) or not self._database.is_refusal(error):
                 raise
             raise self._database.refusal(error) from None
 
