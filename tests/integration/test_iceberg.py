@@ -1,4 +1,4 @@
-"""Iceberg tables in a real catalog (SQLite), read and written by pyiceberg, with Spark's own package nowhere."""
+"""Iceberg tables in a real catalog (SQLite), read and written by pyiceberg, without Spark's own package."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ rows of them were deleted or columns renamed, tasks read them by pyiceberg.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,20 +173,24 @@ class _Reading:
         stored = {field.field_id: field for field in file.fields}
         # Spark does not look at capital letters.
         names = [field.name.lower() for field in file.fields]
-        for field in self.schema.fields:
-            found = stored.get(field.field_id)
-            if found is not None:
-                is_same = (found.name, found.field_type) == (field.name, field.field_type)
-                if not is_same or names.count(field.name.lower()) > 1:
-                    return False
-            elif (
-                field.required
-                or field.name.lower() in names
-                or field.field_id in partitioned
-                or field.initial_default is not None
-            ):
-                return False
-        return True
+        return all(
+            _is_null(field, names, partitioned)
+            if (found := stored.get(field.field_id)) is None
+            else _is_same(field, found, names)
+            for field in self.schema.fields
+        )
+
+
+def _is_same(field: Any, found: Any, names: Sequence[str]) -> bool:
+    """Whether a file's column is read as a table's by its name; `names` are the file's, in small letters."""
+    is_same = (found.name, found.field_type) == (field.name, field.field_type)
+    return is_same and names.count(field.name.lower()) == 1
+
+
+def _is_null(field: Any, names: Sequence[str], partitioned: Collection[int]) -> bool:
+    """Whether a column that is not in a file is null in its rows, and its value stands nowhere else."""
+    has_value = field.field_id in partitioned or field.initial_default is not None
+    return not field.required and not has_value and field.name.lower() not in names
 
 
 def _newest(spark: SparkSession, source: Source, table: Any) -> int | None:
