@@ -12,8 +12,9 @@ import dataclasses
 import datetime
 import json
 import random
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
+    ColumnTypeError,
     FilesLostError,
     HydrogenError,
     InvalidJobError,
@@ -43,15 +45,45 @@ from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.swap import Replacement
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
 
 ATTEMPTS = 15
 _LONGEST_WAIT_S = 8.0
 _SAID = "airflow-hydrogen."
 _NOTE = "_files-"
-_VALUES = ("string", "int", "long", "date", "boolean")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_WHOLE = re.compile(r"[+-]?\d+")
 _ANSWER = "file string, rows bigint, notes array<string>"
+
+
+def _whole(text: str, bits: int) -> int:
+    value = int(text) if _WHOLE.fullmatch(text) else None
+    if value is None or not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        raise ValueError(text)
+    return value
+
+
+def _day(text: str) -> datetime.date:
+    if not _DAY.fullmatch(text):
+        raise ValueError(text)
+    return datetime.date.fromisoformat(text)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+# Type of a partition's column -> its value from a text; ValueError where it is none.
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "string": str,
+    "int": partial(_whole, bits=32),
+    "long": partial(_whole, bits=64),
+    "date": _day,
+    "boolean": _truth,
+}
 
 
 def require_writable(sink: Sink, access: Access) -> None:
@@ -70,13 +102,10 @@ def require_writable(sink: Sink, access: Access) -> None:
 
 
 @contextmanager
-def placing(
-    spark: SparkSession, sink: Sink, run: Run | None, access: Access, types: Types, schema: StructType
-) -> Iterator[Rows]:
+def placing(sink: Sink, run: Run | None, access: Access, types: Types, schema: StructType) -> Iterator[Rows]:
     """Begin a try to replace a partition of a table, which is made where there is none.
 
     Args:
-        spark: the session.
         sink: the table.
         run: the Airflow run, or None.
         access: what opens its catalog.
@@ -86,12 +115,13 @@ def placing(
     Raises:
         InvalidJobError: see `require_writable`.
         TableMismatchError: the table does not hold the rows.
+        ColumnTypeError: a value of the partition is none of its column's type.
         PartitionTakenError: a newer try has begun meanwhile.
     """
     target = Target(sink, access)
     table = target.find() or target.make(schema, types)
     target.require_holds(table, schema)
-    target.spell(spark, table)
+    target.take_values(table)
     place = tables.place(uris.join(_folder(table), "hydrogen"), sink, run)
     with replacing(place, run, str(sink)) as replacement:
         yield Rows(target, table, schema, run, replacement)
@@ -280,7 +310,7 @@ class Target:
     def __init__(self, sink: Sink, access: Access) -> None:
         self.sink, self._access = sink, access
         self._name = str(sink.table_name)
-        self._values: dict[str, str] = {}
+        self._values: dict[str, Any] = {}
 
     def told(self, error: Exception) -> str:
         """What an error of pyiceberg says, without secrets."""
@@ -399,14 +429,18 @@ class Target:
         named: dict[str, Any] = {"conn_id": self.sink.conn_id, "catalog": self.sink.catalog}
         return iceberg.struct_of(table.schema(), Source(kind="iceberg", table_name=self._name, **named))
 
-    def spell(self, spark: SparkSession, table: Any) -> None:
-        """Take the partition's values as the table's types spell them.
+    def take_values(self, table: Any) -> None:
+        """Take the partition's values as those of the table's types.
 
         Raises:
             ColumnTypeError: a value that is none of its column's type.
         """
-        types = {item.name: item.dataType for item in self._struct(table)}
-        self._values = tables.partition_values(spark, self.sink.partition, types)
+        for column, text in self.sink.partition.items():
+            type_ = str(table.schema().find_type(column))
+            try:
+                self._values[column] = _VALUES[type_](text)
+            except ValueError:
+                raise ColumnTypeError(column, type_, repr(text), "change the sink's partition") from None
 
     def file_schema(self, table: Any) -> pa.Schema:
         """The columns of its files, with the numbers by which Iceberg knows them."""
@@ -418,10 +452,7 @@ class Target:
     def constants(self, table: Any) -> dict[str, pa.Scalar]:
         """The values of the partition's columns, as they stand in every row."""
         types = self.file_schema(table)
-        return {
-            column: pa.scalar(_plain(value, types.field(column).type), types.field(column).type)
-            for column, value in self._values.items()
-        }
+        return {column: pa.scalar(value, types.field(column).type) for column, value in self._values.items()}
 
     def tries(self, table: Any, place: str) -> dict[str, int]:
         """Token and number of the tries that have committed at a place."""
@@ -450,7 +481,7 @@ class Target:
         self.require_partitioned(table)
         try:
             found = list(parquet_files_to_data_files(table.io, table.metadata, iter(files)))
-        except ValueError as error:  # of another schema
+        except (ValueError, KeyError) as error:  # of another schema
             raise TableMismatchError(str(self.sink), [f"it has changed: {self.told(error)}"]) from None
         if (there := sum(file.record_count for file in found)) != rows:
             raise RowsLostError(str(self.sink), rows, there)
@@ -468,11 +499,10 @@ class Target:
         """The files with the partition's rows."""
         from pyiceberg.expressions import AlwaysTrue, And, EqualTo
 
-        schema = table.schema()
         asked: Any = AlwaysTrue()
         for column, value in self._values.items():
-            is_bool = str(schema.find_type(column)) == "boolean"
-            asked = And(asked, EqualTo(column, value == "true" if is_bool else value))
+            is_date = isinstance(value, datetime.date)
+            asked = And(asked, EqualTo(column, value.isoformat() if is_date else value))
         try:
             tasks = list(table.scan(row_filter=asked).plan_files())
         except ValueError as error:
@@ -519,12 +549,3 @@ def _files_of(table: Any) -> set[str]:
         for manifest in manifests.values()
         for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
     }
-
-
-def _plain(value: str, type_: pa.DataType) -> Any:
-    """A value of a partition, as Python has it."""
-    if pa.types.is_date(type_):
-        return datetime.date.fromisoformat(value)
-    if pa.types.is_boolean(type_):
-        return value == "true"
-    return int(value) if pa.types.is_integer(type_) else value

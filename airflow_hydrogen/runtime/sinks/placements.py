@@ -109,7 +109,7 @@ def placing(
         return jdbc.placing(sink, run, access, types or {})
     if sink.kind == "iceberg":
         assert schema is not None, "its files are made for its columns"
-        return iceberg.placing(spark, sink, run, access, types or {}, schema)
+        return iceberg.placing(sink, run, access, types or {}, schema)
     if sink.kind == "delta":
         return delta.placing(spark, sink, run, types or {})
     if sink.kind == "hive":
