@@ -25,7 +25,7 @@ def require_one(what: str, catalog: Mapping[str, str], conn_id: str | None) -> N
         catalog: properties of pyiceberg's.
         conn_id: a connection.
     """
-    if bool(catalog) == (conn_id is not None):
+    if bool(catalog) == bool(conn_id):
         raise InvalidJobError(
             f"an iceberg {what} needs a catalog: an Airflow connection of type iceberg, or properties such "
             f"as {{'type': 'rest', 'uri': 'http://catalog:8181'}}; found catalog={sorted(catalog)}, "
