@@ -1,4 +1,4 @@
-"""The DAGs of docs/sources/, as they stand there: flights in Delta, in PostgreSQL and in Hive's metastore."""
+"""The DAGs of docs/sources/, as they stand there: flights in Delta, Iceberg, PostgreSQL and Hive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tests.integration.metastore import Metastore, hive_metastore
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 PAGES = {
-    page: (ROOT / "docs" / "sources" / f"{page}.md").read_text() for page in ("delta", "hive", "postgresql")
+    page: (ROOT / "docs" / "sources" / f"{page}.md").read_text()
+    for page in ("delta", "hive", "iceberg", "postgresql")
 }
 DAY = "2013-07-01"
 SHOWN = {  # in the pages -> what stands in their place in a database of a test
@@ -32,11 +33,15 @@ SHOWN = {  # in the pages -> what stands in their place in a database of a test
     "hydrogen-development": lambda database: database.password,
 }
 LOADING = """
+import json, os
+
+from pyiceberg.catalog import load_catalog
 from flights import data
 from flights.settings import LAKE as lake
 from pyspark.sql import SparkSession
 
 data.load(lake)
+catalog = load_catalog(**json.loads(os.environ["AIRFLOW_CONN_FLIGHTS_CATALOG"])["extra"])
 spark = SparkSession.builder.getOrCreate()
 """
 
@@ -59,8 +64,20 @@ def metastore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metastore]:
 
 
 @pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The properties of an Iceberg catalog of its own."""
+    folder = tmp_path_factory.mktemp("iceberg")
+    uri = f"sqlite:///{folder}/catalog.db"
+    return {"name": "lake", "type": "sql", "uri": uri, "warehouse": folder.as_uri()}
+
+
+@pytest.fixture(scope="module")
 def pages_home(
-    modules_home: Home, database: Database, metastore: Metastore, tmp_path_factory: pytest.TempPathFactory
+    modules_home: Home,
+    database: Database,
+    metastore: Metastore,
+    catalog: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Home:
     """An Airflow with the DAGs of the pages, and the tables that they fill."""
     dags = tmp_path_factory.mktemp("dags")
@@ -82,6 +99,7 @@ def pages_home(
                 "schema": database.name,
             }
         ),
+        "AIRFLOW_CONN_FLIGHTS_CATALOG": json.dumps({"conn_type": "iceberg", "extra": catalog}),
         "AIRFLOW_VAR_HIVE_METASTORE": metastore.uri,
     }
     fill(
@@ -121,7 +139,15 @@ def runner(pages_home: Home) -> Iterator[DagRunner]:
 
 def scores(home: Home, page: str) -> pd.DataFrame:
     """What a page's DAG has written, in an order of its own."""
-    table = pyarrow.dataset.dataset(home.flights / page / "scores" / f"ds={DAY}", format="parquet").to_table()
+    if page == "iceberg":
+        from pyiceberg.catalog import load_catalog
+
+        properties = json.loads(home.environment["AIRFLOW_CONN_FLIGHTS_CATALOG"])["extra"]
+        scored = load_catalog(**properties).load_table("lake.scores").scan(row_filter=f"ds = '{DAY}'")
+        table = scored.to_arrow().drop_columns("ds")
+    else:
+        folder = home.flights / page / "scores" / f"ds={DAY}"
+        table = pyarrow.dataset.dataset(folder, format="parquet").to_table()
     keys = ["sched_dep_time", "carrier", "flight", "origin", "dest"]
     frame: pd.DataFrame = table.to_pandas().sort_values(keys, ignore_index=True)
     return frame
@@ -152,7 +178,7 @@ def test_a_model_of_a_delta_table_is_promoted_and_scores_a_day_of_it(whole: DagR
     assert len(scores(pages_home, "delta")) == report["rows"] == flights.count_rows() > 900
 
 
-@pytest.mark.parametrize("page", ["hive", "postgresql"])
+@pytest.mark.parametrize("page", ["hive", "iceberg", "postgresql"])
 def test_the_same_flights_of_another_store_are_scored_alike(
     runner: DagRunner, pages_home: Home, whole: DagRun, page: str
 ) -> None:
@@ -161,6 +187,6 @@ def test_the_same_flights_of_another_store_are_scored_alike(
     run = runner.run(f"flights_{page}", conf={"ds": DAY}, done="train|promote")
     assert run.state == "success", run.tasks
     source = run.xcoms["score"]["report"]["source"]
-    assert source[{"hive": "files", "postgresql": "rows"}[page]] > 0
+    assert source[{"hive": "files", "iceberg": "version", "postgresql": "rows"}[page]] > 0
     expected = scores(pages_home, "delta")
     pd.testing.assert_frame_equal(scores(pages_home, page), expected, rtol=1e-4, check_dtype=False)

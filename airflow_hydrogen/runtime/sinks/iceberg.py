@@ -52,6 +52,7 @@ ATTEMPTS = 15
 _LONGEST_WAIT_S = 8.0
 _SAID = "airflow-hydrogen."
 _NOTE = "_files-"
+_EPOCH = datetime.date(1970, 1, 1)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _WHOLE = re.compile(r"[+-]?\d+")
 _ANSWER = "file string, rows bigint, notes array<string>"
@@ -479,20 +480,27 @@ class Target:
         from pyiceberg.table import TableProperties
 
         self.require_partitioned(table)
+        for column in self._values:  # pyiceberg takes a file's partition from its bounds
+            table.metadata.properties[f"{TableProperties.METRICS_MODE_COLUMN_CONF_PREFIX}.{column}"] = "full"
         try:
             found = list(parquet_files_to_data_files(table.io, table.metadata, iter(files)))
         except (ValueError, KeyError) as error:  # of another schema
             raise TableMismatchError(str(self.sink), [f"it has changed: {self.told(error)}"]) from None
         if (there := sum(file.record_count for file in found)) != rows:
             raise RowsLostError(str(self.sink), rows, there)
+        found = [file for file in found if file.record_count]
+        partition = [_stored(self._values[field.name]) for field in table.spec().fields]
+        if any([*file.partition] != partition for file in found):
+            problem = f"pyiceberg finds files of another partition than {partition}"
+            raise TableMismatchError(str(self.sink), [problem])
+        replaced = self._replaced(table)
         # Whether it may be tried again is decided here, with another look at who owns the place.
         table.metadata.properties[TableProperties.COMMIT_NUM_RETRIES] = "0"
         with table.transaction() as change, change.update_snapshot(dict(said)).overwrite() as snapshot:
-            for file in self._replaced(table):
+            for file in replaced:
                 snapshot.delete_data_file(file)
             for file in found:
-                if file.record_count:
-                    snapshot.append_data_file(file)
+                snapshot.append_data_file(file)
         return int(table.current_snapshot().snapshot_id)
 
     def _replaced(self, table: Any) -> list[Any]:
@@ -535,6 +543,11 @@ def _identities(table: Any, spec: Any) -> list[str] | None:
             return None
         columns.append(field.name)
     return columns
+
+
+def _stored(value: Any) -> Any:
+    """A value of a partition as Iceberg's metadata has it: a date is the number of its day since 1970."""
+    return (value - _EPOCH).days if isinstance(value, datetime.date) else value
 
 
 def _files_of(table: Any) -> set[str]:
