@@ -7,6 +7,7 @@ rows of them were deleted or columns renamed, tasks read them by pyiceberg.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ def read(spark: SparkSession, source: Source, access: Access, kept: Kept) -> Dat
         if reading.is_plain(tasks):
             files = [uris.spark_file(task.file.file_path) for task in tasks]
             return spark.read.schema(reading.struct).parquet(*files)
-        return _by_pyiceberg(spark, reading, tasks)
+        return _by_pyiceberg(spark, source, reading, tasks)
 
 
 @contextmanager
@@ -326,22 +327,46 @@ def _both(one: Any, other: Any) -> Any:
 # --- read by pyiceberg -----------------------------------------------------------------------------------
 
 
-def _by_pyiceberg(spark: SparkSession, reading: _Reading, tasks: Sequence[Any]) -> DataFrame:
+def _by_pyiceberg(spark: SparkSession, source: Source, reading: _Reading, tasks: Sequence[Any]) -> DataFrame:
     """Tasks of Spark read files by pyiceberg; each gets its number as its only row."""
     import pyarrow as pa
 
     hands = _dealt(tasks)
-    metadata, io, projected = reading.table.metadata, reading.table.io, reading.schema
+    # Executors that have no pyiceberg are to say so, and not what they cannot unpickle.
+    dealt = pickle.dumps((reading.table.metadata, reading.table.io, reading.schema, hands))
+    where = str(source)
     schema = pa.schema([pa.field(item.name, arrow_type(item.dataType)) for item in reading.struct])
 
     def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in numbers:
             for number in batch.column(0).to_pylist():
-                for task in hands[number]:
-                    for rows in _rows(metadata, io, projected, task):
-                        yield rows.cast(schema)
+                for rows in rows_of(where, dealt, number):
+                    yield rows.cast(schema)
 
     return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, reading.struct)
+
+
+def rows_of(where: str, dealt: bytes, number: int) -> Iterator[pa.RecordBatch]:
+    """The rows of the files of one task.
+
+    Args:
+        where: the source, for messages.
+        dealt: pickled: the table's metadata, its store, the columns, and the files of every task.
+        number: the task's.
+
+    Raises:
+        InvalidJobError: there is no pyiceberg here.
+    """
+    try:
+        import pyiceberg  # noqa: F401
+    except ImportError as error:
+        raise InvalidJobError(
+            f"source {where} is read by pyiceberg in Spark's tasks, and it cannot be imported there "
+            f"({error}): install airflow-hydrogen[iceberg] on executors"
+        ) from None
+    metadata, io, projected, hands = pickle.loads(dealt)
+    for task in hands[number]:
+        yield from _rows(metadata, io, projected, task)
 
 
 def _rows(metadata: Any, io: Any, projected: Any, task: Any) -> Iterator[pa.RecordBatch]:
