@@ -422,6 +422,7 @@ def test_conditions_leave_out_files_and_columns_are_chosen(lake, spark):
     with pytest.raises(SourceError, match="nothing"):
         read(where="nothing = 1")
     assert read(where="ds = '2012-01-01'")[1].collect() == []
+    assert frame_ids(read(where="DS = '2013-01-01' and Id > 12")[1]) == [13, 14]
     joined = Source.sql(
         "select count(*) as n from t where ds < :day", query_args={"day": "2013-01-03"}, t=lake.source()
     )

@@ -291,17 +291,19 @@ def _expression(condition: Condition, schema: Any) -> Any:
     """A condition as pyiceberg's, or what is true wherever it is; None where nothing is known."""
     from pyiceberg import expressions
 
+    # Spark writes a name as the condition does, whatever its capital letters: such a one is not known.
+    types = {field.name: str(field.field_type) for field in schema.fields if field.field_type.is_primitive}
     match condition:
         case Both():
             return _both(_expression(condition.left, schema), _expression(condition.right, schema))
         case Either():
             left, right = _expression(condition.left, schema), _expression(condition.right, schema)
             return None if left is None or right is None else expressions.Or(left, right)
-        case Not(IsNull(column)):
+        case Not(IsNull(column)) if column in types:
             return expressions.NotNull(column)
-        case IsNull(column):
+        case IsNull(column) if column in types:
             return expressions.IsNull(column)
-        case Comparison(sign, column, value) if str(schema.find_type(column)) in _PRUNED:
+        case Comparison(sign, column, value) if types.get(column) in _PRUNED:
             kinds: Mapping[str, Any] = {
                 "=": expressions.EqualTo,
                 "<=>": expressions.EqualTo,
@@ -311,7 +313,7 @@ def _expression(condition: Condition, schema: Any) -> Any:
                 ">=": expressions.GreaterThanOrEqual,
             }
             return kinds[sign](column, value)
-        case OneOf(column, values) if str(schema.find_type(column)) in _PRUNED:
+        case OneOf(column, values) if types.get(column) in _PRUNED:
             return expressions.In(column, values)
     return None
 

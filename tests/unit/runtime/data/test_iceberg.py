@@ -24,9 +24,10 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatc
 @pytest.fixture
 def schema():
     from pyiceberg.schema import Schema
-    from pyiceberg.types import DateType, DoubleType, LongType, NestedField, StringType
+    from pyiceberg.types import DateType, DoubleType, ListType, LongType, NestedField, StringType
 
     types = {"id": LongType(), "ds": StringType(), "day": DateType(), "x": DoubleType()}
+    types["many"] = ListType(9, LongType())
     return Schema(
         *(NestedField(n, name, type_, required=False) for n, (name, type_) in enumerate(types.items(), 1))
     )
@@ -55,9 +56,15 @@ def test_files_are_asked_no_more_than_the_rows(schema, condition, expected):
     assert iceberg._expression(condition, schema) == wanted
 
 
-@pytest.mark.parametrize("condition", [X, Not(ID), Either(ID, X), OneOf("x", (1.0,)), Both(X, Not(DS))])
-def test_of_floats_and_opposites_files_are_asked_nothing(schema, condition):
-    """Iceberg's bounds leave NaN out, which Spark takes for the largest number."""
+@pytest.mark.parametrize(
+    "condition",
+    [
+        *(X, Not(ID), Either(ID, X), OneOf("x", (1.0,)), Both(X, Not(DS))),
+        *(Comparison("=", "ID", 1), Not(IsNull("Ds")), Not(IsNull("many"))),
+    ],
+)
+def test_of_what_is_not_for_certain_files_are_asked_nothing(schema, condition):
+    """Floats: Iceberg's bounds leave NaN out, which Spark takes for the largest number."""
     assert iceberg._expression(condition, schema) is None
 
 
