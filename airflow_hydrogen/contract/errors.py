@@ -708,7 +708,7 @@ class MetastoreRefusedError(SinkError):
 
 
 class TableBusyError(SinkError):
-    """Others have committed to a Delta table first, every time.
+    """Others have committed to a Delta or Iceberg table first, every time.
 
     Example: a job that compacts all of the table, again and again.
     """

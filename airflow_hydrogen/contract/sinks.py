@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from airflow_hydrogen.contract import brokers, uris
+from airflow_hydrogen.contract import brokers, catalogs, uris
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.values import refuse_unknown_fields, require_fields
 
 if TYPE_CHECKING:
     from airflow_hydrogen.contract.jobs import Run
 
-SinkKind = Literal["parquet", "delta", "hive", "jdbc", "kafka"]
+SinkKind = Literal["parquet", "delta", "iceberg", "hive", "jdbc", "kafka"]
 SinkMode = Literal["replace", "append", "merge"]
 
 RUN_COLUMN = "hydrogen_run"
@@ -39,6 +39,12 @@ class _Fields(NamedTuple):
 _KINDS: dict[str, _Fields] = {
     "parquet": _Fields(("uri",), (), ("replace", "append"), "Sink.parquet(uri)"),
     "delta": _Fields(("uri",), (), ("replace", "append", "merge"), "Sink.delta(uri)"),
+    "iceberg": _Fields(
+        ("table_name",),
+        ("conn_id", "catalog", "work_uri"),
+        ("replace", "append"),
+        'Sink.iceberg("db.scores", catalog="my_catalog")',
+    ),
     "hive": _Fields(("table_name",), ("work_uri",), ("replace", "append"), 'Sink.hive("schema.table")'),
     "jdbc": _Fields(
         ("conn_id", "table_name"),
@@ -61,7 +67,8 @@ _COMMON = ("kind", "partition", "mode", "keys")
 
 @dataclass(frozen=True, kw_only=True)
 class Sink:
-    """Where scores go. Use the constructors: `parquet`, `delta`, `hive`, `jdbc`, and `kafka` for streams.
+    """Where scores go. Use the constructors: `parquet`, `delta`, `iceberg`, `hive`, `jdbc`, and `kafka` for
+    streams.
 
     A run replaces its partition: completely, at once, and again where it is repeated. With `mode="append"`
     the partition has one column more, `hydrogen_run`, and with `mode="merge"` rows take the place of those
@@ -72,6 +79,7 @@ class Sink:
     uri: str | None = None
     table_name: str | None = None
     conn_id: str | None = None
+    catalog: Mapping[str, str] = field(default_factory=dict)
     partition: Mapping[str, str] = field(default_factory=dict)
     mode: SinkMode = "replace"
     keys: Sequence[str] = ()
@@ -94,6 +102,8 @@ class Sink:
                 raise InvalidJobError(
                     "a kafka sink has no partition: a topic is not replaced, messages are added"
                 )
+        if self.kind == "iceberg":
+            catalogs.require_one("sink", self.catalog, self.conn_id)
         self._check_mode(kinds.modes)
         for key, value in self.partition.items():
             if not isinstance(value, str) or not value:
@@ -154,6 +164,36 @@ class Sink:
             keys: the columns of the keys; in the rows of a run each key stands once.
         """
         return cls(kind="delta", uri=uri, partition=dict(partition or {}), mode=mode, keys=keys)
+
+    @classmethod
+    def iceberg(
+        cls,
+        table: str,
+        *,
+        catalog: str | Mapping[str, str],
+        partition: Mapping[str, str] | None = None,
+        mode: SinkMode = "replace",
+        work_uri: str | None = None,
+    ) -> Sink:
+        """An Iceberg table, made where there is none. The commit is pyiceberg's: see `Source.iceberg`.
+
+        Args:
+            table: `namespace.table`; the namespace is there.
+            catalog: as for `Source.iceberg`.
+            partition: as for `parquet`; its columns are columns of the table, which is partitioned by their
+                values and by nothing else.
+            mode: as for `parquet`.
+            work_uri: as for `hive`.
+        """
+        named: dict[str, Any] = catalogs.named_by(catalog)
+        return cls(
+            kind="iceberg",
+            table_name=table,
+            partition=dict(partition or {}),
+            mode=mode,
+            work_uri=work_uri,
+            **named,
+        )
 
     @classmethod
     def hive(
@@ -262,8 +302,9 @@ class Sink:
         document: dict[str, Any] = {"kind": self.kind, "partition": dict(self.partition)}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if item.name not in document and value not in (None, ()) and value != item.default:
-                document[item.name] = list(value) if item.name == "keys" else value
+            if item.name not in document and value not in (None, (), {}) and value != item.default:
+                plain = {"keys": list, "catalog": dict}.get(item.name)
+                document[item.name] = value if plain is None else plain(value)
         return document
 
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from airflow_hydrogen.contract import brokers
+from airflow_hydrogen.contract import brokers, catalogs
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.values import refuse_unknown_fields, require_fields, require_json
 
@@ -19,6 +19,7 @@ SourceKind = Literal[
     "json",
     "tfrecord",
     "delta",
+    "iceberg",
     "table",
     "hive",
     "jdbc",
@@ -49,6 +50,7 @@ _KINDS: dict[str, _Fields] = {
     "json": _FILES,
     "tfrecord": _FILES,
     "delta": _Fields(("uri",), ("version", "timestamp")),
+    "iceberg": _Fields(("table_name",), ("conn_id", "catalog", "version", "timestamp")),
     "table": _Fields(("table_name",), ("version", "timestamp")),
     "hive": _Fields(("table_name",)),
     "jdbc": _Fields(("conn_id",), ("table_name", "query", "partition_column", "partitions", "options")),
@@ -61,6 +63,7 @@ _KINDS: dict[str, _Fields] = {
 _STREAMS = ("kafka", "files_stream", "delta_stream")
 _EXAMPLES = {
     "delta": "Source.delta(uri)",
+    "iceberg": 'Source.iceberg("db.orders", catalog="my_catalog")',
     "table": 'Source.table("catalog.schema.table")',
     "hive": 'Source.hive("schema.table")',
     "jdbc": 'Source.jdbc("my_database", table="orders")',
@@ -89,8 +92,8 @@ class Source:
     """Where rows come from.
 
     Use the constructors: `parquet`, `orc`, `avro`, `csv`, `json`, `tfrecord` and `read` for files, `delta`,
-    `table` and `hive` for tables, `jdbc` for databases, `sql` for a query over all of these. `kafka`,
-    `files_stream` and `delta_stream` are streams, whose rows keep coming.
+    `iceberg`, `table` and `hive` for tables, `jdbc` for databases, `sql` for a query over all of these.
+    `kafka`, `files_stream` and `delta_stream` are streams, whose rows keep coming.
 
     `where` and `query` are code: Spark, or the database, runs whatever they call. A value that comes from
     elsewhere, such as a Param, belongs into `where_args` and `query_args`: Spark binds it to `:name` and
@@ -104,6 +107,7 @@ class Source:
     version: int | str | None = None
     timestamp: str | None = None
     conn_id: str | None = None
+    catalog: Mapping[str, str] = field(default_factory=dict)
     partition_column: str | None = None
     partitions: int | str | None = None
     columns: Sequence[str] | None = None
@@ -144,6 +148,8 @@ class Source:
             raise InvalidJobError(
                 f"partition_column is the name of a column, without quotes, found {self.partition_column!r}"
             )
+        if self.kind == "iceberg":
+            catalogs.require_one("source", self.catalog, self.conn_id)
         self._check_stream()
         if self.kind == "read" and self.format == "delta":
             raise InvalidJobError("read Delta tables by Source.delta, which keeps their version for retries")
@@ -343,6 +349,41 @@ class Source:
         return cls._of("delta", columns, where, where_args, uri=uri, version=version, timestamp=timestamp)
 
     @classmethod
+    def iceberg(
+        cls,
+        table: str,
+        *,
+        catalog: str | Mapping[str, str],
+        snapshot: int | str | None = None,
+        timestamp: str | None = None,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        where_args: Mapping[str, SqlValue] | None = None,
+    ) -> Source:
+        """An Iceberg table, found by pyiceberg: no package of Spark's is needed, but the extra `iceberg` is.
+
+        Args:
+            table: `namespace.table`.
+            catalog: an Airflow connection of type `iceberg`, or pyiceberg's properties of a catalog without
+                secrets: `{"type": "rest", "uri": "http://catalog:8181"}`.
+            snapshot: read the table as of this snapshot. Without it, and without `timestamp`, the newest is
+                looked up when the job starts, and every retry of the task reads the same.
+            timestamp: read the table as it was then: "2013-07-01" or "2013-07-01 12:00:00".
+            columns, where, where_args: as for `parquet`.
+        """
+        named: dict[str, Any] = catalogs.named_by(catalog)
+        return cls._of(
+            "iceberg",
+            columns,
+            where,
+            where_args,
+            table_name=table,
+            version=snapshot,
+            timestamp=timestamp,
+            **named,
+        )
+
+    @classmethod
     def table(
         cls,
         table: str,
@@ -353,7 +394,7 @@ class Source:
         where: str | None = None,
         where_args: Mapping[str, SqlValue] | None = None,
     ) -> Source:
-        """A table of one of the catalogs that the operator's `conf` names, such as an Iceberg catalog.
+        """A table of one of the catalogs that the operator's `conf` names.
 
         Args:
             table: `catalog.schema.table`, quoted as in SQL where a part has other characters.
@@ -546,6 +587,8 @@ class Source:
             what = f"sql {self.query!r}"
         elif self.kind == "jdbc":
             what = f"jdbc {self.conn_id}: {self.table_name or repr(self.query)}"
+        elif self.kind == "iceberg":
+            what = f"iceberg {f'{self.conn_id}: ' if self.conn_id else ''}{self.table_name}"
         elif self.kind in ("table", "hive"):
             what = f"{self.kind} {self.table_name}"
         elif self.kind == "kafka":
@@ -555,7 +598,7 @@ class Source:
         else:
             what = f"{self.kind} {self.uri!r}"
         if self.version is not None:
-            what += f" at version {self.version}"
+            what += f" at {'snapshot' if self.kind == 'iceberg' else 'version'} {self.version}"
         if self.timestamp is not None:
             what += f" as of {self.timestamp}"
         if self.where:

@@ -25,6 +25,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/]*)(/.*)?|(/.*))", re.DOTALL)
 _S3 = ("s3", "s3a", "s3n")
 _STORES = (*_S3, "gs", "abfs", "abfss")
+_PATTERN = re.compile(r"([{}\[\]*?\\])")
 _NO_AUTHORITY = re.compile(r"[?#\\\s]")
 # What Spark and Hive escape in the names of partition folders (ExternalCatalogUtils.escapePathName).
 _ESCAPED = re.compile("[\x01-\x1f\x7f\"#%'*/:=?\\[\\\\\\]^{]")
@@ -107,6 +108,11 @@ def spark_uri(uri: str) -> str:
     """The spelling for Spark's readers and writers."""
     location = parse(uri)
     return _spelled("s3a" if location.store == "s3" else location.scheme, location)
+
+
+def spark_file(uri: str) -> str:
+    """The spelling of one file for Spark's readers, which take names for patterns."""
+    return _PATTERN.sub(r"\\\1", spark_uri(uri))
 
 
 def arrow_uri(uri: str) -> str:

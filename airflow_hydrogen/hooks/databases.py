@@ -11,13 +11,14 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.hooks import brokers
+from airflow_hydrogen.hooks import brokers, catalogs
 
 POSTGRESQL_DRIVER = "org.postgresql.Driver"
 MYSQL_DRIVER = "com.mysql.cj.jdbc.Driver"
 MARIADB_DRIVER = "org.mariadb.jdbc.Driver"
 
 _TYPES = "postgres, mysql, mariadb, jdbc"
+_OWN_TYPES = {"kafka": brokers.CONNECTION_TYPE, "iceberg": catalogs.CONNECTION_TYPE}
 _POSTGRESQL_TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -43,26 +44,27 @@ def connections_of(places: Iterable[Source | Sink], get_connection: Callable[[st
                 f"{kind} {place} names the connection {place.conn_id!r}, which is not there"
             ) from None
         found = connections[place.conn_id].conn_type
-        if (place.kind == "kafka") != (found == brokers.CONNECTION_TYPE):
+        own = _OWN_TYPES.get(place.kind)
+        if found != own if own else found in _OWN_TYPES.values():
             raise InvalidJobError(
                 f"{place} names the connection {place.conn_id!r} of type {found!r}; expected "
-                + (brokers.CONNECTION_TYPE if place.kind == "kafka" else f"one of {_TYPES}")
+                + (own or f"one of {_TYPES}")
             )
     return connections
 
 
 def access_of(connections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """What opens connections: connection -> options of Spark's reader.
+    """What opens connections: connection -> options of Spark's reader, or properties of pyiceberg's catalog.
 
     Raises:
-        InvalidJobError: one names no database and no broker.
+        InvalidJobError: one names no database, no broker and no catalog.
     """
+    options: dict[str, Callable[[Any], dict[str, str]]] = {
+        brokers.CONNECTION_TYPE: brokers.reader_options,
+        catalogs.CONNECTION_TYPE: catalogs.properties,
+    }
     return {
-        conn_id: (
-            brokers.reader_options(connection)
-            if connection.conn_type == brokers.CONNECTION_TYPE
-            else reader_options(connection)
-        )
+        conn_id: options.get(connection.conn_type, reader_options)(connection)
         for conn_id, connection in connections.items()
     }
 

@@ -126,6 +126,19 @@ def of_table(table: str | Sequence[str], conf: Mapping[str, str]) -> DatasetName
     return DatasetName("spark", f"{catalog}.{name}")
 
 
+def of_iceberg(table: str, catalog: str, properties: Mapping[str, str]) -> DatasetName:
+    """A table of an Iceberg catalog, named as a table of one of Spark's catalogs with the same settings.
+
+    Args:
+        table: `namespace.table`.
+        catalog: its name.
+        properties: pyiceberg's, of which only addresses are used.
+    """
+    prefix = f"spark.sql.catalog.{catalog}"
+    conf = {f"{prefix}.{name}": value for name, value in properties.items()}
+    return of_table([catalog, *split(table)], {prefix: "", **conf})
+
+
 def of_jdbc(url: str, table: str | Sequence[str]) -> DatasetName:
     """A table of a database.
 

@@ -32,7 +32,7 @@ from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.hooks import brokers, databases
+from airflow_hydrogen.hooks import brokers, catalogs, databases
 from airflow_hydrogen.operators import dataset_names
 from airflow_hydrogen.operators.dataset_names import DatasetName
 
@@ -233,6 +233,8 @@ def _names(source: Source, around: Surroundings) -> list[DatasetName]:
             return [dataset_names.of_jdbc(url, source.table_name)]
         tables = _tables_in(source.query or "", dataset_names.dialect_of(url))
         return [dataset_names.of_jdbc(url, parts) for parts in tables]
+    if source.kind == "iceberg":
+        return _iceberg(source, around)
     if source.table_name is not None:
         return [dataset_names.of_table(source.table_name, around.conf)]
     if source.uri is not None:
@@ -297,7 +299,9 @@ def _of_sink(sink: Sink, around: Surroundings) -> list[DatasetName]:
     """The dataset that is written, where its name can be told."""
     if sink.topic is not None:
         return _topic(sink, around)
-    if sink.conn_id is not None:
+    if sink.kind == "iceberg":
+        names = _iceberg(sink, around)
+    elif sink.conn_id is not None:
         url = _url(sink, around)
         names = [] if url is None else [dataset_names.of_jdbc(url, str(sink.table_name))]
     elif sink.table_name is not None:
@@ -318,6 +322,20 @@ def _topic(place: Source | Sink, around: Surroundings) -> list[DatasetName]:
             log.warning("%s has no place in the lineage: %s", place, error)
             return []
     return [dataset_names.of_topic(servers, str(place.topic))]
+
+
+def _iceberg(place: Source | Sink, around: Surroundings) -> list[DatasetName]:
+    """The table of a catalog, where it can be told which."""
+    properties = dict(place.catalog)
+    if place.conn_id is not None:
+        try:
+            [connection] = databases.connections_of([place], around.get_connection).values()
+            properties = catalogs.properties(connection)
+        except InvalidJobError as error:
+            log.warning("%s has no place in the lineage: %s", place, error)
+            return []
+    named = properties.get("name") or place.conn_id or "default"
+    return [dataset_names.of_iceberg(str(place.table_name), named, properties)]
 
 
 def _url(place: Source | Sink, around: Surroundings) -> str | None:

@@ -11,7 +11,7 @@ from airflow_hydrogen.contract import differences, uris
 from airflow_hydrogen.contract.errors import HydrogenError, MissingColumnError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.hooks import databases
+from airflow_hydrogen.hooks import catalogs, databases
 from airflow_hydrogen.hooks.launchers import worker_environment
 from airflow_hydrogen.schemas import looks
 from airflow_hydrogen.schemas.looks import Seen
@@ -108,6 +108,10 @@ def _require_same_view(source: Source, hook: HydrogenSparkSubmitHook, environmen
 
 
 def _client(source: Source, hook: HydrogenSparkSubmitHook) -> dict[str, Any] | None:
+    if source.kind == "iceberg" and source.conn_id is None:
+        return dict(source.catalog)
+    if source.kind == "iceberg":
+        return dict(catalogs.properties(hook.get_connection(str(source.conn_id))))
     if source.kind != "jdbc":
         return None
     return databases.client_options(hook.get_connection(str(source.conn_id)))

@@ -14,7 +14,7 @@ from typing import Any
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.signatures import MANIFEST
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.schemas import databases, delta, files
+from airflow_hydrogen.schemas import databases, delta, files, iceberg
 from airflow_hydrogen.schemas.stores import Store
 from airflow_hydrogen.schemas.types import Columns
 from airflow_hydrogen.schemas.unsure import UnsureError
@@ -27,7 +27,8 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         question: `model`, the URI of a model; `source`, the JSON form of a source, or None; `snapshot`, what
-            an earlier try has left where it has opened the source, or None; `client`, what opens a database.
+            an earlier try has left where it has opened the source, or None; `client`, what opens a database
+            or a catalog.
 
     Returns:
         `manifest`, the model's, as text; `columns` of the source, None where nobody asked; or `unsure`: why
@@ -57,6 +58,8 @@ def _look(question: dict[str, Any]) -> dict[str, Any]:
 def _columns_of(source: Source, client: dict[str, Any] | None) -> Columns:
     if source.kind == "jdbc":
         return databases.columns_of(source, client)
+    if source.kind == "iceberg":
+        return iceberg.columns_of(source, client or {})
     return delta.columns_of(source) if source.kind == "delta" else files.columns_of(source)
 
 

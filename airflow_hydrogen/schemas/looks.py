@@ -20,7 +20,7 @@ from airflow_hydrogen.schemas.unsure import UnsureError
 TIMEOUT_S = 10
 """What may be lost: a JVM and a session, which the answer may save, take as long on an idle machine."""
 
-KINDS = ("parquet", "orc", "csv", "delta", "jdbc")
+KINDS = ("parquet", "orc", "csv", "delta", "iceberg", "jdbc")
 """Sources whose columns can be seen without Spark."""
 
 _MERGING = ("spark.sql.parquet.mergeSchema", "spark.sql.orc.mergeSchema")
@@ -54,7 +54,7 @@ def look(
         model_uri: a published model.
         source: None: only the model is looked at.
         snapshot_uri: where an earlier try of the run may have left what it has opened; None: there is none.
-        client: what opens the source's connection; it travels over a pipe.
+        client: what opens the source's connection or catalog; it travels over a pipe.
         environment: Spark's, by which it finds the store.
         timeout_s: after that it is killed.
 

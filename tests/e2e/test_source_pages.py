@@ -1,4 +1,4 @@
-"""The DAGs of docs/sources/, as they stand there: flights in Delta, PostgreSQL, Hive, and through Kafka."""
+"""The DAGs of docs/sources/, as they stand there: flights in tables of all kinds, and through Kafka."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 PAGES = {
     page: (ROOT / "docs" / "sources" / f"{page}.md").read_text()
-    for page in ("delta", "hive", "kafka", "postgresql")
+    for page in ("delta", "hive", "iceberg", "kafka", "postgresql")
 }
 DAY = "2013-07-01"
 CONNECTORS = ("delta", "kafka", "postgresql")
 LOADING = """
+import json, os
+
+from pyiceberg.catalog import load_catalog
 from flights import data
 from flights.settings import LAKE as lake
 from pyspark.sql import SparkSession
 
 data.load(lake)
+catalog = load_catalog(**json.loads(os.environ["AIRFLOW_CONN_FLIGHTS_CATALOG"])["extra"])
 spark = SparkSession.builder.getOrCreate()
 """
 
@@ -66,11 +70,20 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
 
 
 @pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The properties of an Iceberg catalog of its own."""
+    folder = tmp_path_factory.mktemp("iceberg")
+    uri = f"sqlite:///{folder}/catalog.db"
+    return {"name": "lake", "type": "sql", "uri": uri, "warehouse": folder.as_uri()}
+
+
+@pytest.fixture(scope="module")
 def pages_home(
     modules_home: Home,
     database: Database,
     metastore: Metastore,
     broker: Kafka,
+    catalog: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Home:
     """An Airflow with the DAGs of the pages, and the tables that they fill."""
@@ -96,6 +109,7 @@ def pages_home(
         "AIRFLOW_CONN_FLIGHTS_BROKER": json.dumps(
             {"conn_type": "kafka", "extra": {"bootstrap.servers": broker.bootstrap}}
         ),
+        "AIRFLOW_CONN_FLIGHTS_CATALOG": json.dumps({"conn_type": "iceberg", "extra": catalog}),
         "AIRFLOW_VAR_HIVE_METASTORE": metastore.uri,
     }
     shown = {  # in the pages -> what stands in its place in a test
@@ -137,7 +151,15 @@ def runner(pages_home: Home) -> Iterator[DagRunner]:
 
 def scores(home: Home, page: str, partition: str = f"ds={DAY}") -> pd.DataFrame:
     """What a page's DAG has written, in an order of its own."""
-    table = pyarrow.dataset.dataset(home.flights / page / "scores" / partition, format="parquet").to_table()
+    if page == "iceberg":
+        from pyiceberg.catalog import load_catalog
+
+        properties = json.loads(home.environment["AIRFLOW_CONN_FLIGHTS_CATALOG"])["extra"]
+        scored = load_catalog(**properties).load_table("lake.scores").scan(row_filter=f"ds = '{DAY}'")
+        table = scored.to_arrow().drop_columns("ds")
+    else:
+        folder = home.flights / page / "scores" / partition
+        table = pyarrow.dataset.dataset(folder, format="parquet").to_table()
     keys = ["sched_dep_time", "carrier", "flight", "origin", "dest"]
     frame: pd.DataFrame = table.to_pandas().sort_values(keys, ignore_index=True)
     return frame
@@ -168,7 +190,7 @@ def test_a_model_of_a_delta_table_is_promoted_and_scores_a_day_of_it(whole: DagR
     assert len(scores(pages_home, "delta")) == report["rows"] == flights.count_rows() > 900
 
 
-@pytest.mark.parametrize("page", ["hive", "postgresql"])
+@pytest.mark.parametrize("page", ["hive", "iceberg", "postgresql"])
 def test_the_same_flights_of_another_store_are_trained_on_and_scored_alike(
     runner: DagRunner, pages_home: Home, whole: DagRun, page: str
 ) -> None:
@@ -179,7 +201,7 @@ def test_the_same_flights_of_another_store_are_trained_on_and_scored_alike(
     trained, model = run.xcoms["train"]["report"], read_manifest(run.xcoms["train"]["return_value"])
     assert trained["rows"] == whole.xcoms["train"]["report"]["rows"] > 5_000
     assert (model.version, model.entrypoint) == (trained["model_version"], "flights.train:main")
-    known = {"hive": "files", "postgresql": "rows"}[page]
+    known = {"hive": "files", "iceberg": "version", "postgresql": "rows"}[page]
     assert trained["sources"]["train"][known] > 0 and run.xcoms["score"]["report"]["source"][known] > 0
     expected = scores(pages_home, "delta")
     pd.testing.assert_frame_equal(scores(pages_home, page), expected, rtol=1e-4, check_dtype=False)

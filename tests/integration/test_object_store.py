@@ -35,7 +35,7 @@ from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.models import aliases
 from airflow_hydrogen.runtime.models.directory import describe_files, open_model, publish, staging_uri
 from airflow_hydrogen.runtime.models.manifest import Manifest
-from airflow_hydrogen.runtime.scoring.task_files import TaskFile, TaskFiles
+from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
 from airflow_hydrogen.runtime.storage.owners import Ownership

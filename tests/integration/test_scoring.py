@@ -56,8 +56,8 @@ from airflow_hydrogen.runtime.scoring import application, planning, sinks
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from airflow_hydrogen.runtime.scoring.planning import Scoring
-from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 from airflow_hydrogen.runtime.scoring.watching import RowCounter
+from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from tests.integration.models import dense, matrix_layout, publish
 from tests.processes import living

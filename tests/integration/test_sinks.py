@@ -123,7 +123,7 @@ def numbers(warehouse, start, end):
 
 def put(frame, sink, run=RUN, types=None):
     """The rows of a frame, put in place as if a model had made them; how many they were."""
-    with placements.placing(frame.sparkSession, sink.for_run(run), run, {}, types) as place:
+    with placements.placing(frame.sparkSession, sink.for_run(run), run, {}, types, frame.schema) as place:
         rows, _ = place.stage(frame, None)
         assert place.count() == rows
         place.commit(rows=rows, model="/models/none")

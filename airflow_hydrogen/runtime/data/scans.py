@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,7 +105,8 @@ def scan_of(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan | 
 
 def _scan_of(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan | None:
     is_delta = source.kind in ("delta", "table")
-    if not is_delta and not is_plain_parquet(replace(source, where=None, where_args={})):
+    is_plain = source.kind == "iceberg" or is_plain_parquet(replace(source, where=None, where_args={}))
+    if not is_delta and not is_plain:
         return None
     plan = _plan_of(frame)
     if plan is None or plan.location.getClass().getName().startswith(_DELTA) != is_delta:
@@ -115,7 +117,10 @@ def _scan_of(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan |
         return None
     condition = conditions.all_of(known)
     needed = list(dict.fromkeys([*columns, *sorted(condition.columns if condition else ())]))
-    found = _delta_files(plan) if is_delta else _parquet_files(plan, source)
+    if source.kind == "iceberg":
+        found = _named_files(plan)
+    else:
+        found = _delta_files(plan) if is_delta else _parquet_files(plan, source)
     return None if found is None else _scan(found, plan, needed, condition)
 
 
@@ -173,6 +178,25 @@ def _parquet_files(plan: _Plan, source: Source) -> _Found | None:
     files = tuple(file for file in listing.files if file.name.rpartition("/")[0] in folders)
     numbers = tuple(folders[file.name.rpartition("/")[0]] for file in files)
     return _Found(replace(listing, files=files), tuple(partitions), numbers)
+
+
+def _named_files(plan: _Plan) -> _Found | None:
+    """The files that Spark was told one by one, and which have all columns in them."""
+    if plan.location.getClass().getSimpleName() != "InMemoryFileIndex" or plan.partition_schema.fields:
+        return None
+    found = [
+        ListedFile(str(status.getPath().toUri().getPath()), status.getLen(), status.getModificationTime())
+        for status in _sequence(plan.location.allFiles())
+        if status.getPath().toUri().getScheme() == "file"
+    ]
+    root = posixpath.commonpath([posixpath.dirname(file.name) for file in found]) if found else ""
+    if not root or len(found) < plan.location.allFiles().size():
+        return None
+    files = tuple(
+        ListedFile(posixpath.relpath(file.name, root), file.size, file.modified_ns * 1_000_000)
+        for file in sorted(found)
+    )
+    return _Found(Listing(root, files), ((),), (0,) * len(files))
 
 
 def _row(row: Any, schema: StructType) -> tuple[PartitionValue, ...] | None:

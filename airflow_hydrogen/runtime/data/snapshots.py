@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_hydrogen.contract.errors import SourceError
 from airflow_hydrogen.contract.jobs import Run
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.runtime.data import databases, sources
+from airflow_hydrogen.runtime.data import databases, iceberg, sources
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import Listing
 from airflow_hydrogen.runtime.data.recipes import files_of, of_files, table_version
@@ -172,10 +172,10 @@ def _pin(
             before = earlier.get("tables", {}).get(name, {})
             tables[name], snapshot["tables"][name] = _pin(spark, table, access, before)
         return replace(source, tables=tables), snapshot
-    if source.kind in ("delta", "table"):
+    if source.kind in ("delta", "iceberg", "table"):
         version = source.version
         if version is None:
-            version = earlier["version"] if "version" in earlier else _version(spark, source)
+            version = earlier["version"] if "version" in earlier else _version(spark, source, access)
         if version is not None:
             snapshot["version"] = int(version)
             return replace(source, version=int(version), timestamp=None), snapshot
@@ -187,8 +187,10 @@ def _pin(
     return source, snapshot
 
 
-def _version(spark: SparkSession, source: Source) -> int | None:
+def _version(spark: SparkSession, source: Source, access: Access) -> int | None:
     """The version of a table that is read now; None where it has none that we can tell."""
+    if source.kind == "iceberg":
+        return iceberg.newest(spark, source, access)
     frame = sources.read(spark, replace(source, columns=None, where=None, where_args={}))
     return table_version(frame)
 

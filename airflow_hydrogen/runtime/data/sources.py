@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import EntrypointError, MissingColumnError, SourceError
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.runtime.data import databases
+from airflow_hydrogen.runtime.data import databases, iceberg
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import Listing, list_dataset, read_footers
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
@@ -119,13 +120,18 @@ def is_plain_parquet(source: Source) -> bool:
 
 
 def _filtered(spark: SparkSession, source: Source, access: Access) -> DataFrame:
+    session = _session_that_binds(spark) if source.where_args else spark
+    return _kept(session, source, _READERS[source.kind](session, source, access))
+
+
+def _kept(session: SparkSession, source: Source, frame: DataFrame) -> DataFrame:
+    """The rows of a source that its condition asks for."""
     if source.where is None:
-        return _READERS[source.kind](spark, source, access)
+        return frame
     if not source.where_args:
-        return _READERS[source.kind](spark, source, access).where(source.where)
+        return frame.where(source.where)
     # `DataFrame.where` binds nothing: ask a view, in a session of its own.
-    session = _session_that_binds(spark)
-    _READERS[source.kind](session, source, access).createOrReplaceTempView(_FILTERED)
+    frame.createOrReplaceTempView(_FILTERED)
     # On lines of its own, so that a comment at the end of the condition ends with it.
     condition = f"SELECT * FROM {_FILTERED} WHERE (\n{source.where}\n)"
     return session.sql(condition, args=dict(source.where_args))
@@ -187,6 +193,10 @@ def _schema_of(listing: Listing) -> StructType | None:
 def _read_delta(spark: SparkSession, source: Source, access: Access) -> DataFrame:
     assert source.uri is not None
     return _as_of(spark.read.format("delta"), source).load(uris.spark_uri(source.uri))
+
+
+def _read_iceberg(spark: SparkSession, source: Source, access: Access) -> DataFrame:
+    return iceberg.read(spark, source, access, partial(_kept, spark, source))
 
 
 def _read_table(spark: SparkSession, source: Source, access: Access) -> DataFrame:
@@ -258,6 +268,7 @@ _READERS: dict[str, Callable[[SparkSession, Source, Access], DataFrame]] = {
     "json": _read_files,
     "tfrecord": _read_tfrecords,
     "delta": _read_delta,
+    "iceberg": _read_iceberg,
     "table": _read_table,
     "hive": _read_table,
     "jdbc": _read_database,

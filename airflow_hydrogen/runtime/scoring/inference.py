@@ -29,7 +29,7 @@ from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_pre
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.bad_rows import BadRows
 from airflow_hydrogen.runtime.scoring.sifting import Sifter
-from airflow_hydrogen.runtime.scoring.task_files import TaskFile, TaskFiles
+from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
 
 ANSWER = pa.schema([(ACCOUNT, pa.string())])
 """What tasks answer that write their rows themselves."""

@@ -26,8 +26,8 @@ from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.direct import RowGroup
 from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
 from airflow_hydrogen.runtime.scoring.sinks import Listed
-from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 from airflow_hydrogen.runtime.sinks.tables import LABEL, Types
+from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,9 +14,9 @@ from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.data.recipes import require_same_files
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
-from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
 from airflow_hydrogen.runtime.sinks import parquet
 from airflow_hydrogen.runtime.sinks.placements import Placement, placing
+from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 from airflow_hydrogen.runtime.storage import filesystems, swap
 
 if TYPE_CHECKING:
@@ -97,10 +97,12 @@ def place(
         if scoring.bad_rows is not None:
             kept = tries.enter_context(parquet.placing(job.quarantine_sink, job.run))
             bad_output = TaskFiles("quarantine", _folder_of(kept.name, tries), scoring.bad_rows)
-        scores = tries.enter_context(placing(spark, job.sink, job.run, job.access, scoring.types))
-        output = None
-        if scores.staged is not None and scoring.is_written_by_workers(scores.staged):
-            output = scoring.files(_folder_of(scores.name, tries))
+        scores = tries.enter_context(
+            placing(spark, job.sink, job.run, job.access, scoring.types, scoring.schema)
+        )
+        target, output = scores.by_tasks, None
+        if target is not None and scoring.is_written_by_workers(target.staged):
+            output = target.fitted(scoring.files(_folder_of(target.place, tries)))
             if counter is not None:
                 counter.rows_each = job.batch_rows
         with sources.explained(job.source):
@@ -110,12 +112,17 @@ def place(
         account.require_working_model()
         account.require_few(job.max_bad_rows, scores.name)
         scores.require_owner()  # a newer try removes what this one has staged
-        found = scores.count() if output is None else output.accept(account.files, str(scores.staged))
+        found = (
+            scores.count()
+            if target is None or output is None
+            else output.accept(account.files, target.staged)
+        )
         _require_all(scores.name, account.rows, found)
         written = Written(account.rows, dropped=account.rows_bad, bad=account.bad)
         if kept is not None and bad_output is not None:
             kept.require_owner()
-            _require_all(kept.name, account.rows_bad, bad_output.accept(account.bad_files, kept.staged))
+            kept_rows = bad_output.accept(account.bad_files, kept.by_tasks.staged)
+            _require_all(kept.name, account.rows_bad, kept_rows)
             written = Written(account.rows, quarantined=account.rows_bad, bad=account.bad)
         written.require_sum(account.rows_in, scores.name)
         written.require_sum(scoring.rows, scores.name)

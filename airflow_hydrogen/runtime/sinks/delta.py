@@ -86,7 +86,7 @@ class Rows(StagedFiles):
         replacement: of the place that they are staged beside.
     """
 
-    staged = None  # rows are fitted to the table by Spark
+    by_tasks = None  # rows are fitted to the table by Spark
 
     def __init__(self, table: Table, run: Run | None, replacement: Replacement) -> None:
         super().__init__(str(table.sink), replacement)
@@ -369,9 +369,8 @@ def _own_session(spark: SparkSession) -> SparkSession:
 
 
 def _files(folder: str) -> list[str]:
-    """The files of a folder for Spark, which warns of hidden folders, and takes names for patterns."""
-    files = [uris.join(folder, name) for name, _size in partition_files.listed_files(folder)]
-    return [re.sub(r"([{}\[\]*?\\])", r"\\\1", uris.spark_uri(file)) for file in files]
+    """The files of a folder for Spark, which warns of hidden folders."""
+    return [uris.spark_file(uris.join(folder, name)) for name, _size in partition_files.listed_files(folder)]
 
 
 def _writer(run: Run) -> str:

@@ -73,7 +73,7 @@ class Rows(StagedFiles):
         replacement: of the place that they are staged beside.
     """
 
-    staged = None  # rows are fitted to the table by Spark
+    by_tasks = None  # rows are fitted to the table by Spark
 
     def __init__(self, table: Table, replacement: Replacement) -> None:
         super().__init__(str(table.sink), replacement)

@@ -86,7 +86,7 @@ class Rows:
         types: for a partition's columns where the table does not exist.
     """
 
-    staged = None  # a folder is what a database does not have
+    by_tasks = None  # a folder is what a database does not have
 
     def __init__(self, sink: Sink, run: Run | None, database: Database, types: Types) -> None:
         self.name = str(sink)

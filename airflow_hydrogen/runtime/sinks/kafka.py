@@ -45,7 +45,7 @@ class Messages(StagedFiles):
         replacement: of the folder in which they are staged.
     """
 
-    staged = None  # Spark adds what makes a message known again
+    by_tasks = None  # Spark adds what makes a message known again
 
     def __init__(self, spark: SparkSession, sink: Sink, access: Access, replacement: Replacement) -> None:
         super().__init__(str(sink), replacement)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
+from airflow_hydrogen.runtime.sinks.task_files import TaskTarget
 from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.runtime.storage.swap import Replacement
 
@@ -32,7 +33,7 @@ class Files(StagedFiles):
 
     def __init__(self, replacement: Replacement) -> None:
         super().__init__(replacement.target, replacement)
-        self.staged = replacement.staged
+        self.by_tasks = TaskTarget(replacement.staged, replacement.target)
 
     def commit(self, *, rows: int, model: str | None) -> None:
         """Put the files in the place of the old ones; see `Replacement.commit`."""

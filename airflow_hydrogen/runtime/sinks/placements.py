@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.sinks import delta, hive, jdbc, kafka, parquet
+from airflow_hydrogen.runtime.sinks import delta, hive, iceberg, jdbc, kafka, parquet
 from airflow_hydrogen.runtime.sinks.tables import Types
+from airflow_hydrogen.runtime.sinks.task_files import TaskTarget
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
 
 class Placement(Protocol):
@@ -25,8 +27,8 @@ class Placement(Protocol):
     name: str
 
     @property
-    def staged(self) -> str | None:
-        """The hidden folder whose Parquet files become the rows; None where rows have to go through Spark."""
+    def by_tasks(self) -> TaskTarget | None:
+        """Where tasks may write the rows themselves; None where these have to go through Spark."""
         ...
 
     def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
@@ -69,6 +71,8 @@ def require_writable(sink: Sink, access: Access) -> None:
     """
     if sink.kind == "jdbc":
         jdbc.require_writable(sink, access)
+    elif sink.kind == "iceberg":
+        iceberg.require_writable(sink, access)
     elif sink.kind == "delta":
         delta.require_writable(sink)
     elif sink.kind == "parquet":
@@ -76,7 +80,12 @@ def require_writable(sink: Sink, access: Access) -> None:
 
 
 def placing(
-    spark: SparkSession, sink: Sink, run: Run | None, access: Access, types: Types | None = None
+    spark: SparkSession,
+    sink: Sink,
+    run: Run | None,
+    access: Access,
+    types: Types | None = None,
+    schema: StructType | None = None,
 ) -> AbstractContextManager[Placement]:
     """Begin a try: the block stages and commits; what it leaves uncommitted is swept.
 
@@ -86,6 +95,7 @@ def placing(
         run: the Airflow run, or None outside Airflow.
         access: what opens the sink's connection.
         types: of the partition's columns, where the source has them.
+        schema: of the rows, without the partition's columns; for a table of Iceberg.
 
     Raises:
         InvalidJobError: rows are to be appended, and nobody says by which run.
@@ -97,6 +107,9 @@ def placing(
         )
     if sink.kind == "jdbc":
         return jdbc.placing(sink, run, access, types or {})
+    if sink.kind == "iceberg":
+        assert schema is not None, "its files are made for its columns"
+        return iceberg.placing(sink, run, access, types or {}, schema)
     if sink.kind == "delta":
         return delta.placing(spark, sink, run, types or {})
     if sink.kind == "hive":

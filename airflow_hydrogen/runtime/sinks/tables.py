@@ -68,7 +68,7 @@ def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: 
             continue
         column = functions.col(quoted(found[name].name))
         given, expected = found[name].dataType.simpleString(), field.dataType.simpleString()
-        if _widens(given, expected):
+        if widens(given, expected):
             column = column.cast(field.dataType)
         elif given != expected:
             problems.append(f"its column {field.name!r} is {expected}, and what is scored is {given}")
@@ -151,7 +151,7 @@ def _within(column: Column, sized: re.Match[str], name: str, where: str) -> Colu
     return functions.when(longer, functions.raise_error(said)).otherwise(held)
 
 
-def _widens(found: str, expected: str) -> bool:
+def widens(found: str, expected: str) -> bool:
     """Whether every value of a type has its equal in another one."""
     if found in _WIDER and expected in _WIDER:
         return _WIDER.index(found) < _WIDER.index(expected)

@@ -17,6 +17,8 @@ SOURCES = {
     "tfrecord '/a'": Source.tfrecord("/a", schema="x BIGINT"),
     "delta '/a' at version 3": Source.delta("/a", version=3),
     "delta '/a' as of 2013-07-01": Source.delta("/a", timestamp="2013-07-01"),
+    "iceberg lake: db.t at snapshot 812": Source.iceberg("db.t", catalog="lake", snapshot=812),
+    "iceberg db.t": Source.iceberg("db.t", catalog={"type": "rest", "uri": "http://catalog:8181"}),
     "table lake.db.t": Source.table("lake.db.t"),
     "hive db.t where ds = 'x'": Source.hive("db.t", where="ds = 'x'"),
     "jdbc shop: orders": Source.jdbc("shop", table="orders", partition_column="id", partitions=4),
@@ -70,6 +72,26 @@ def test_defaults_are_left_out_of_the_json():
         (
             lambda: Source.delta("/a", version=1, timestamp="2013-01-01"),
             "version and timestamp are both given",
+        ),
+        (
+            lambda: Source.iceberg("db.t", catalog=""),
+            r"an iceberg source needs a catalog.*found catalog=\[\], conn_id=''",
+        ),
+        (
+            lambda: Source.iceberg("db.t", catalog={"uri": "http://c", "s3.secret-access-key": "x"}),
+            "catalog of an iceberg source has 's3.secret-access-key' with a secret in it",
+        ),
+        (
+            lambda: Source.iceberg("db.t", catalog={"uri": "postgresql://me:geheim@db/lake"}),
+            "catalog of an iceberg source has 'uri' with a secret in it",
+        ),
+        (
+            lambda: Source.from_dict({"kind": "iceberg", "table_name": "db.t"}),
+            "an iceberg source needs a catalog",
+        ),
+        (
+            lambda: Source.from_dict({"kind": "iceberg", "table_name": "db.t", "catalog": {"uri": 7}}),
+            "must map names to texts, found 'uri': a int",
         ),
         (lambda: Source.read(""), r"a read source needs a format, as in Source.read\("),
         (lambda: Source.sql(""), "a sql source needs a query"),

@@ -85,6 +85,26 @@ def test_tables_are_named_by_their_catalog(
 
 
 @pytest.mark.parametrize(
+    ("properties", "namespace"),
+    [
+        (
+            {"type": "rest", "uri": "https://c.example.com/ws/v1", "credential": "geheim"},
+            "https://c.example.com/ws/v1",
+        ),
+        (
+            {"type": "sql", "uri": "postgresql+psycopg2://me:geheim@db/lake", "warehouse": "s3://lake/w"},
+            "s3://lake/w",
+        ),
+        ({"type": "hive", "uri": "thrift://metastore:9083"}, "hive://metastore:9083"),
+        ({"type": "glue"}, "spark"),
+    ],
+)
+def test_iceberg_tables_are_named_as_those_of_sparks_catalogs(properties, namespace):
+    found = dataset_names.of_iceberg("db.t", "lake", properties)
+    assert found == DatasetName(namespace, "lake.db.t" if namespace == "spark" else "db.t")
+
+
+@pytest.mark.parametrize(
     ("url", "table", "namespace", "name"),
     [
         ("jdbc:postgresql://db:5433/shop", "orders", "postgres://db:5433", "shop.public.orders"),

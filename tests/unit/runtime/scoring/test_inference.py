@@ -24,7 +24,7 @@ from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import inference
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting, model_inputs, output_column, rebatch
-from airflow_hydrogen.runtime.scoring.task_files import TaskFiles
+from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 
 UTC = datetime.timezone.utc
 

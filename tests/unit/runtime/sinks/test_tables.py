@@ -22,7 +22,7 @@ RUN = Run(dag_id="d", task_id="t", run_id="r")
     ],
 )
 def test_only_types_that_hold_every_value_are_wider(found, expected, widens):
-    assert tables._widens(found, expected) is widens
+    assert tables.widens(found, expected) is widens
 
 
 def test_columns_that_differ_in_capitals_alone_are_named():

@@ -10,7 +10,7 @@ import contextlib
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +38,7 @@ class TaskFiles:
         compression: Arrow's name of the codec.
         metadata: what else stands in the files' footers.
         copied: rows that wait are copied: they are small parts of larger batches, which would wait with them.
+        constants: columns of the schema that have one value in all rows, which come without them.
     """
 
     purpose: str
@@ -46,6 +47,7 @@ class TaskFiles:
     compression: str = "snappy"
     metadata: Mapping[str, str] = field(default_factory=dict)
     copied: bool = False
+    constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
 
     def accept(self, names: Iterable[str], staged: str) -> int:
         """Bring the files of accepted tries to where they are staged.
@@ -84,6 +86,29 @@ class TaskFiles:
         return writer
 
 
+@dataclass(frozen=True)
+class TaskTarget:
+    """What tasks' files become the rows of.
+
+    Attributes:
+        staged: the hidden folder to which the files of accepted tries are brought.
+        place: what the folder of the tasks lies beside.
+        schema: the columns that the files must have; None: those of the rows, as Spark would write them.
+        constants: as those of `TaskFiles`.
+    """
+
+    staged: str
+    place: str
+    schema: pa.Schema | None = None
+    constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
+
+    def fitted(self, files: TaskFiles) -> TaskFiles:
+        """Files of the rows as they are, made to be those that are wanted."""
+        if self.schema is None:
+            return files
+        return replace(files, schema=self.schema, constants=self.constants, metadata={})
+
+
 class TaskFile:
     """The file of one try of a task; there is none where no row comes.
 
@@ -113,7 +138,13 @@ class TaskFile:
             UnwritableUriError: this host cannot write there.
         """
         schema = self._place.schema
-        arrays = [_cast(rows.column(item.name), item.type) for item in schema]
+        constants = self._place.constants
+        arrays = [
+            pa.repeat(constants[item.name], rows.num_rows)
+            if item.name in constants
+            else _cast(rows.column(item.name), item.type)
+            for item in schema
+        ]
         batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
         if self._place.copied:
             batch = pa.ipc.read_record_batch(batch.serialize(), schema)

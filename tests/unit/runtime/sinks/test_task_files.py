@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.contract.errors import UnwritableUriError
-from airflow_hydrogen.runtime.scoring import task_files as module
-from airflow_hydrogen.runtime.scoring.task_files import TaskFile, TaskFiles
+from airflow_hydrogen.runtime.sinks import task_files as module
+from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
 
 SCHEMA = pa.schema([("id", pa.int64()), ("at", pa.timestamp("us", "UTC")), ("reason", pa.string())])
 

@@ -1,0 +1,54 @@
+"""How a source or a sink says where Iceberg's catalog is: by its properties, or by an Airflow connection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_hydrogen.contract.errors import InvalidJobError
+
+_SECRET = re.compile(r"(?i)credential|token|secret|password|access-key|account-key|connection-string|signer")
+_LOGIN = re.compile(r"//[^/@]*:[^/@]*@")
+
+
+def named_by(catalog: str | Mapping[str, str]) -> dict[str, Any]:
+    """The field that a catalog belongs to: a text names a connection, a mapping holds properties."""
+    return {"conn_id": catalog} if isinstance(catalog, str) else {"catalog": dict(catalog)}
+
+
+def require_one(what: str, catalog: Mapping[str, str], conn_id: str | None) -> None:
+    """Raise InvalidJobError unless one of the two is given, and not both; and where the DAG holds a secret.
+
+    Args:
+        what: "source" or "sink", for the message.
+        catalog: properties of pyiceberg's.
+        conn_id: a connection.
+    """
+    if bool(catalog) == bool(conn_id):
+        raise InvalidJobError(
+            f"an iceberg {what} needs a catalog: an Airflow connection of type iceberg, or properties such "
+            f"as {{'type': 'rest', 'uri': 'http://catalog:8181'}}; found catalog={sorted(catalog)}, "
+            f"conn_id={conn_id!r}"
+        )
+    for name, value in catalog.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InvalidJobError(
+                f"catalog of an iceberg {what} must map names to texts, found {name!r}: a "
+                f"{type(value).__name__}"
+            )
+        if _SECRET.search(name) or _LOGIN.search(value):
+            raise InvalidJobError(
+                f"catalog of an iceberg {what} has {name!r} with a secret in it: put it into an Airflow "
+                "connection of type iceberg, and name that as catalog; a DAG holds no password"
+            )
+
+
+def masked(text: str, properties: Mapping[str, str]) -> str:
+    """A text without the secrets that properties of a catalog hold."""
+    for name, value in properties.items():
+        if _SECRET.search(name) and value:
+            text = text.replace(value, "***")
+        for login in _LOGIN.findall(value):
+            text = text.replace(login, "//***@")
+    return text

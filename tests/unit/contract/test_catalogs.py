@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from airflow_hydrogen.contract import catalogs
+from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.sinks import Sink
+
+
+def test_secrets_of_a_catalog_are_masked_wherever_they_stand() -> None:
+    properties = {
+        "uri": "postgresql://me:geheim@db/lake",
+        "credential": "id:word",
+        "s3.secret-access-key": "",
+        "warehouse": "s3://lake",
+    }
+    text = "no postgresql://me:geheim@db/lake, and id:word is refused at s3://lake"
+    assert catalogs.masked(text, properties) == "no postgresql://***@db/lake, and *** is refused at s3://lake"
+
+
+def test_a_sink_has_a_catalog_and_survives_its_json() -> None:
+    sinks = [
+        Sink.iceberg("db.t", catalog="lake", partition={"ds": "x"}, mode="append", work_uri="/work"),
+        Sink.iceberg("db.t", catalog={"uri": "http://catalog:8181"}),
+    ]
+    assert [Sink.from_dict(sink.to_dict()) for sink in sinks] == sinks
+    assert [str(sink) for sink in sinks] == ["iceberg lake: db.t (ds=x)", "iceberg db.t"]
+    assert "catalog" not in sinks[0].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"table_name": "db.t"}, "an iceberg sink needs a catalog"),
+        ({"table_name": "db.t", "catalog": {"token": "x"}}, "an iceberg sink has 'token' with a secret"),
+        (
+            {"table_name": "db.t", "conn_id": "lake", "mode": "merge", "keys": ["id"]},
+            "mode of a iceberg sink must be one of 'replace', 'append', found 'merge'",
+        ),
+    ],
+)
+def test_sinks_that_cannot_work(document: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidJobError, match=message):
+        Sink.from_dict({"kind": "iceberg", **document})
