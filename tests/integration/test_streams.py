@@ -20,14 +20,17 @@ import pytest
 from pyspark.sql import functions
 
 from airflow_hydrogen.contract.errors import (
+    BatchesLostError,
     CheckpointMismatchError,
     ColumnCollisionError,
     EntrypointError,
     InvalidJobError,
     MessageIdError,
     MissingColumnError,
+    PartitionTakenError,
     SourceError,
     StreamTakenError,
+    TableMismatchError,
     TopicError,
     UndecodableError,
 )
@@ -38,6 +41,7 @@ from airflow_hydrogen.runtime.data import kafka as kafka_client
 from airflow_hydrogen.runtime.models import aliases, directory
 from airflow_hydrogen.runtime.scoring import positions, streams
 from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
+from airflow_hydrogen.runtime.sinks import delta, placements
 from airflow_hydrogen.runtime.sinks import kafka as kafka_sink
 from airflow_hydrogen.runtime.storage import filesystems
 from tests.integration import daemons
@@ -647,3 +651,186 @@ def test_what_is_appended_to_a_delta_table_is_scored_once(
     found = scores()
     assert found["id"].tolist() == list(range(5, 12))
     assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
+
+
+@pytest.fixture
+def into_delta(warehouse: Any, stream, tmp_path: Path, monkeypatch) -> Callable[..., InferenceReport]:
+    """Run a stream of lines of JSON into a Delta table, whose bad ones are quarantined."""
+    monkeypatch.setattr(streams, "scoring_session", lambda *_given: warehouse)
+    given = {
+        "source": Source.files_stream(str(tmp_path / "incoming"), format="json", schema=SCHEMA),
+        "sink": Sink.delta(str(tmp_path / "table")),
+        "on_bad_row": "quarantine",
+    }
+    return lambda **changes: stream(**{**given, **changes})
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Callable[..., None]:
+    """Files of JSON that come into a folder; the last line of each is none."""
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+
+    def arrive(first: int, last: int) -> None:
+        found = [json.dumps({"id": n, "a": float(n), "b": n % 7}) for n in range(first, last)]
+        (folder / f".{first}").write_text("\n".join([*found, f"poison {first}"]))
+        (folder / f".{first}").rename(folder / f"{first}.json")
+
+    return arrive
+
+
+@pytest.fixture
+def table(warehouse: Any, tmp_path: Path) -> Callable[[], list[int]]:
+    """The ids in the Delta table."""
+    return lambda: sorted(
+        row.id for row in warehouse.read.format("delta").load(f"{tmp_path}/table").collect()
+    )
+
+
+def dies(*_given: Any, **_more: Any) -> Any:
+    raise MemoryError("it dies here")
+
+
+def test_a_delta_table_has_every_row_once_wherever_the_driver_dies(
+    warehouse, lines, into_delta, table, tmp_path, monkeypatch, capfd
+):
+    lines(0, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(delta.Table, "write", dies)
+        with pytest.raises(MemoryError):
+            into_delta()
+    assert table() == []  # it is made, and the bad rows are in their place
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", dies)
+        with pytest.raises(MemoryError):
+            into_delta()
+    assert table() == list(range(5))  # committed, and Spark does not know
+    lines(5, 8)
+    report = into_delta()
+    assert "batch 0 is left out" in capfd.readouterr().out
+    assert (report.rows, report.rows_quarantined, report.stream["last_batch"]) == (3, 1, 1)
+    assert table() == list(range(8))
+    letters = pq.read_table(report.quarantine_uri).to_pandas()
+    assert dict(zip(letters["raw_value"], letters["batch"].astype(int), strict=True)) == {
+        "poison 0": 0,
+        "poison 5": 1,
+    }
+    found = warehouse.read.format("delta").load(report.output_uri).toPandas()
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
+    assert set(found["model_version"]) == {report.model_version}
+    assert list(found.columns) == ["id", "a", "b", "prediction", "model_version"]
+    history = warehouse.sql(f"describe history delta.`{report.output_uri}`").toPandas()
+    assert json.loads(history["userMetadata"][0])["batch"]["number"] == 1
+
+
+def test_a_batch_that_another_try_has_committed_meanwhile_is_not_added_again(
+    lines, into_delta, table, monkeypatch
+):
+    """Both have found that it is to come; Delta itself lets one of them in."""
+    lines(0, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", dies)
+        with pytest.raises(MemoryError):
+            into_delta()
+        patched.undo()
+        patched.setattr(placements, "batches", lambda *_given: {})
+        patched.setattr(delta.Rows, "_require_next", lambda _self: None)
+        with pytest.raises(PartitionTakenError):
+            into_delta()
+    assert table() == list(range(5))
+    assert into_delta().rows == 0
+
+
+def test_a_checkpoint_that_is_not_that_of_a_delta_tables_batches_is_refused(
+    lines, into_delta, table, tmp_path
+):
+    lines(0, 3)
+    into_delta()
+    lines(3, 5)
+    shutil.copytree(tmp_path / "checkpoint", tmp_path / "old")
+    into_delta()
+    kept = tmp_path / "kept"
+    (tmp_path / "checkpoint").rename(kept)
+    with pytest.raises(CheckpointMismatchError, match="is not that of the stream that has written delta"):
+        into_delta()
+    (tmp_path / "old").rename(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointMismatchError, match="was set back: delta .* has batch 1"):
+        into_delta()
+    shutil.rmtree(tmp_path / "checkpoint")
+    kept.rename(tmp_path / "checkpoint")
+    shutil.move(tmp_path / "table", tmp_path / "moved")
+    with pytest.raises(CheckpointMismatchError, match="goes on after batch 1, and delta .* has none"):
+        into_delta()
+    assert not (tmp_path / "table").exists()
+    shutil.move(tmp_path / "moved", tmp_path / "table")
+    lines(5, 6)
+    assert into_delta().rows == 1
+    assert table() == list(range(6))
+
+
+def test_a_delta_table_that_changes_while_a_stream_writes_it(
+    warehouse, lines, into_delta, table, tmp_path, monkeypatch
+):
+    lines(0, 2)
+    source = Source.files_stream(
+        str(tmp_path / "incoming"), format="json", schema=SCHEMA, maxFilesPerTrigger="1"
+    )
+    into_delta()
+    # Others add rows, and a batch goes in between them.
+    others = (
+        warehouse.read.format("delta")
+        .load(f"{tmp_path}/table")
+        .selectExpr("bigint(-1) as id", "* except (id)")
+    )
+    write, placed = delta.Table.write, delta.Rows.stage
+
+    def overtaken(self: delta.Table, *given: Any) -> None:
+        others.limit(1).write.format("delta").mode("append").save(f"{tmp_path}/table")
+        write(self, *given)
+
+    lines(2, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(delta.Table, "write", overtaken)
+        assert into_delta(source=source).rows == 2
+    assert table() == [-1, 0, 1, 2, 3]
+    # It gets a column more: nothing of the batch is there, until somebody takes it away again.
+    lines(4, 6)
+    warehouse.sql(f"alter table delta.`{tmp_path}/table` add column extra int")
+    with pytest.raises(TableMismatchError, match="'extra' is not among the scored ones"):
+        into_delta(source=source)
+    warehouse.sql(f"restore table delta.`{tmp_path}/table` to version as of 3")
+    assert table() == [-1, 0, 1, 2, 3]
+
+    # It is dropped in mid-batch: no new one is made of the rows that are left.
+    def dropped(self: delta.Rows, *given: Any) -> Any:
+        shutil.rmtree(tmp_path / "table")
+        return placed(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(delta.Rows, "stage", dropped)
+        with pytest.raises(BatchesLostError, match="has none of its stream's batches, and batch 2"):
+            into_delta(source=source)
+    assert not (tmp_path / "table" / "_delta_log").exists()
+
+
+def test_streams_share_a_delta_table_by_partitions(warehouse, lines, into_delta, table, tmp_path):
+    lines(0, 2)
+    uri = str(tmp_path / "table")
+    for name in ("a", "b"):
+        options = {"checkpoint_uri": str(tmp_path / name)}
+        into_delta(sink=Sink.delta(uri, partition={"source": name}), options=options)
+    assert table() == [0, 0, 1, 1]
+    with pytest.raises(CheckpointMismatchError, match="into"):
+        into_delta(
+            sink=Sink.delta(uri, partition={"source": "b"}), options={"checkpoint_uri": f"{tmp_path}/a"}
+        )
+
+
+def test_what_a_delta_table_does_not_hold_is_refused_before_the_stream_begins(
+    warehouse, lines, into_delta, tmp_path
+):
+    lines(0, 2)
+    warehouse.sql(f"create table delta.`{tmp_path}/table` (id bigint, a string) using delta")
+    with pytest.raises(TableMismatchError, match="'a' is string.*double"):
+        into_delta(keep_columns=["id", "a"])
+    assert not (tmp_path / "checkpoint").exists()

@@ -94,7 +94,7 @@ def place(
         if scoring.bad_rows is not None:
             kept = tries.enter_context(parquet.placing(job.quarantine_sink, job.run))
             bad_output = TaskFiles("quarantine", _folder_of(kept.name, tries), scoring.bad_rows)
-        scores = tries.enter_context(placing(spark, job.sink, job.run, job.access, scoring.types))
+        scores = tries.enter_context(placing(spark, job.sink, job.run, job.access, scoring.types, job.batch))
         output = None
         if scores.staged is not None and scoring.is_written_by_workers(scores.staged):
             output = scoring.files(_folder_of(scores.name, tries))

@@ -1,8 +1,8 @@
-"""A stream, scored in micro-batches: each replaces the folder of its number, so a replay changes nothing.
+"""A stream, scored in micro-batches, whose numbers the sink knows, so that a replay changes nothing.
 
 Spark promises the same rows for the same number, also after a crash. What a batch writes is put in place as
 a partition is; only then Spark notes that the batch is done. A driver that dies between the two leads to the
-same batch once more, which replaces itself.
+same batch once more: it replaces its own folder, and is left out where a table says that it has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport
-from airflow_hydrogen.contract.streams import BATCH_COLUMN, MODEL_VERSION_COLUMN
+from airflow_hydrogen.contract.streams import BATCH_COLUMN, MODEL_VERSION_COLUMN, Batch
 from airflow_hydrogen.runtime import versions
 from airflow_hydrogen.runtime.data import kafka, sources, streams
 from airflow_hydrogen.runtime.data.counting import counted
@@ -46,6 +46,7 @@ from airflow_hydrogen.runtime.scoring.planning import Scoring, score
 from airflow_hydrogen.runtime.scoring.positions import Position
 from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
+from airflow_hydrogen.runtime.sinks import placements
 from airflow_hydrogen.runtime.sinks.kafka import HEADERS, ID, KEY
 from airflow_hydrogen.runtime.storage import filesystems
 
@@ -105,7 +106,7 @@ def run_stream(job: InferenceJob) -> InferenceReport:
     batches = Batches(job, model, manifest)
     batches.rehearse(spark, frame.schema)
     warming.warm_workers(spark, _say)
-    position = positions.claim(job, topic)
+    position = positions.claim(job, topic, placements.batches(spark, job.sink))
     batches.position = position
     print(
         f"scoring {job.source} with {manifest.framework} model {job.model_uri}, version "
@@ -279,15 +280,17 @@ class Batches:
         return self._manifest
 
     def rehearse(self, spark: SparkSession, schema: StructType) -> None:
-        """Hold the model against the columns of the stream, before there are rows.
+        """Hold the model against the columns of the stream, and both against the sink, before there are rows.
 
         Raises:
-            MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model, or
-                the sink.
+            MissingColumnError, ColumnTypeError, ColumnCollisionError, TableMismatchError: the columns do not
+                fit the model, or the sink.
             EntrypointError: `prepare` returns something that cannot be scored.
         """
         nothing = spark.createDataFrame([], schema)
-        self._scoring(nothing, self._job_of(0), self._manifest)
+        job = self._job_of(0)
+        scoring = self._scoring(nothing, job, self._manifest)
+        placements.require_fits(spark, job.sink, scoring.types, scoring.frame(), ACCOUNT)
 
     def __call__(self, batch: DataFrame, number: int) -> None:
         """Score one micro-batch and put it in place."""
@@ -321,6 +324,10 @@ class Batches:
         started = time.monotonic()
         assert self.position is not None
         self.position.require_owner()
+        if number <= self.position.placed:
+            _say(f"batch {number} is left out: it is at the sink, and Spark had not noted that it was done")
+            self.last = number
+            return
         self._renew_model(batch.sparkSession, batch.schema)
         job = self._job_of(number)
         scoring = self._scoring(batch, job, self._manifest)
@@ -340,17 +347,19 @@ class Batches:
         )
 
     def _job_of(self, number: int) -> InferenceJob:
-        """The job of one batch: the folder of its number is replaced."""
-        job = replace(self._job, model_uri=self.model_uri)
+        """The job of one batch: folders of its number are replaced, and tables are told its number."""
+        stream = self.position.stream if self.position else ""
+        job = replace(self._job, model_uri=self.model_uri, batch=Batch(number=number, stream=stream))
         partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
         quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
         if job.sink.kind == "kafka" and job.stream is not None:
             outbox = uris.sibling(job.stream.checkpoint_uri, "outbox")
             keep = None if job.keep_columns is None else [*dict.fromkeys([*job.keep_columns, *_SENT])]
             sink = replace(job.sink, work_uri=outbox)
-            return replace(job, batch=number, sink=sink, quarantine=quarantine, keep_columns=keep)
-        sink = replace(job.sink, partition=partition)
-        return replace(job, batch=number, sink=sink, quarantine=quarantine)
+            return replace(job, sink=sink, quarantine=quarantine, keep_columns=keep)
+        if job.sink.kind == "parquet":
+            job = replace(job, sink=replace(job.sink, partition=partition))
+        return replace(job, quarantine=quarantine)
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
         from pyspark.sql import Observation, functions

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ColumnTypeError, TableMismatchError
 from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.contract.streams import Batch
 from airflow_hydrogen.runtime.data.sources import quoted
 
 if TYPE_CHECKING:
@@ -105,17 +106,20 @@ def partition_values(spark: SparkSession, partition: Mapping[str, str], types: T
     return dict(zip(partition, row, strict=True))
 
 
-def place(location: str, sink: Sink, run: Run | None) -> str:
+def place(location: str, sink: Sink, run: Run | None, batch: Batch | None = None) -> str:
     """What tries put their files beside, and are known by: one for each partition of a table.
 
-    Of rows that are merged each run has its own, for they take the place of no others.
+    Of rows that are merged each run has its own, for they take the place of no others. So has each stream.
 
     Args:
         location: the table's folder, beside which it lies.
         sink: what is written.
         run: the Airflow run, or None.
+        batch: of a stream, or None.
     """
-    writer = run.work if run and sink.mode == "merge" else None
+    writer: object = run.work if run and sink.mode == "merge" else None
+    if batch is not None:
+        writer = batch.stream
     identity = repr((sorted(sink.partition.items()), writer))
     return f"{uris.canonical(location)}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
