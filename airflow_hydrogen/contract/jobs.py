@@ -38,7 +38,8 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z
 _SINKS_OF_STREAMS: dict[str, tuple[str, ...]] = {
     "parquet": ("replace",),
     "kafka": ("replace",),
-    "delta": ("replace",),
+    "delta": ("replace", "merge"),
+    "jdbc": ("merge",),
 }
 
 OnBadRow = Literal["fail", "drop", "quarantine"]
@@ -391,7 +392,8 @@ class InferenceJob:
         if self.sink.mode not in _SINKS_OF_STREAMS.get(self.sink.kind, ()):
             raise InvalidJobError(
                 "a stream is written to Sink.parquet(uri) or Sink.delta(uri), without a mode, which have "
-                "each of its batches once, or to Sink.kafka: no other way knows a batch that is done again; "
+                "each of its batches once, to Sink.kafka, or with mode='merge' and keys to Sink.delta or "
+                "Sink.jdbc: no other way knows a batch that is done again; "
                 f"found {self.sink.kind} with mode={self.sink.mode!r}"
             )
 

@@ -25,6 +25,7 @@ from airflow_hydrogen.contract.errors import (
     ColumnCollisionError,
     EntrypointError,
     InvalidJobError,
+    MergeKeysError,
     MessageIdError,
     MissingColumnError,
     PartitionTakenError,
@@ -824,6 +825,97 @@ def test_streams_share_a_delta_table_by_partitions(warehouse, lines, into_delta,
         into_delta(
             sink=Sink.delta(uri, partition={"source": "b"}), options={"checkpoint_uri": f"{tmp_path}/a"}
         )
+
+
+def two_of_one(spark: Any, rows: Any) -> Any:
+    """A `prepare` that makes two rows of every message."""
+    return rows.union(rows)
+
+
+def test_of_the_rows_of_a_key_the_last_one_is_merged_into_a_delta_table(
+    kafka: Kafka, warehouse, stream, table, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(streams, "scoring_session", lambda *_given: warehouse)
+    topic = kafka.topic(partitions=2)
+    for partition in (0, 1):
+        ids = (1, 2, 1) if partition == 0 else (3, 3, 4)
+        values = [json.dumps({"id": n, "a": float(at), "b": 0}).encode() for at, n in enumerate(ids)]
+        kafka.produce(topic, [(None, value) for value in values], partition)
+    given = {
+        "source": Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+        "sink": Sink.delta(str(tmp_path / "table"), mode="merge", keys=["id"]),
+        "keep_columns": ["id"],
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", dies)
+        with pytest.raises(MemoryError):
+            stream(**given)
+    kafka.produce(topic, [(None, b'{"id": 4, "a": 9.0, "b": 0}'), (None, b'{"id": 5, "a": 7.0, "b": 0}')])
+    assert stream(**given).rows == 2
+    found = warehouse.read.format("delta").load(f"{tmp_path}/table")
+    assert found.columns == ["id", "prediction", "model_version"]
+    assert {row.id: row.prediction for row in found.collect()} == {1: 2.0, 2: 1.0, 3: 1.0, 4: 9.0, 5: 7.0}
+    kafka.produce(topic, [(None, b'{"id": 6, "a": 1.0, "b": 0}')])
+    with pytest.raises(MergeKeysError, match="1 keys stand more than once"):
+        stream(**given, prepare="tests.integration.test_streams:two_of_one")
+    assert table() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("server", ["postgres", "mariadb"])
+def test_of_the_rows_of_a_key_the_last_one_is_merged_into_a_database(
+    kafka: Kafka, stream, server, request, monkeypatch, tmp_path
+):
+    database = request.getfixturevalue(server).database()
+    topic = kafka.topic()
+
+    def say(*rows: tuple[str | None, float]) -> None:
+        kafka.produce(topic, [(None, json.dumps({"name": n, "a": a, "b": 0}).encode()) for n, a in rows])
+
+    def found() -> dict[str, float]:
+        return dict(database.rows("SELECT name, prediction FROM scores"))
+
+    given = {
+        "source": Source.kafka(kafka.bootstrap, topic, schema="name STRING, a DOUBLE, b INT"),
+        "sink": Sink.jdbc("shop", table="scores", mode="merge", keys=["name"]),
+        "access": {"shop": database.options},
+        "keep_columns": ["name"],
+        "on_bad_row": "quarantine",
+        "quarantine": Sink.parquet(str(tmp_path / "letters")),
+    }
+    say(("x", 1.0), ("y", 2.0), ("x", 3.0))
+    kafka.produce(topic, [(None, b"poison")])
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", dies)
+        with pytest.raises(MemoryError):
+            stream(**given)
+    assert found() == {"x": 3.0, "y": 2.0}
+    say(("z", 5.0), ("y", 4.0), ("y", 6.0))
+    report = stream(**given)
+    assert (report.rows, report.rows_quarantined, report.stream["batches"]) == (6, 1, 2)
+    assert found() == {"x": 3.0, "y": 6.0, "z": 5.0}
+    assert pq.read_table(tmp_path / "letters")["raw_value"].to_pylist() == [b"poison"]
+    say((None, 1.0), ("x", 7.0))
+    with pytest.raises(MergeKeysError, match="1 rows have a key that is null"):
+        stream(**given)
+    assert found() == {"x": 3.0, "y": 6.0, "z": 5.0}
+    database.execute("ALTER TABLE scores DROP COLUMN model_version")
+    with pytest.raises(TableMismatchError, match="it has no column 'model_version'"):
+        stream(**given)
+    database.execute("DROP TABLE scores")
+    with pytest.raises(BatchesLostError, match="none of its stream's batches, and batch 2"):
+        stream(**given)
+    names = "SELECT table_name FROM information_schema.tables WHERE table_name LIKE 'hydrogen%'"
+    assert database.rows(names) == []
+
+
+def test_a_key_that_stands_twice_in_files_is_refused(lines, into_delta, table, tmp_path):
+    lines(0, 2)
+    given = {"sink": Sink.delta(str(tmp_path / "table"), mode="merge", keys=["b"])}
+    assert into_delta(**given).rows == 2
+    lines(6, 14)
+    with pytest.raises(MergeKeysError, match="1 keys stand more than once"):
+        into_delta(**given)
+    assert table() == [0, 1]
 
 
 def test_what_a_delta_table_does_not_hold_is_refused_before_the_stream_begins(

@@ -194,7 +194,7 @@ def _describe(job: InferenceJob) -> dict[str, str]:
     if sink.uri is not None:
         written = _place(uris.partition_uri(sink.uri, sink.partition))
     else:
-        written = str(sink.topic)
+        written = " ".join([str(sink.topic or sink.table_name), *map("=".join, sink.partition.items())])
     return {"source": f"{source.kind} {read}", "sink": f"{sink.kind} {written}"}
 
 

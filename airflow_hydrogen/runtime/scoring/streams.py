@@ -48,6 +48,7 @@ from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import placements
 from airflow_hydrogen.runtime.sinks.kafka import HEADERS, ID, KEY
+from airflow_hydrogen.runtime.sinks.tables import POSITION
 from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
     from pyspark.sql.streaming.query import StreamingQuery
     from pyspark.sql.types import StructType
 
-# By these a message of Kafka is known again, and all of them are needed to send one of its row.
+# By these a message of Kafka is known again, and its row is found to be the last of its key. To send one of
+# it takes more.
 _PLACE = ("kafka_topic", "kafka_partition", "kafka_offset")
 _SENT = (*_PLACE, KEY, HEADERS)
 
@@ -290,7 +292,7 @@ class Batches:
         nothing = spark.createDataFrame([], schema)
         job = self._job_of(0)
         scoring = self._scoring(nothing, job, self._manifest)
-        placements.require_fits(spark, job.sink, scoring.types, scoring.frame(), ACCOUNT)
+        placements.require_fits(spark, job.sink, job.access, scoring.types, scoring.frame(), ACCOUNT)
 
     def __call__(self, batch: DataFrame, number: int) -> None:
         """Score one micro-batch and put it in place."""
@@ -352,21 +354,28 @@ class Batches:
         job = replace(self._job, model_uri=self.model_uri, batch=Batch(number=number, stream=stream))
         partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
         quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
-        if job.sink.kind == "kafka" and job.stream is not None:
-            outbox = uris.sibling(job.stream.checkpoint_uri, "outbox")
-            keep = None if job.keep_columns is None else [*dict.fromkeys([*job.keep_columns, *_SENT])]
-            sink = replace(job.sink, work_uri=outbox)
-            return replace(job, sink=sink, quarantine=quarantine, keep_columns=keep)
-        if job.sink.kind == "parquet":
-            job = replace(job, sink=replace(job.sink, partition=partition))
-        return replace(job, quarantine=quarantine)
+        sink = job.sink
+        if sink.kind == "kafka" and job.stream is not None:
+            sink = replace(sink, work_uri=uris.sibling(job.stream.checkpoint_uri, "outbox"))
+        elif sink.kind == "parquet":
+            sink = replace(sink, partition=partition)
+        keep = job.keep_columns
+        if keep is not None:
+            keep = [*dict.fromkeys([*keep, *self._marks])]
+        return replace(job, sink=sink, quarantine=quarantine, keep_columns=keep)
+
+    @property
+    def _marks(self) -> tuple[str, ...]:
+        """Columns of a message by which the sink knows its row."""
+        if self._job.sink.kind == "kafka":
+            return _SENT
+        return _PLACE if self._job.sink.mode == "merge" and self._job.source.kind == "kafka" else ()
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
         from pyspark.sql import Observation, functions
 
         frame = sources.prepared(batch, self._prepare, job.prepare_kwargs)
-        is_sent = job.sink.kind == "kafka"
-        marks = [*((RAW, FAULT) if FAULT in batch.columns else ()), *(_SENT if is_sent else ())]
+        marks = [*((RAW, FAULT) if FAULT in batch.columns else ()), *self._marks]
         if lost := [name for name in marks if name not in frame.columns]:
             raise EntrypointError(
                 str(job.prepare),
@@ -374,7 +383,7 @@ class Batches:
                 "by withColumn, or select('*', ...)",
             )
         outputs = (job.output_columns.get(spec.name, spec.name) for spec in manifest.signature.outputs)
-        ours = {BATCH_COLUMN, MODEL_VERSION_COLUMN, *([ID] if is_sent else [])}
+        ours = {BATCH_COLUMN, MODEL_VERSION_COLUMN, *(self._marking if self._marks else ())}
         if taken := {name for name in (*frame.columns, *outputs) if name.lower() in ours}:
             raise ColumnCollisionError(taken, "'prepare' or output_columns")
         counter = Observation()
@@ -384,18 +393,27 @@ class Batches:
 
         def finish(scored: DataFrame) -> DataFrame:
             scored = scored.withColumn(MODEL_VERSION_COLUMN, functions.lit(manifest.version))
-            return self._identified(scored) if is_sent else scored
+            return self._marked(scored) if self._marks else scored
 
         return replace(scoring, finish=finish, rows=lambda: int(counted(counter)["rows"]))
 
-    def _identified(self, scored: DataFrame) -> DataFrame:
-        """Rows with what makes each of them known again, and without what was not to be kept."""
+    @property
+    def _marking(self) -> tuple[str, ...]:
+        """Columns that rows get of their marks."""
+        return (ID,) if self._job.sink.kind == "kafka" else POSITION
+
+    def _marked(self, scored: DataFrame) -> DataFrame:
+        """Rows with what makes each of them known, and without what was not to be kept."""
         from pyspark.sql import functions
 
-        stream = functions.lit(self.position.stream if self.position else "")
-        found = scored.withColumn(ID, functions.concat_ws("/", stream, *map(functions.col, _PLACE)))
+        if self._job.sink.kind == "kafka":
+            stream = functions.lit(self.position.stream if self.position else "")
+            scored = scored.withColumn(ID, functions.concat_ws("/", stream, *map(functions.col, _PLACE)))
+        else:
+            for name, column in zip(POSITION, _PLACE[1:], strict=True):
+                scored = scored.withColumn(name, functions.col(column))
         kept = self._job.keep_columns
-        return found if kept is None else found.drop(*(name for name in _PLACE if name not in kept))
+        return scored if kept is None else scored.drop(*(name for name in _PLACE if name not in kept))
 
     def _renew_model(self, spark: SparkSession, schema: StructType) -> None:
         """Take the model that the job's URI names now; where it cannot be used, the old one goes on."""

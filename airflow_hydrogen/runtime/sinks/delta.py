@@ -9,7 +9,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def require_fits(
     spark: SparkSession, sink: Sink, types: Types, frame: DataFrame, notes: str | None = None
 ) -> None:
     """Hold rows that are yet to be computed against the table; raises what `Rows.stage` does."""
-    Table(spark, sink, types).fitted(frame, notes)
+    Table(spark, sink, types).fitted(frame, tables.beside(frame, notes, of_stream=True))
 
 
 def batches(spark: SparkSession, sink: Sink) -> dict[str, int]:
@@ -127,6 +127,7 @@ class Rows(StagedFiles):
             name = _writer_of_run(run)
             self._writer = name, max(time.time_ns(), table.writers().get(name, 0) + 1)
         self._schema: StructType | None = None
+        self._staged: StructType | None = None
 
     def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
         """Write the rows to a hidden neighbour of the table; see `Placement`.
@@ -137,8 +138,12 @@ class Rows(StagedFiles):
             MissingColumnError: a key is not there.
             InvalidJobError: they cannot be a Delta table.
         """
-        frame = self._table.fitted(frame, notes)
-        self._schema = (frame if notes is None else frame.drop(notes)).schema
+        beside = tables.beside(frame, notes, of_stream=self._batch is not None)
+        frame = self._table.fitted(frame, beside)
+        self._schema, self._staged = (
+            frame.drop(*beside).schema,
+            frame.drop(*([notes] if notes else [])).schema,
+        )
         return super().stage(frame, notes)
 
     def commit(self, *, rows: int, model: str | None) -> None:
@@ -151,13 +156,13 @@ class Rows(StagedFiles):
             SinkError: the commit holds other rows than those that were staged.
             BatchesLostError: the batches before this one are not in the table any more.
         """
-        assert self._schema is not None, "nothing was staged"
+        assert self._schema is not None and self._staged is not None, "nothing was staged"
         self._require_next()
         self._table.make(self._schema)
         before = self._table.newest_version()
         session = _own_session(self._table.spark)
-        staged = session.read.schema(self._schema).parquet(*_files(self._replacement.staged))
-        self._table.require_distinct_keys(staged)
+        staged = session.read.schema(self._staged).parquet(*_files(self._replacement.staged))
+        staged = self._table.told_apart(staged)
         made = {"model_uri": model, **tables.label_of(self._schema)}
         run = dataclasses.asdict(self._run) if self._run else None
         of_stream = {"batch": dataclasses.asdict(self._batch)} if self._batch else {}
@@ -266,9 +271,9 @@ class Table:
             raise TableMismatchError(str(self.sink), problems)
         return {column: fields[column.lower()].dataType for column in self.sink.partition}
 
-    def fitted(self, frame: DataFrame, notes: str | None) -> DataFrame:
+    def fitted(self, frame: DataFrame, beside: Sequence[str]) -> DataFrame:
         """The rows with the table's names and types; see `tables.fitted`."""
-        written = [name for name in frame.columns if name != notes]
+        written = [name for name in frame.columns if name not in beside]
         tables.require_distinct([*written, *self.sink.partition], str(self.sink))
         schema = self._schema()
         tables.partition_values(self.spark, self.sink.partition, self._partition_types(schema))
@@ -282,23 +287,30 @@ class Table:
                 )
         else:
             fields = [field for field in schema if field.name.lower() not in own]
-            frame = tables.fitted(frame, fields, str(self.sink), notes)
-        there = [name for name in frame.columns if name != notes]
+            frame = tables.fitted(frame, fields, str(self.sink), beside)
+        there = [name for name in frame.columns if name not in beside]
         if missing := [key for key in self.sink.keys if key not in [*there, *self.sink.partition]]:
             raise MissingColumnError("key", missing, there)
         return frame
 
-    def require_distinct_keys(self, rows: DataFrame) -> None:
-        """Raise MergeKeysError where rows that are to be merged cannot be told apart by their keys."""
-        from pyspark.sql import functions
+    def told_apart(self, rows: DataFrame) -> DataFrame:
+        """Staged rows, of which no two that are to be merged have the same keys.
+
+        Of rows that came by messages the last one of a key stays.
+
+        Raises:
+            MergeKeysError: they cannot be told apart by their keys, and, of messages, their positions.
+        """
+        from pyspark.sql import Window, functions
 
         if self.sink.mode != "merge":
-            return
+            return rows
         keys = [functions.col(quoted(key)) for key in self.sink.keys if key not in self.sink.partition]
+        position = [functions.col(name) for name in tables.POSITION if name in rows.columns]
         has_null = functions.lit(False)
         for key in keys:
             has_null |= key.isNull()
-        counts = rows.groupBy(*keys).agg(functions.count(functions.lit(1)).alias("hydrogen_rows"))
+        counts = rows.groupBy(*keys, *position).agg(functions.count(functions.lit(1)).alias("hydrogen_rows"))
         many = functions.col("hydrogen_rows")
         [found] = counts.agg(
             functions.sum(functions.when(has_null, many)).alias("nulls"),
@@ -306,6 +318,11 @@ class Table:
         ).collect()
         if found["nulls"] or found["repeated"]:
             raise MergeKeysError(str(self.sink), self.sink.keys, found["nulls"] or 0, found["repeated"])
+        if not position:
+            return rows
+        newest_first = Window.partitionBy(*keys).orderBy(*(column.desc() for column in position))
+        ranked = rows.withColumn("hydrogen_rank", functions.row_number().over(newest_first))
+        return ranked.where("hydrogen_rank = 1").drop("hydrogen_rank", *tables.POSITION)
 
     def make(self, rows: StructType) -> None:
         """Make the table where there is none, without rows: what dies later leaves no files without a log."""

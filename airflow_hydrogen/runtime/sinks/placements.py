@@ -76,12 +76,15 @@ def require_writable(sink: Sink, access: Access) -> None:
         parquet.require_writable("sink", sink)
 
 
-def require_fits(spark: SparkSession, sink: Sink, types: Types, frame: DataFrame, notes: str) -> None:
+def require_fits(
+    spark: SparkSession, sink: Sink, access: Access, types: Types, frame: DataFrame, notes: str
+) -> None:
     """Find out that a table does not hold rows before they are computed, where the sink is one.
 
     Args:
         spark: the session.
         sink: where they are to go.
+        access: what opens the sink's connection.
         types: of the partition's columns, where the source has them.
         frame: the rows, and notes.
         notes: see `Placement.stage`.
@@ -91,6 +94,8 @@ def require_fits(spark: SparkSession, sink: Sink, types: Types, frame: DataFrame
     """
     if sink.kind == "delta":
         delta.require_fits(spark, sink, types, frame, notes)
+    elif sink.kind == "jdbc":
+        jdbc.require_fits(sink, access, types, frame, notes)
 
 
 def batches(spark: SparkSession, sink: Sink) -> dict[str, int] | None:
@@ -125,7 +130,7 @@ def placing(
             "mode='append' needs a run, by which its rows are known again: outside Airflow give the job one"
         )
     if sink.kind == "jdbc":
-        return jdbc.placing(sink, run, access, types or {})
+        return jdbc.placing(sink, run, access, types or {}, batch)
     if sink.kind == "delta":
         return delta.placing(spark, sink, run, types or {}, batch)
     if sink.kind == "hive":

@@ -23,6 +23,12 @@ LABEL = "airflow_hydrogen"
 Types = Mapping[str, "DataType"]
 """Column of a partition -> its type in the source, where the source has it."""
 
+POSITION = ("hydrogen_partition", "hydrogen_offset")
+"""Where the message of a row stood: of the rows of a key in a stream's batch, the last one by it is merged.
+
+These columns are staged and not written.
+"""
+
 # Spark reads texts with a length as strings, and keeps here what they are.
 _DECLARED = "__CHAR_VARCHAR_TYPE_STRING"
 _SIZED = re.compile(r"(char|varchar)\((\d+)\)")
@@ -44,14 +50,14 @@ def require_distinct(names: Iterable[str], where: str) -> None:
         raise TableMismatchError(where, problems)
 
 
-def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: str | None) -> DataFrame:
+def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: Collection[str]) -> DataFrame:
     """Rows with the columns of a table: its names, its order, its types.
 
     Args:
         frame: the rows.
         fields: the table's columns, without those of the partition.
         where: the table, for messages.
-        keep: a column that is none of the table's, and stays.
+        keep: columns that are none of the table's, and stay.
 
     Raises:
         TableMismatchError: columns that only one of the two has, or whose values would change in the
@@ -59,7 +65,7 @@ def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: 
     """
     from pyspark.sql import functions
 
-    found = {field.name.lower(): field for field in frame.schema if field.name != keep}
+    found = {field.name.lower(): field for field in frame.schema if field.name not in keep}
     wanted = {field.name.lower(): field for field in fields}
     problems = [f"it has no column {field.name!r}" for name, field in found.items() if name not in wanted]
     columns = []
@@ -81,7 +87,13 @@ def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: 
         columns.append(column.alias(field.name, metadata=found[name].metadata))
     if problems:
         raise TableMismatchError(where, problems)
-    return frame.select(*columns, *([] if keep is None else [functions.col(quoted(keep))]))
+    return frame.select(*columns, *(functions.col(quoted(name)) for name in keep))
+
+
+def beside(frame: DataFrame, notes: str | None, *, of_stream: bool) -> list[str]:
+    """Columns that are staged, and are none of the table's."""
+    position = [name for name in POSITION if of_stream and name in frame.columns]
+    return [*position, *([notes] if notes else [])]
 
 
 def partition_values(spark: SparkSession, partition: Mapping[str, str], types: Types) -> dict[str, str]:

@@ -35,7 +35,8 @@ def job(**changes: object) -> InferenceJob:
         job(source=FILES, stream=options(trigger="30 seconds", stop_after_s=1.5)),
         job(source=Source.delta_stream("/lake/t", version=3)),
         job(sink=Sink.kafka("events", "scores"), stream=options(max_rows_per_trigger=10)),
-        job(sink=Sink.delta("/lake/t", partition={"from": "a"})),
+        job(sink=Sink.jdbc("shop", table="t", mode="merge", keys=["id"])),
+        job(sink=Sink.delta("/lake/t", mode="merge", keys=["id"], partition={"from": "a"})),
         job(source=Source.kafka("events", "t", payload="avro", schema="{}", startingOffsets="latest")),
     ],
 )
@@ -83,6 +84,7 @@ def test_a_checkpoint_is_no_bucket():
         ({"stream": None}, "is a stream: say by trigger"),
         ({"source": Source.parquet("/lake/t")}, "is for streams, and source parquet '/lake/t' is none"),
         ({"sink": Sink.delta("/lake/t", mode="append")}, "found delta with mode='append'"),
+        ({"sink": Sink.jdbc("shop", table="t")}, "found jdbc with mode='replace'"),
         ({"sink": Sink.hive("lake.t", partition={"ds": "1"})}, "found hive with mode='replace'"),
         ({"sink": Sink.parquet("/lake/t", mode="append")}, "found parquet with mode='append'"),
         ({"source": FILES, "sink": Sink.kafka("b:1", "t"), "quarantine": None}, "by their offsets"),
@@ -138,9 +140,10 @@ def test_the_job_of_a_batch_has_its_partition():
     assert dataclasses.replace(one, batch=seventh, sink=sink).sink.folder == "/lake/scores/batch=7"
 
 
-def test_the_bad_rows_of_a_batch_lie_in_a_folder_of_its_number_beside_a_table():
+@pytest.mark.parametrize("merged", [{}, {"mode": "merge", "keys": ["id"]}])
+def test_the_bad_rows_of_a_batch_lie_in_a_folder_of_its_number_beside_a_table(merged):
     run = Run(dag_id="d", task_id="t", run_id="r")
-    sink = Sink.delta("/lake/t", partition={"from": "a"})
+    sink = Sink.delta("/lake/t", partition={"from": "a"}, **merged)
     whole = job(sink=sink, on_bad_row="quarantine", run=run)
     assert whole.quarantine_uri == "/lake/t_quarantine/from=a"
     one = dataclasses.replace(whole, batch=Batch(number=7, stream="s"))
