@@ -482,7 +482,12 @@ def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, st
     assert "hush-1" not in told.out + told.err
 
 
-def test_avro_messages(kafka: Kafka, stream, scores, tmp_path):
+@pytest.mark.parametrize(
+    ("payload", "frame"),
+    [("avro", b""), ("confluent-avro", b"\x00\x00\x00\x00\x07")],
+    ids=["plain", "of Confluent"],
+)
+def test_avro_messages(kafka: Kafka, stream, scores, payload, frame):
     schema = {
         "type": "record",
         "name": "event",
@@ -495,18 +500,19 @@ def test_avro_messages(kafka: Kafka, stream, scores, tmp_path):
 
     def encoded(id: int, a: float, b: int | None) -> bytes:
         """As Avro writes them: small numbers doubled, a union's branch before its value."""
-        return bytes([2 * id]) + struct.pack("<d", a) + (b"\x00" if b is None else bytes([2, 2 * b]))
+        value = struct.pack("<d", a) + (b"\x00" if b is None else bytes([2, 2 * b]))
+        return frame + bytes([2 * id]) + value
 
     topic = kafka.topic()
-    kafka.produce(
-        topic, [(None, encoded(id=1, a=2.0, b=3)), (None, b"\x02"), (None, encoded(id=2, a=1.0, b=None))]
-    )
-    source = Source.kafka(kafka.bootstrap, topic, payload="avro", schema=json.dumps(schema))
+    of_another_frame = b"\x01" + encoded(id=1, a=2.0, b=3)[1:] if frame else b"\x02"
+    values = [encoded(id=1, a=2.0, b=3), of_another_frame, encoded(id=2, a=1.0, b=None)]
+    kafka.produce(topic, [(None, value) for value in values])
+    source = Source.kafka(kafka.bootstrap, topic, payload=payload, schema=json.dumps(schema))
     report = stream(source=source, on_bad_row="quarantine")
     assert (report.rows, report.rows_quarantined) == (1, 2)
     assert scores()["prediction"].tolist() == [32.0]
     letters = pq.read_table(report.quarantine_uri).to_pandas().sort_values("kafka_offset")
-    assert letters["raw_value"].tolist() == [b"\x02", None]
+    assert letters["raw_value"].tolist() == [of_another_frame, None]
 
 
 def test_scores_go_into_a_topic_with_an_id_that_a_second_sending_shares(kafka: Kafka, stream, monkeypatch):
