@@ -389,12 +389,9 @@ class Batches:
         counter = Observation()
         frame = frame.observe(counter, functions.count(functions.lit(1)).alias("rows"))
         label = label_of(manifest, job, {"source": str(job.source)})
-        scoring = score(frame.sparkSession, frame, manifest, job, label)
-
-        def finish(scored: DataFrame) -> DataFrame:
-            scored = scored.withColumn(MODEL_VERSION_COLUMN, functions.lit(manifest.version))
-            return self._marked(scored) if self._marks else scored
-
+        version = {MODEL_VERSION_COLUMN: manifest.version}
+        scoring = score(frame.sparkSession, frame, manifest, job, label, version)
+        finish = self._marked if self._marks else None
         return replace(scoring, finish=finish, rows=lambda: int(counted(counter)["rows"]))
 
     @property
