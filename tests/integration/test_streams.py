@@ -458,26 +458,26 @@ def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, st
     topic = kafka.topic()
     poison = [b"{", b"\xff\xfe", b'{"id": "x", "a": 1.0, "b": 1}', b"", b"[]", b"null"]
     one = b'{"id": 0, "a": 1.0, "b": 1}'
-    poison += [one + one, one + b"\n," + one, one + b" and more"]
+    poison += [one + one, one + b"\n," + one, one + b" and more", one + b'"}']
     kafka.produce(topic, [*events(0, 5), *((b"poison", value) for value in poison), (b"tombstone", None)])
     kafka.produce(topic, [(b"null", b'{"id": 9, "b": 1}'), *events(5, 8)])
     source = Source.kafka("events", topic, schema=SCHEMA)
     login = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="u" password="hush-1";'
     access = {"events": {"kafka.bootstrap.servers": kafka.bootstrap, "kafka.sasl.jaas.config": login}}
-    with pytest.raises(UndecodableError, match="10 of 19 rows"):
+    with pytest.raises(UndecodableError, match="11 of 20 rows"):
         stream(source=source, access=access, keep_columns=["id"], batch_rows=100)
     report = stream(source=source, access=access, keep_columns=["id"], on_bad_row="quarantine")
-    assert (report.rows_in, report.rows, report.rows_quarantined) == (19, 8, 11)
+    assert (report.rows_in, report.rows, report.rows_quarantined) == (20, 8, 12)
     found = scores()
     assert found["id"].tolist() == list(range(8))
     assert set(found.columns) == {"id", "prediction", "model_version", "batch"}
     letters = pq.read_table(report.quarantine_uri).to_pandas().sort_values("kafka_offset")
-    assert letters["kafka_offset"].tolist() == list(range(5, 16))
+    assert letters["kafka_offset"].tolist() == list(range(5, 17))
     assert letters["raw_value"].tolist() == [*poison, None, None]
-    assert letters["reason"].tolist()[:10] == ["the value is not JSON of the schema"] * 9 + [
+    assert letters["reason"].tolist()[:11] == ["the value is not JSON of the schema"] * 10 + [
         "the message has no value"
     ]
-    assert "'a'" in letters["reason"].tolist()[10]
+    assert "'a'" in letters["reason"].tolist()[11]
     told = capfd.readouterr()
     assert "hush-1" not in told.out + told.err
 

@@ -105,7 +105,13 @@ def _decode_json(spark: SparkSession, source: Source, value: Column) -> tuple[Co
     objects = functions.from_json(
         functions.concat(functions.lit("["), text, functions.lit("]")), ArrayType(StructType([]))
     )
-    is_one = functions.size(objects).eqNullSafe(1)
+    # Nothing is behind a flat object whose only closing brace ends the text: it need not be read twice.
+    is_flat = (
+        text.startswith("{")
+        & (functions.locate("{", text, 2) == 0)
+        & (functions.locate("}", text) == functions.length(text))
+    )
+    is_one = functions.when(is_flat, True).otherwise(functions.size(objects).eqNullSafe(1))
     return decoded, names, found.isNull() | found.getField(_BROKEN).isNotNull() | ~is_one
 
 
