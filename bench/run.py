@@ -18,7 +18,7 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 BENCHMARKS = (
     *("imports", "sensors", "deferred", "memory", "scale"),
-    *("startup", "forks", "cold", "hosts", "faults", "overheads", "training", "bridge", "scoring"),
+    *("startup", "forks", "cold", "hosts", "faults", "overheads", "training", "bridge", "scoring", "streams"),
 )
 
 

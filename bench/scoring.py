@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,14 +114,14 @@ def write_rows(folder: Path, rows: int) -> str:
     return str(folder)
 
 
-def publish_model(folder: Path, rows: str) -> str:
-    """Publish a small network of these features; returns its URI."""
+def publish_model(folder: Path, rows: str, features: Sequence[str] = FEATURES) -> str:
+    """Publish a small network of features; returns its URI."""
     import keras
 
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
-            keras.Input((len(FEATURES),), name=INPUT),
+            keras.Input((len(features),), name=INPUT),
             keras.layers.Dense(64, activation="relu"),
             keras.layers.Dense(64, activation="relu"),
             keras.layers.Dense(1),
@@ -130,7 +130,7 @@ def publish_model(folder: Path, rows: str) -> str:
     context = TrainContext(rank=0, size=1)
     context.shards["train", 0, True] = DatasetShard(rows)
     context.shards["train", 0, True].layout = publishing.FeatureLayout(
-        "matrix", tuple(ColumnSpec(name, "float32") for name in FEATURES)
+        "matrix", tuple(ColumnSpec(name, "float32") for name in features)
     )
     uri = str(folder / "model")
     staged = directory.staging_uri(uri)

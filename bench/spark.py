@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.measure import RANKS
@@ -15,20 +16,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def local_spark(slots: int = RANKS) -> Iterator[SparkSession]:
+def local_spark(slots: int = RANKS, jars: Sequence[Path] = ()) -> Iterator[SparkSession]:
     """A session with Spark's own defaults, but for what a log and a laptop do not need."""
     from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    session = (
+    builder = (
         SparkSession.builder.master(f"local[{slots}]")
         .appName("bench")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.driver.host", "localhost")
         .config("spark.log.level", "ERROR")
-        .getOrCreate()
     )
+    if jars:
+        builder = builder.config("spark.jars", ",".join(map(str, jars)))
+    session = builder.getOrCreate()
     try:
         yield session
     finally:

@@ -47,6 +47,7 @@ HydrogenError
 │   ├── TableBusyError              others have committed to a table first, every time
 │   ├── PartitionTakenError         a newer try writes the same partition
 │   ├── CheckpointMismatchError     a checkpoint that is not that of the sink's batches
+│   ├── BatchesLostError            a table that lacks batches of its stream
 │   └── StreamTakenError            a newer try scores the same stream
 ├── RowsNotCountedError             rows were written, and Spark does not say how many
 ├── ModelError                      the model directory is not usable
@@ -768,6 +769,25 @@ class CheckpointMismatchError(SinkError):
     def __init__(self, checkpoint_uri: str, problem: str) -> None:
         super().__init__(f"checkpoint_uri {checkpoint_uri!r} {problem}")
         self.checkpoint_uri = checkpoint_uri
+
+
+class BatchesLostError(SinkError):
+    """A table lacks batches that its stream has put there: it was dropped, replaced or set back meanwhile.
+
+    Attributes:
+        batch: the one that was to be written.
+        newest: of those that are there, or None.
+    """
+
+    def __init__(self, target: str, batch: int, newest: int | None) -> None:
+        there = "none of its stream's batches" if newest is None else f"none after batch {newest}"
+        super().__init__(
+            f"{target} has {there}, and batch {batch} was to come next: it was dropped, replaced or set "
+            "back. Bring it back, or begin anew with another checkpoint and another table. No row was written"
+        )
+        self.target = target
+        self.batch = batch
+        self.newest = newest
 
 
 class StreamTakenError(SinkError):

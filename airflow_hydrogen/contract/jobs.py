@@ -19,7 +19,7 @@ from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
 from airflow_hydrogen.contract.sinks import run_partition
 from airflow_hydrogen.contract.sources import Source as Source  # likewise
-from airflow_hydrogen.contract.streams import BATCH_COLUMN, StreamOptions
+from airflow_hydrogen.contract.streams import BATCH_COLUMN, Batch, StreamOptions
 from airflow_hydrogen.contract.values import (
     refuse_unknown_fields,
     require_int,
@@ -33,6 +33,14 @@ _NOT_THE_MODELS = (
     *("kind", "code", "access"),
 )
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+# Kind of sink -> the modes in which a batch that is done again changes nothing, or can be told.
+_SINKS_OF_STREAMS: dict[str, tuple[str, ...]] = {
+    "parquet": ("replace",),
+    "kafka": ("replace",),
+    "delta": ("replace", "merge"),
+    "jdbc": ("merge",),
+}
 
 OnBadRow = Literal["fail", "drop", "quarantine"]
 ON_BAD_ROW: tuple[OnBadRow, ...] = ("fail", "drop", "quarantine")
@@ -294,8 +302,7 @@ class InferenceJob:
         max_bad_rows: how many there may be, as a number or, below 1, as a share of all rows; None: any.
         run: the Airflow run, or None outside Airflow.
         stream: when and how long a stream is scored; None where the source is none.
-        batch: the number of the micro-batch that is scored, in whose partition the sink is; None: all. It
-            does not travel.
+        batch: the micro-batch that is scored; None: all. It does not travel.
         access: what opens the connections that the source names, as in a TrainJob.
     """
 
@@ -316,7 +323,7 @@ class InferenceJob:
     max_bad_rows: int | float | None = None
     run: Run | None = None
     stream: StreamOptions | None = None
-    batch: int | None = None
+    batch: Batch | None = None
     report_nonce: str | None = None
     spark_log_uri: str | None = None
     access: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
@@ -325,8 +332,8 @@ class InferenceJob:
         if self.keep_columns is not None:
             object.__setattr__(self, "keep_columns", tuple(self.keep_columns))
         _require_uri("model_uri", self.model_uri)
-        if self.stream is not None and self.sink.mode != "replace":  # before the run takes the mode away
-            raise self._no_sink_of_streams()
+        if self.stream is not None:
+            self._check_sink_of_stream()  # before the run takes the mode away
         object.__setattr__(self, "sink", self.sink.for_run(self.run))
         if self.sink.uri is not None:
             uris.require_folder("sink", self.sink.folder or self.sink.uri)
@@ -357,8 +364,6 @@ class InferenceJob:
                 f"trigger={self.stream.trigger!r} is for streams, and source {self.source} is none: take "
                 "Source.kafka, Source.files_stream or Source.delta_stream, or leave trigger out"
             )
-        if self.sink.kind not in ("parquet", "kafka"):
-            raise self._no_sink_of_streams()
         if self.sink.kind == "kafka" and self.source.kind != "kafka":
             raise InvalidJobError(
                 f"sink {self.sink} knows rows again by their offsets, and source {self.source} has none: "
@@ -373,7 +378,7 @@ class InferenceJob:
                 f"max_rows_per_trigger counts messages of Kafka, and {self.source} is read by files: give "
                 "the source the option maxFilesPerTrigger"
             )
-        written = [("sink", self.sink.folder), ("quarantine", self.quarantine_uri)]
+        written = [("sink", self.sink.folder or self.sink.uri), ("quarantine", self.quarantine_uri)]
         self._check_loop(written)
         for name, place in [("source", self.source.uri), *written]:
             checkpoint = self.stream.checkpoint_uri
@@ -383,11 +388,14 @@ class InferenceJob:
                     "checkpoint a folder of its own"
                 )
 
-    def _no_sink_of_streams(self) -> InvalidJobError:
-        return InvalidJobError(
-            f"a stream is written to Sink.parquet(uri), whose batches replace themselves, or to "
-            f"Sink.kafka; found {self.sink.kind} with mode={self.sink.mode!r}"
-        )
+    def _check_sink_of_stream(self) -> None:
+        if self.sink.mode not in _SINKS_OF_STREAMS.get(self.sink.kind, ()):
+            raise InvalidJobError(
+                "a stream is written to Sink.parquet(uri) or Sink.delta(uri), without a mode, which have "
+                "each of its batches once, to Sink.kafka, or with mode='merge' and keys to Sink.delta or "
+                "Sink.jdbc: no other way knows a batch that is done again; "
+                f"found {self.sink.kind} with mode={self.sink.mode!r}"
+            )
 
     def _check_loop(self, written: Iterable[tuple[str, str | None]]) -> None:
         """Refuse a stream that would read what it writes."""
@@ -479,9 +487,9 @@ class InferenceJob:
     @property
     def _quarantine_partition(self) -> Mapping[str, str]:
         """That of the sink, where it has one of all that it gets."""
-        if self.sink.kind == "kafka" and self.batch is not None:
-            return {BATCH_COLUMN: str(self.batch)}
-        if self.sink.mode == "merge" and self.run is not None:
+        if self.batch is not None:
+            return {**self.sink.partition, BATCH_COLUMN: str(self.batch.number)}
+        if self.sink.mode == "merge" and self.run is not None and self.stream is None:
             # The rows of other runs stay, and so do the bad ones among them.
             return {**self.sink.partition, **run_partition(self.run)}
         return self.sink.partition

@@ -22,6 +22,19 @@ _INTERVAL = re.compile(r"[1-9]\d* (second|minute|hour)s?")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch of a stream.
+
+    Attributes:
+        number: the checkpoint's: from 0 on, without a gap.
+        stream: the id of the stream, the same for every try.
+    """
+
+    number: int
+    stream: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamOptions:
     """How a stream is scored.
 

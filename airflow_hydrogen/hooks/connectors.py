@@ -64,9 +64,11 @@ _DELTA = Connector(
     extension="io.delta.sql.DeltaSparkSessionExtension",
     excludes=True,
 )
+_AVRO = Connector(coordinate="org.apache.spark:spark-avro_{scala}:{whole}", jar="spark-avro_")
 _OF_KIND = {
     "delta": _DELTA,
-    "avro": Connector(coordinate="org.apache.spark:spark-avro_{scala}:{whole}", jar="spark-avro_"),
+    "avro": _AVRO,
+    "confluent-avro": _AVRO,
     "hive": Connector(conf={"spark.sql.catalogImplementation": "hive"}),
     "delta_stream": _DELTA,
     "kafka": Connector(

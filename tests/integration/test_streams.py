@@ -20,14 +20,18 @@ import pytest
 from pyspark.sql import functions
 
 from airflow_hydrogen.contract.errors import (
+    BatchesLostError,
     CheckpointMismatchError,
     ColumnCollisionError,
     EntrypointError,
     InvalidJobError,
+    MergeKeysError,
     MessageIdError,
     MissingColumnError,
+    PartitionTakenError,
     SourceError,
     StreamTakenError,
+    TableMismatchError,
     TopicError,
     UndecodableError,
 )
@@ -38,6 +42,7 @@ from airflow_hydrogen.runtime.data import kafka as kafka_client
 from airflow_hydrogen.runtime.models import aliases, directory
 from airflow_hydrogen.runtime.scoring import positions, streams
 from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
+from airflow_hydrogen.runtime.sinks import delta, placements
 from airflow_hydrogen.runtime.sinks import kafka as kafka_sink
 from airflow_hydrogen.runtime.storage import filesystems
 from tests.integration import daemons
@@ -467,31 +472,36 @@ def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, st
     topic = kafka.topic()
     poison = [b"{", b"\xff\xfe", b'{"id": "x", "a": 1.0, "b": 1}', b"", b"[]", b"null"]
     one = b'{"id": 0, "a": 1.0, "b": 1}'
-    poison += [one + one, one + b"\n," + one, one + b" and more"]
+    poison += [one + one, one + b"\n," + one, one + b" and more", one + b'"}']
     kafka.produce(topic, [*events(0, 5), *((b"poison", value) for value in poison), (b"tombstone", None)])
     kafka.produce(topic, [(b"null", b'{"id": 9, "b": 1}'), *events(5, 8)])
     source = Source.kafka("events", topic, schema=SCHEMA)
     login = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="u" password="hush-1";'
     access = {"events": {"kafka.bootstrap.servers": kafka.bootstrap, "kafka.sasl.jaas.config": login}}
-    with pytest.raises(UndecodableError, match="10 of 19 rows"):
+    with pytest.raises(UndecodableError, match="11 of 20 rows"):
         stream(source=source, access=access, keep_columns=["id"], batch_rows=100)
     report = stream(source=source, access=access, keep_columns=["id"], on_bad_row="quarantine")
-    assert (report.rows_in, report.rows, report.rows_quarantined) == (19, 8, 11)
+    assert (report.rows_in, report.rows, report.rows_quarantined) == (20, 8, 12)
     found = scores()
     assert found["id"].tolist() == list(range(8))
     assert set(found.columns) == {"id", "prediction", "model_version", "batch"}
     letters = pq.read_table(report.quarantine_uri).to_pandas().sort_values("kafka_offset")
-    assert letters["kafka_offset"].tolist() == list(range(5, 16))
+    assert letters["kafka_offset"].tolist() == list(range(5, 17))
     assert letters["raw_value"].tolist() == [*poison, None, None]
-    assert letters["reason"].tolist()[:10] == ["the value is not JSON of the schema"] * 9 + [
+    assert letters["reason"].tolist()[:11] == ["the value is not JSON of the schema"] * 10 + [
         "the message has no value"
     ]
-    assert "'a'" in letters["reason"].tolist()[10]
+    assert "'a'" in letters["reason"].tolist()[11]
     told = capfd.readouterr()
     assert "hush-1" not in told.out + told.err
 
 
-def test_avro_messages(kafka: Kafka, stream, scores, tmp_path):
+@pytest.mark.parametrize(
+    ("payload", "frame"),
+    [("avro", b""), ("confluent-avro", b"\x00\x00\x00\x00\x07")],
+    ids=["plain", "of Confluent"],
+)
+def test_avro_messages(kafka: Kafka, stream, scores, payload, frame):
     schema = {
         "type": "record",
         "name": "event",
@@ -504,18 +514,19 @@ def test_avro_messages(kafka: Kafka, stream, scores, tmp_path):
 
     def encoded(id: int, a: float, b: int | None) -> bytes:
         """As Avro writes them: small numbers doubled, a union's branch before its value."""
-        return bytes([2 * id]) + struct.pack("<d", a) + (b"\x00" if b is None else bytes([2, 2 * b]))
+        value = struct.pack("<d", a) + (b"\x00" if b is None else bytes([2, 2 * b]))
+        return frame + bytes([2 * id]) + value
 
     topic = kafka.topic()
-    kafka.produce(
-        topic, [(None, encoded(id=1, a=2.0, b=3)), (None, b"\x02"), (None, encoded(id=2, a=1.0, b=None))]
-    )
-    source = Source.kafka(kafka.bootstrap, topic, payload="avro", schema=json.dumps(schema))
+    of_another_frame = b"\x01" + encoded(id=1, a=2.0, b=3)[1:] if frame else b"\x02"
+    values = [encoded(id=1, a=2.0, b=3), of_another_frame, encoded(id=2, a=1.0, b=None)]
+    kafka.produce(topic, [(None, value) for value in values])
+    source = Source.kafka(kafka.bootstrap, topic, payload=payload, schema=json.dumps(schema))
     report = stream(source=source, on_bad_row="quarantine")
     assert (report.rows, report.rows_quarantined) == (1, 2)
     assert scores()["prediction"].tolist() == [32.0]
     letters = pq.read_table(report.quarantine_uri).to_pandas().sort_values("kafka_offset")
-    assert letters["raw_value"].tolist() == [b"\x02", None]
+    assert letters["raw_value"].tolist() == [of_another_frame, None]
 
 
 def test_scores_go_into_a_topic_with_an_id_that_a_second_sending_shares(kafka: Kafka, stream, monkeypatch):
@@ -733,3 +744,277 @@ def test_what_is_appended_to_a_delta_table_is_scored_once(
     with pytest.raises(SourceError, match=r"cannot be read: \[DELTA_SOURCE_TABLE_IGNORE_CHANGES\] Detected"):
         stream(source=source)
     assert scores().equals(found)
+
+
+@pytest.fixture
+def into_delta(warehouse: Any, stream, tmp_path: Path, monkeypatch) -> Callable[..., InferenceReport]:
+    """Run a stream of lines of JSON into a Delta table, whose bad ones are quarantined."""
+    monkeypatch.setattr(streams, "scoring_session", lambda *_given: warehouse)
+    given = {
+        "source": Source.files_stream(str(tmp_path / "incoming"), format="json", schema=SCHEMA),
+        "sink": Sink.delta(str(tmp_path / "table")),
+        "on_bad_row": "quarantine",
+    }
+    return lambda **changes: stream(**{**given, **changes})
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Callable[..., None]:
+    """Files of JSON that come into a folder; the last line of each is none."""
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+
+    def arrive(first: int, last: int) -> None:
+        found = [json.dumps({"id": n, "a": float(n), "b": n % 7}) for n in range(first, last)]
+        (folder / f".{first}").write_text("\n".join([*found, f"poison {first}"]))
+        (folder / f".{first}").rename(folder / f"{first}.json")
+
+    return arrive
+
+
+@pytest.fixture
+def table(warehouse: Any, tmp_path: Path) -> Callable[[], list[int]]:
+    """The ids in the Delta table."""
+    return lambda: sorted(
+        row.id for row in warehouse.read.format("delta").load(f"{tmp_path}/table").collect()
+    )
+
+
+def dies(*_given: Any, **_more: Any) -> Any:
+    raise MemoryError("it dies here")
+
+
+def test_a_delta_table_has_every_row_once_wherever_the_driver_dies(
+    warehouse, lines, into_delta, table, tmp_path, monkeypatch, capfd
+):
+    lines(0, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(delta.Table, "write", dies)
+        with pytest.raises(MemoryError):
+            into_delta()
+    assert table() == []  # it is made, and the bad rows are in their place
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", dies)
+        with pytest.raises(MemoryError):
+            into_delta()
+    assert table() == list(range(5))  # committed, and Spark does not know
+    lines(5, 8)
+    report = into_delta()
+    assert "batch 0 is left out" in capfd.readouterr().out
+    assert (report.rows, report.rows_quarantined, report.stream["last_batch"]) == (3, 1, 1)
+    assert table() == list(range(8))
+    letters = pq.read_table(report.quarantine_uri).to_pandas()
+    assert dict(zip(letters["raw_value"], letters["batch"].astype(int), strict=True)) == {
+        "poison 0": 0,
+        "poison 5": 1,
+    }
+    found = warehouse.read.format("delta").load(report.output_uri).toPandas()
+    assert np.allclose(found["prediction"], found["a"] + 10 * found["b"])
+    assert set(found["model_version"]) == {report.model_version}
+    assert list(found.columns) == ["id", "a", "b", "prediction", "model_version"]
+    history = warehouse.sql(f"describe history delta.`{report.output_uri}`").toPandas()
+    assert json.loads(history["userMetadata"][0])["batch"]["number"] == 1
+
+
+def test_a_batch_that_another_try_has_committed_meanwhile_is_not_added_again(
+    lines, into_delta, table, monkeypatch
+):
+    """Both have found that it is to come; Delta itself lets one of them in."""
+    lines(0, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", dies)
+        with pytest.raises(MemoryError):
+            into_delta()
+        patched.undo()
+        patched.setattr(placements, "batches", lambda *_given: {})
+        patched.setattr(delta.Rows, "_require_next", lambda _self: None)
+        with pytest.raises(PartitionTakenError):
+            into_delta()
+    assert table() == list(range(5))
+    assert into_delta().rows == 0
+
+
+def test_a_checkpoint_that_is_not_that_of_a_delta_tables_batches_is_refused(
+    lines, into_delta, table, tmp_path
+):
+    lines(0, 3)
+    into_delta()
+    lines(3, 5)
+    shutil.copytree(tmp_path / "checkpoint", tmp_path / "old")
+    into_delta()
+    kept = tmp_path / "kept"
+    (tmp_path / "checkpoint").rename(kept)
+    with pytest.raises(CheckpointMismatchError, match="is not that of the stream that has written delta"):
+        into_delta()
+    (tmp_path / "old").rename(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointMismatchError, match="was set back: delta .* has batch 1"):
+        into_delta()
+    shutil.rmtree(tmp_path / "checkpoint")
+    kept.rename(tmp_path / "checkpoint")
+    shutil.move(tmp_path / "table", tmp_path / "moved")
+    with pytest.raises(CheckpointMismatchError, match="goes on after batch 1, and delta .* has none"):
+        into_delta()
+    assert not (tmp_path / "table").exists()
+    shutil.move(tmp_path / "moved", tmp_path / "table")
+    lines(5, 6)
+    assert into_delta().rows == 1
+    assert table() == list(range(6))
+
+
+def test_a_delta_table_that_changes_while_a_stream_writes_it(
+    warehouse, lines, into_delta, table, tmp_path, monkeypatch
+):
+    lines(0, 2)
+    source = Source.files_stream(
+        str(tmp_path / "incoming"), format="json", schema=SCHEMA, maxFilesPerTrigger="1"
+    )
+    into_delta()
+    # Others add rows, and a batch goes in between them.
+    others = (
+        warehouse.read.format("delta")
+        .load(f"{tmp_path}/table")
+        .selectExpr("bigint(-1) as id", "* except (id)")
+    )
+    write, placed = delta.Table.write, delta.Rows.stage
+
+    def overtaken(self: delta.Table, *given: Any) -> None:
+        others.limit(1).write.format("delta").mode("append").save(f"{tmp_path}/table")
+        write(self, *given)
+
+    lines(2, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(delta.Table, "write", overtaken)
+        assert into_delta(source=source).rows == 2
+    assert table() == [-1, 0, 1, 2, 3]
+    # It gets a column more: nothing of the batch is there, until somebody takes it away again.
+    lines(4, 6)
+    warehouse.sql(f"alter table delta.`{tmp_path}/table` add column extra int")
+    with pytest.raises(TableMismatchError, match="'extra' is not among the scored ones"):
+        into_delta(source=source)
+    warehouse.sql(f"restore table delta.`{tmp_path}/table` to version as of 3")
+    assert table() == [-1, 0, 1, 2, 3]
+
+    # It is dropped in mid-batch: no new one is made of the rows that are left.
+    def dropped(self: delta.Rows, *given: Any) -> Any:
+        shutil.rmtree(tmp_path / "table")
+        return placed(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(delta.Rows, "stage", dropped)
+        with pytest.raises(BatchesLostError, match="has none of its stream's batches, and batch 2"):
+            into_delta(source=source)
+    assert not (tmp_path / "table" / "_delta_log").exists()
+
+
+def test_streams_share_a_delta_table_by_partitions(warehouse, lines, into_delta, table, tmp_path):
+    lines(0, 2)
+    uri = str(tmp_path / "table")
+    for name in ("a", "b"):
+        options = {"checkpoint_uri": str(tmp_path / name)}
+        into_delta(sink=Sink.delta(uri, partition={"source": name}), options=options)
+    assert table() == [0, 0, 1, 1]
+    with pytest.raises(CheckpointMismatchError, match="into"):
+        into_delta(
+            sink=Sink.delta(uri, partition={"source": "b"}), options={"checkpoint_uri": f"{tmp_path}/a"}
+        )
+
+
+def two_of_one(spark: Any, rows: Any) -> Any:
+    """A `prepare` that makes two rows of every message."""
+    return rows.union(rows)
+
+
+def test_of_the_rows_of_a_key_the_last_one_is_merged_into_a_delta_table(
+    kafka: Kafka, warehouse, stream, table, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(streams, "scoring_session", lambda *_given: warehouse)
+    topic = kafka.topic(partitions=2)
+    for partition in (0, 1):
+        ids = (1, 2, 1) if partition == 0 else (3, 3, 4)
+        values = [json.dumps({"id": n, "a": float(at), "b": 0}).encode() for at, n in enumerate(ids)]
+        kafka.produce(topic, [(None, value) for value in values], partition)
+    given = {
+        "source": Source.kafka(kafka.bootstrap, topic, schema=SCHEMA),
+        "sink": Sink.delta(str(tmp_path / "table"), mode="merge", keys=["id"]),
+        "keep_columns": ["id"],
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", dies)
+        with pytest.raises(MemoryError):
+            stream(**given)
+    kafka.produce(topic, [(None, b'{"id": 4, "a": 9.0, "b": 0}'), (None, b'{"id": 5, "a": 7.0, "b": 0}')])
+    assert stream(**given).rows == 2
+    found = warehouse.read.format("delta").load(f"{tmp_path}/table")
+    assert found.columns == ["id", "prediction", "model_version"]
+    assert {row.id: row.prediction for row in found.collect()} == {1: 2.0, 2: 1.0, 3: 1.0, 4: 9.0, 5: 7.0}
+    kafka.produce(topic, [(None, b'{"id": 6, "a": 1.0, "b": 0}')])
+    with pytest.raises(MergeKeysError, match="1 keys stand more than once"):
+        stream(**given, prepare="tests.integration.test_streams:two_of_one")
+    assert table() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("server", ["postgres", "mariadb"])
+def test_of_the_rows_of_a_key_the_last_one_is_merged_into_a_database(
+    kafka: Kafka, stream, server, request, monkeypatch, tmp_path
+):
+    database = request.getfixturevalue(server).database()
+    topic = kafka.topic()
+
+    def say(*rows: tuple[str | None, float]) -> None:
+        kafka.produce(topic, [(None, json.dumps({"name": n, "a": a, "b": 0}).encode()) for n, a in rows])
+
+    def found() -> dict[str, float]:
+        return dict(database.rows("SELECT name, prediction FROM scores"))
+
+    given = {
+        "source": Source.kafka(kafka.bootstrap, topic, schema="name STRING, a DOUBLE, b INT"),
+        "sink": Sink.jdbc("shop", table="scores", mode="merge", keys=["name"]),
+        "access": {"shop": database.options},
+        "keep_columns": ["name"],
+        "on_bad_row": "quarantine",
+        "quarantine": Sink.parquet(str(tmp_path / "letters")),
+    }
+    say(("x", 1.0), ("y", 2.0), ("x", 3.0))
+    kafka.produce(topic, [(None, b"poison")])
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "_note", dies)
+        with pytest.raises(MemoryError):
+            stream(**given)
+    assert found() == {"x": 3.0, "y": 2.0}
+    say(("z", 5.0), ("y", 4.0), ("y", 6.0))
+    report = stream(**given)
+    assert (report.rows, report.rows_quarantined, report.stream["batches"]) == (6, 1, 2)
+    assert found() == {"x": 3.0, "y": 6.0, "z": 5.0}
+    assert pq.read_table(tmp_path / "letters")["raw_value"].to_pylist() == [b"poison"]
+    say((None, 1.0), ("x", 7.0))
+    with pytest.raises(MergeKeysError, match="1 rows have a key that is null"):
+        stream(**given)
+    assert found() == {"x": 3.0, "y": 6.0, "z": 5.0}
+    database.execute("ALTER TABLE scores DROP COLUMN model_version")
+    with pytest.raises(TableMismatchError, match="it has no column 'model_version'"):
+        stream(**given)
+    database.execute("DROP TABLE scores")
+    with pytest.raises(BatchesLostError, match="none of its stream's batches, and batch 2"):
+        stream(**given)
+    names = "SELECT table_name FROM information_schema.tables WHERE table_name LIKE 'hydrogen%'"
+    assert database.rows(names) == []
+
+
+def test_a_key_that_stands_twice_in_files_is_refused(lines, into_delta, table, tmp_path):
+    lines(0, 2)
+    given = {"sink": Sink.delta(str(tmp_path / "table"), mode="merge", keys=["b"])}
+    assert into_delta(**given).rows == 2
+    lines(6, 14)
+    with pytest.raises(MergeKeysError, match="1 keys stand more than once"):
+        into_delta(**given)
+    assert table() == [0, 1]
+
+
+def test_what_a_delta_table_does_not_hold_is_refused_before_the_stream_begins(
+    warehouse, lines, into_delta, tmp_path
+):
+    lines(0, 2)
+    warehouse.sql(f"create table delta.`{tmp_path}/table` (id bigint, a string) using delta")
+    with pytest.raises(TableMismatchError, match="'a' is string.*double"):
+        into_delta(keep_columns=["id", "a"])
+    assert not (tmp_path / "checkpoint").exists()

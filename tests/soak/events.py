@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.scoring.streams import Batches
 
 
 def publish(uri: str, folder: Path) -> None:
@@ -26,6 +30,16 @@ def publish(uri: str, folder: Path) -> None:
         predictor="tests.soak.events:load",
     )
     directory.publish(str(folder), uri, manifest, keep_checkpoints=False)
+
+
+def deadly(spark: Any, rows: Any) -> Any:
+    """A `prepare` that has the driver killed once a batch is at the sink, before Spark notes that."""
+
+    def die(*_given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Batches._note = die  # type: ignore[method-assign]
+    return rows
 
 
 def load(*_given):

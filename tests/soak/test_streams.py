@@ -12,7 +12,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import psutil
 import pyarrow.parquet as pq
@@ -20,10 +22,12 @@ import pytest
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.contract.sinks import SinkKind
 from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.runtime.scoring.positions import newest
 from scripts.jars import jars
 from tests.integration.broker import Kafka, kafka_broker
+from tests.integration.conftest import EXTENSION, SESSION
 from tests.soak import events
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -40,8 +44,10 @@ class Driver:
     def __init__(self, folder: Path, job: InferenceJob) -> None:
         file = folder / "job.json"
         file.write_text(jobs.dumps(job))
-        connector = ",".join(map(str, jars("kafka")))
-        submit = f"--master local[2,4] --jars {connector} --conf spark.ui.enabled=false"
+        connectors = ",".join(map(str, jars("kafka", "delta")))
+        settings = {"spark.ui.enabled": "false", "spark.sql.extensions": EXTENSION, **SESSION}
+        confs = " ".join(f"--conf {name}={value}" for name, value in settings.items())
+        submit = f"--master local[2,4] --jars {connectors} {confs}"
         environ = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -102,12 +108,57 @@ def _hurt(kind: str, driver: Driver, kafka: Kafka) -> bool:
     return True
 
 
-def test_after_twenty_kills_in_mid_batch_every_key_is_there_once(tmp_path: Path) -> None:
+def _ids(sink: Sink) -> Counter[int]:
+    """The ids at the sink: of a Delta table those in the files that its log names."""
+    found: Counter[int] = Counter()
+    for place in _files_of_delta(Path(str(sink.uri))) if sink.kind == "delta" else [Path(str(sink.uri))]:
+        found.update(pq.read_table(place, columns=["id"])["id"].to_pylist())
+    return found
+
+
+def _files_of_delta(table: Path) -> set[Path]:
+    files: set[Path] = set()
+    for commit in sorted((table / "_delta_log").glob("*.json")):
+        for action in map(json.loads, commit.read_text().splitlines()):
+            if "add" in action:
+                files.add(table / unquote(action["add"]["path"]))
+            if "remove" in action:
+                files.remove(table / unquote(action["remove"]["path"]))
+    return files
+
+
+def test_a_driver_that_is_killed_between_two_commits_has_committed_its_batch_once(tmp_path: Path) -> None:
+    """Delta has the batch, and Spark's checkpoint does not."""
+    events.publish(str(tmp_path / "model"), tmp_path / "staged")
+    (tmp_path / "broker").mkdir()
+    with kafka_broker(tmp_path / "broker") as kafka:
+        topic = kafka.topic(partitions=2)
+        job = InferenceJob(
+            model_uri=str(tmp_path / "model"),
+            source=Source.kafka(kafka.bootstrap, topic, schema="id BIGINT, a DOUBLE"),
+            sink=Sink.delta(str(tmp_path / "scores")),
+            report_uri=str(tmp_path / "report.json"),
+            stream=StreamOptions(trigger="available_now", checkpoint_uri=str(tmp_path / "checkpoint")),
+        )
+        _produce(kafka, topic, 0)
+        dying = Driver(tmp_path, replace(job, prepare="tests.soak.events:deadly"))
+        assert dying.process.wait(timeout=_WAIT_S) == -signal.SIGKILL, dying.log.read_text()[-5000:]
+        assert _ids(job.sink) == Counter(range(EVENTS))
+        assert newest(str(tmp_path / "checkpoint"), "commits") is None
+        _produce(kafka, topic, EVENTS)
+        driver = Driver(tmp_path, job)
+        assert driver.process.wait(timeout=_WAIT_S) == 0, driver.log.read_text()[-5000:]
+    assert "batch 0 is left out" in driver.log.read_text()
+    assert _ids(job.sink) == Counter(range(2 * EVENTS))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "delta"])
+def test_after_twenty_kills_in_mid_batch_every_key_is_there_once(tmp_path: Path, kind: SinkKind) -> None:
     seed = random.randrange(1_000_000)
     print(f"seed {seed}")
     moments = random.Random(seed)
     events.publish(str(tmp_path / "model"), tmp_path / "staged")
-    checkpoint = str(tmp_path / "checkpoint")
+    checkpoint, sink = str(tmp_path / "checkpoint"), Sink(kind=kind, uri=str(tmp_path / "scores"))
     counts: Counter[str] = Counter()
     made = 0
     (tmp_path / "broker").mkdir()
@@ -118,7 +169,7 @@ def test_after_twenty_kills_in_mid_batch_every_key_is_there_once(tmp_path: Path)
             return InferenceJob(
                 model_uri=str(tmp_path / "model"),
                 source=Source.kafka(kafka.bootstrap, topic, schema="id BIGINT, a DOUBLE"),
-                sink=Sink.parquet(str(tmp_path / "scores")),
+                sink=sink,
                 report_uri=str(tmp_path / "report.json"),
                 batch_rows=50,
                 on_bad_row="quarantine",
@@ -131,7 +182,7 @@ def test_after_twenty_kills_in_mid_batch_every_key_is_there_once(tmp_path: Path)
 
         driver = Driver(tmp_path, job("1 second"))
         try:
-            for kind in [("broker", "worker", "driver")[number % 3] for number in range(KILLS)]:
+            for victim in [("broker", "worker", "driver")[number % 3] for number in range(KILLS)]:
                 made += _produce(kafka, topic, made)
                 while True:
                     if not driver.is_alive():
@@ -139,17 +190,17 @@ def test_after_twenty_kills_in_mid_batch_every_key_is_there_once(tmp_path: Path)
                         counts["drivers started again"] += 1
                     if _until(in_mid_batch, "a batch begins", driver):
                         time.sleep(moments.random())
-                        if _hurt(kind, driver, kafka):
+                        if _hurt(victim, driver, kafka):
                             break
                     elif not in_mid_batch():  # it has ended, with nothing left to do for the next one
                         made += _produce(kafka, topic, made)
-                counts[f"{kind} killed"] += 1
+                counts[f"{victim} killed"] += 1
         finally:
             driver.kill()
         driver = Driver(tmp_path, job("available_now"))
         assert driver.process.wait(timeout=_WAIT_S) == 0, driver.log.read_text()[-5000:]
     report = reports.loads((tmp_path / "report.json").read_text())
-    found = Counter(pq.read_table(tmp_path / "scores", columns=["id"])["id"].to_pylist())
+    found = _ids(sink)
     print(f"{sum(found.values())} rows of {made} events, {dict(counts)}, last batch {report.stream}")
     assert found == Counter(range(made))
 

@@ -25,6 +25,10 @@ KAFKA = ("kafka_key", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_t
 TRACES = (*KAFKA, RAW, FAULT)
 """Columns by which a row that was set aside is found again at its source."""
 
+# What Confluent's serializers write before a value: this byte, and four of the schema's number.
+_MAGIC, _FRAME_BYTES = b"\x00", 5
+_LONGEST = 2**31 - 1
+
 _BROKEN = "_hydrogen_broken"
 _DECODED = "_hydrogen_decoded"
 
@@ -72,7 +76,7 @@ def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int
     decoded, names, broken = decode(spark, source, value)
     _require_free(names)
     fault = functions.when(value.isNull(), "the message has no value").when(
-        broken, f"the value is not {str(source.payload).upper()} of the schema"
+        broken, f"the value is not {str(source.payload).upper().replace('-', ' ')} of the schema"
     )
     return (
         reader.load()
@@ -103,7 +107,13 @@ def _decode_json(spark: SparkSession, source: Source, value: Column) -> tuple[Co
     objects = functions.from_json(
         functions.concat(functions.lit("["), text, functions.lit("]")), ArrayType(StructType([]))
     )
-    is_one = functions.size(objects).eqNullSafe(1)
+    # Nothing is behind a flat object whose only closing brace ends the text: it need not be read twice.
+    is_flat = (
+        text.startswith("{")
+        & (functions.locate("{", text, 2) == 0)
+        & (functions.locate("}", text) == functions.length(text))
+    )
+    is_one = functions.when(is_flat, True).otherwise(functions.size(objects).eqNullSafe(1))
     return decoded, names, found.isNull() | found.getField(_BROKEN).isNotNull() | ~is_one
 
 
@@ -122,10 +132,14 @@ def _decode_avro(spark: SparkSession, source: Source, value: Column) -> tuple[Co
         raise _no_schema(source, "the JSON of an Avro record", "") from None
     if not names:
         raise _no_schema(source, "the JSON of an Avro record", "it has no fields")
+    has_frame = functions.lit(True)
+    if source.payload == "confluent-avro":
+        has_frame = functions.substring(value, 1, 1) == functions.lit(_MAGIC)
+        value = functions.substring(value, _FRAME_BYTES + 1, _LONGEST)
     decoded = from_avro(value, str(source.schema), {"mode": "PERMISSIVE"})
     found = functions.col(_DECODED)
     nothing = reduce(lambda all_, name: all_ & found.getField(name).isNull(), names, functions.lit(True))
-    return decoded, names, found.isNull() | nothing
+    return decoded, names, found.isNull() | nothing | ~has_frame
 
 
 def _files(spark: SparkSession, source: Source) -> DataFrame:

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,7 @@ class Scorer:
         predictor: loader in place of the manifest's own, or None.
         keep: columns of the source that pass through untouched.
         outputs: output name -> column name.
+        added: columns that every row gets, behind the outputs -> their text.
         constants: columns that must hold one value in every row: the partition that is written.
         batch_rows: rows of one call of the model.
         threads: math threads of one worker.
@@ -87,6 +88,7 @@ class Scorer:
     sifting: Sifting | None = None
     output: TaskFiles | None = None
     bad_output: TaskFiles | None = None
+    added: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Score one task's batches; the model is loaded when the first row comes.
@@ -168,7 +170,8 @@ class Scorer:
         for spec in self.manifest.signature.outputs:
             if spec.name in self.outputs:
                 arrays.append(output_column(spec, outputs, batch.num_rows))
-        return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values()])
+        arrays += [pa.repeat(pa.scalar(text, pa.string()), batch.num_rows) for text in self.added.values()]
+        return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values(), *self.added])
 
 
 def _set_aside(account: Account, file: TaskFile | None) -> _SetAside:

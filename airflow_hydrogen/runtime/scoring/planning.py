@@ -119,6 +119,7 @@ def score(
     manifest: Manifest,
     job: InferenceJob,
     label: Mapping[str, Any] | None = None,
+    added: Mapping[str, str] | None = None,
 ) -> Scoring:
     """The kept columns and predictions: checked now, computed when they are placed.
 
@@ -128,6 +129,7 @@ def score(
         manifest: of the model.
         job: what is scored.
         label: what made the predictions, for the metadata of their columns.
+        added: columns that every row gets behind them -> their text.
 
     Raises:
         MissingColumnError, ColumnTypeError, ColumnCollisionError, InvalidJobError: the columns do not fit the
@@ -156,6 +158,7 @@ def score(
         batch_rows=job.batch_rows,
         threads=threads_per_task(spark, slots),
         sifting=_sifting(job),
+        added=added or {},
     )
     scan = None if job.prepare or job.stream else scans.scan_of(frame, job.source, needed)
     groups = direct.row_groups(scan.files) if scan else []
@@ -164,7 +167,7 @@ def score(
         rows = scan.files.total_rows if scan.condition is None else None
         run = partial(_read_by_tasks, spark, scan, direct.deal(groups, slots), needed)
     return Scoring(
-        schema=output_schema(frame.schema, keep, outputs, manifest.signature, label),
+        schema=output_schema(frame.schema, keep, outputs, manifest.signature, label, scorer.added),
         rows=rows,
         types={name: frame.schema[column].dataType for name, column in partition.items()},
         bad_rows=quarantine_schema(frame.schema, needed, job) if job.on_bad_row == "quarantine" else None,
@@ -232,9 +235,10 @@ def output_schema(
     outputs: Mapping[str, str],
     signature: Signature,
     label: Mapping[str, Any] | None = None,
+    added: Iterable[str] = (),
 ) -> StructType:
-    """The schema of what is written: kept columns with their types, outputs with the signature's."""
-    from pyspark.sql.types import StructField, StructType
+    """The schema of what is written: kept columns with their types, outputs with the signature's, texts."""
+    from pyspark.sql.types import StringType, StructField, StructType
 
     specs = {spec.name: spec for spec in signature.outputs}
     return StructType(
@@ -244,6 +248,7 @@ def output_schema(
                 StructField(column, _spark_type(specs[name]), metadata={LABEL: label} if label else None)
                 for name, column in outputs.items()
             ),
+            *(StructField(name, StringType()) for name in added),
         ]
     )
 

@@ -5,7 +5,8 @@ emptied counts from 0 again, and one of another stream has numbers of its own: e
 that are none of its business. So both sides hold the stream's id, in two small files:
 
 - `CHECKPOINT/hydrogen.json` says which stream it is, from where into what, and which try scores it now;
-- `SINK/.stream.json` says by which stream the batches there were written, as it does in the quarantine.
+- `SINK/.stream.json` says by which stream the batches there were written, as it does in the quarantine. The
+  log of a Delta table says it itself, and which of them is the newest.
 
 Spark writes the offsets of a batch before the batch is scored. Hence no batch at the sink has a higher number
 than the newest offsets of its own checkpoint.
@@ -17,6 +18,7 @@ import json
 import re
 import secrets
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +42,14 @@ class Position:
         checkpoint: its folder.
         stream: the id of the stream, the same for every try.
         token: of this try alone.
+        placed: the newest batch of the stream that was at the sink when the try began, where the sink says
+            so; -1 where none was. Spark may not have noted that it is done.
     """
 
     checkpoint: str
     stream: str
     token: str
+    placed: int = -1
 
     def require_owner(self) -> None:
         """Raise StreamTakenError where a newer try scores the stream."""
@@ -61,12 +66,13 @@ class Position:
         return json.loads(text.strip().splitlines()[-1])
 
 
-def claim(job: InferenceJob, topic: str | None = None) -> Position:
+def claim(job: InferenceJob, topic: str | None = None, batches: Mapping[str, int] | None = None) -> Position:
     """Begin a try to score a stream; the newest try wins.
 
     Args:
         job: of the stream.
         topic: the id of the source's topic, where it is one.
+        batches: the streams that have written the sink, where it says so: the id of each -> its newest batch.
 
     Raises:
         CheckpointMismatchError: the checkpoint is that of another stream, or not that of the sink's batches.
@@ -93,7 +99,11 @@ def claim(job: InferenceJob, topic: str | None = None) -> Position:
             f"holds offsets of a topic that is gone: {job.source.topic!r} was made anew since, and its "
             "messages are counted from 0 again. Begin anew with another checkpoint and another sink",
         )
-    position = Position(checkpoint, found["stream"] if found else uuid.uuid4().hex, secrets.token_hex(6))
+    stream = found["stream"] if found else uuid.uuid4().hex
+    placed = -1 if batches is None else batches.get(stream, -1)
+    position = Position(checkpoint, stream, secrets.token_hex(6), placed)
+    if batches is not None:
+        _require_own_commits(str(job.sink), batches, position)
     folders = {"sink": job.sink.folder, "quarantine": job.quarantine_uri}
     for name, folder in folders.items():
         if folder is not None:
@@ -111,6 +121,38 @@ def newest(checkpoint: str, log: str) -> int | None:
     """The highest number in one of Spark's logs, "offsets" or "commits"; None where there is none."""
     names = [name for name, _size in filesystems.list_files(uris.join(checkpoint, log))]
     return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def _require_own_commits(sink: str, batches: Mapping[str, int], position: Position) -> None:
+    """The same of a sink that says itself whose batches it has."""
+    checkpoint = position.checkpoint
+    if batches and position.stream not in batches:
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"is not that of the stream that has written {sink}. Another one would add the same rows once "
+            "more. Name that one, or give the stream a table, or a partition of one, of its own",
+        )
+    done = newest(checkpoint, "commits")
+    if done is not None and done > position.placed:
+        there = f"no later one than batch {position.placed}" if batches else "none of its batches"
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"goes on after batch {done}, and {sink} has {there}. Bring them back, or begin anew with "
+            "another checkpoint, which reads the source from its start, and another table",
+        )
+    _require_reached(sink, position.placed, checkpoint, "another table")
+
+
+def _require_reached(place: str, there: int, checkpoint: str, elsewhere: str) -> None:
+    """Raise CheckpointMismatchError where a place has batches that its checkpoint has not begun."""
+    reached = newest(checkpoint, "offsets")
+    if there > (-1 if reached is None else reached):
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"was set back: {place} has batch {there}, and the checkpoint has "
+            + (f"not come further than batch {reached}" if reached is not None else "begun none")
+            + f". Bring the checkpoint back, or give the stream {elsewhere} and another checkpoint",
+        )
 
 
 def _require_own_batches(name: str, folder: str, position: Position, known: bool) -> None:
@@ -142,21 +184,17 @@ def _require_own_batches(name: str, folder: str, position: Position, known: bool
         (int(match[1]) for name in filesystems.list_folders(folder) if (match := _BATCH.fullmatch(name))),
         default=-1,
     )
-    reached = newest(checkpoint, "offsets")
-    if there > (-1 if reached is None else reached):
-        raise CheckpointMismatchError(
-            checkpoint,
-            f"was set back: {name} {folder!r} has batch {there}, and the checkpoint has "
-            + (f"not come further than batch {reached}" if reached is not None else "begun none")
-            + ". Bring the checkpoint back, or give the stream an empty folder and another checkpoint",
-        )
+    _require_reached(f"{name} {folder!r}", there, checkpoint, "an empty folder")
 
 
 def _describe(job: InferenceJob) -> dict[str, str]:
     """From where into what, without what may change: servers, credentials, options."""
     source, sink = job.source, job.sink
     read = source.topic if source.topic is not None else _place(str(source.uri))
-    written = sink.topic if sink.topic is not None else _place(str(sink.folder))
+    if sink.uri is not None:
+        written = _place(uris.partition_uri(sink.uri, sink.partition))
+    else:
+        written = " ".join([str(sink.topic or sink.table_name), *map("=".join, sink.partition.items())])
     return {"source": f"{source.kind} {read}", "sink": f"{sink.kind} {written}"}
 
 

@@ -98,7 +98,7 @@ def place(
             kept = tries.enter_context(parquet.placing(job.quarantine_sink, job.run))
             bad_output = TaskFiles("quarantine", _folder_of(kept.name, tries), scoring.bad_rows)
         scores = tries.enter_context(
-            placing(spark, job.sink, job.run, job.access, scoring.types, scoring.schema)
+            placing(spark, job.sink, job.run, job.access, scoring.types, scoring.schema, job.batch)
         )
         target, output = scores.by_tasks, None
         if target is not None and scoring.is_written_by_workers(target.staged):

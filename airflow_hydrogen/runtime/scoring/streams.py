@@ -1,8 +1,8 @@
-"""A stream, scored in micro-batches: each replaces the folder of its number, so a replay changes nothing.
+"""A stream, scored in micro-batches, whose numbers the sink knows, so that a replay changes nothing.
 
 Spark promises the same rows for the same number, also after a crash. What a batch writes is put in place as
 a partition is; only then Spark notes that the batch is done. A driver that dies between the two leads to the
-same batch once more, which replaces itself.
+same batch once more: it replaces its own folder, and is left out where a table says that it has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport
-from airflow_hydrogen.contract.streams import BATCH_COLUMN, MODEL_VERSION_COLUMN
+from airflow_hydrogen.contract.streams import BATCH_COLUMN, MODEL_VERSION_COLUMN, Batch
 from airflow_hydrogen.runtime import versions
 from airflow_hydrogen.runtime.data import kafka, sources, streams
 from airflow_hydrogen.runtime.data.counting import counted
@@ -46,7 +46,9 @@ from airflow_hydrogen.runtime.scoring.planning import Scoring, score
 from airflow_hydrogen.runtime.scoring.positions import Position
 from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
+from airflow_hydrogen.runtime.sinks import placements
 from airflow_hydrogen.runtime.sinks.kafka import HEADERS, ID, KEY
+from airflow_hydrogen.runtime.sinks.tables import POSITION
 from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ if TYPE_CHECKING:
     from pyspark.sql.streaming.query import StreamingQuery
     from pyspark.sql.types import StructType
 
-# By these a message of Kafka is known again, and all of them are needed to send one of its row.
+# By these a message of Kafka is known again, and its row is found to be the last of its key. To send one of
+# it takes more.
 _PLACE = ("kafka_topic", "kafka_partition", "kafka_offset")
 _SENT = (*_PLACE, KEY, HEADERS)
 
@@ -105,7 +108,7 @@ def run_stream(job: InferenceJob) -> InferenceReport:
     batches = Batches(job, model, manifest)
     batches.rehearse(spark, frame.schema)
     warming.warm_workers(spark, _say)
-    position = positions.claim(job, topic)
+    position = positions.claim(job, topic, placements.batches(spark, job.sink))
     batches.position = position
     print(
         f"scoring {job.source} with {manifest.framework} model {job.model_uri}, version "
@@ -279,15 +282,17 @@ class Batches:
         return self._manifest
 
     def rehearse(self, spark: SparkSession, schema: StructType) -> None:
-        """Hold the model against the columns of the stream, before there are rows.
+        """Hold the model against the columns of the stream, and both against the sink, before there are rows.
 
         Raises:
-            MissingColumnError, ColumnTypeError, ColumnCollisionError: the columns do not fit the model, or
-                the sink.
+            MissingColumnError, ColumnTypeError, ColumnCollisionError, TableMismatchError: the columns do not
+                fit the model, or the sink.
             EntrypointError: `prepare` returns something that cannot be scored.
         """
         nothing = spark.createDataFrame([], schema)
-        self._scoring(nothing, self._job_of(0), self._manifest)
+        job = self._job_of(0)
+        scoring = self._scoring(nothing, job, self._manifest)
+        placements.require_fits(spark, job.sink, job.access, scoring.types, scoring.frame(), ACCOUNT)
 
     def __call__(self, batch: DataFrame, number: int) -> None:
         """Score one micro-batch and put it in place."""
@@ -321,6 +326,10 @@ class Batches:
         started = time.monotonic()
         assert self.position is not None
         self.position.require_owner()
+        if number <= self.position.placed:
+            _say(f"batch {number} is left out: it is at the sink, and Spark had not noted that it was done")
+            self.last = number
+            return
         self._renew_model(batch.sparkSession, batch.schema)
         job = self._job_of(number)
         scoring = self._scoring(batch, job, self._manifest)
@@ -340,24 +349,33 @@ class Batches:
         )
 
     def _job_of(self, number: int) -> InferenceJob:
-        """The job of one batch: the folder of its number is replaced."""
-        job = replace(self._job, model_uri=self.model_uri)
+        """The job of one batch: folders of its number are replaced, and tables are told its number."""
+        stream = self.position.stream if self.position else ""
+        job = replace(self._job, model_uri=self.model_uri, batch=Batch(number=number, stream=stream))
         partition = {**job.sink.partition, BATCH_COLUMN: str(number)}
         quarantine = None if job.quarantine is None else replace(job.quarantine, partition=partition)
-        if job.sink.kind == "kafka" and job.stream is not None:
-            outbox = uris.sibling(job.stream.checkpoint_uri, "outbox")
-            keep = None if job.keep_columns is None else [*dict.fromkeys([*job.keep_columns, *_SENT])]
-            sink = replace(job.sink, work_uri=outbox)
-            return replace(job, batch=number, sink=sink, quarantine=quarantine, keep_columns=keep)
-        sink = replace(job.sink, partition=partition)
-        return replace(job, batch=number, sink=sink, quarantine=quarantine)
+        sink = job.sink
+        if sink.kind == "kafka" and job.stream is not None:
+            sink = replace(sink, work_uri=uris.sibling(job.stream.checkpoint_uri, "outbox"))
+        elif sink.kind == "parquet":
+            sink = replace(sink, partition=partition)
+        keep = job.keep_columns
+        if keep is not None:
+            keep = [*dict.fromkeys([*keep, *self._marks])]
+        return replace(job, sink=sink, quarantine=quarantine, keep_columns=keep)
+
+    @property
+    def _marks(self) -> tuple[str, ...]:
+        """Columns of a message by which the sink knows its row."""
+        if self._job.sink.kind == "kafka":
+            return _SENT
+        return _PLACE if self._job.sink.mode == "merge" and self._job.source.kind == "kafka" else ()
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
         from pyspark.sql import Observation, functions
 
         frame = sources.prepared(batch, self._prepare, job.prepare_kwargs)
-        is_sent = job.sink.kind == "kafka"
-        marks = [*((RAW, FAULT) if FAULT in batch.columns else ()), *(_SENT if is_sent else ())]
+        marks = [*((RAW, FAULT) if FAULT in batch.columns else ()), *self._marks]
         if lost := [name for name in marks if name not in frame.columns]:
             raise EntrypointError(
                 str(job.prepare),
@@ -365,28 +383,34 @@ class Batches:
                 "by withColumn, or select('*', ...)",
             )
         outputs = (job.output_columns.get(spec.name, spec.name) for spec in manifest.signature.outputs)
-        ours = {BATCH_COLUMN, MODEL_VERSION_COLUMN, *([ID] if is_sent else [])}
+        ours = {BATCH_COLUMN, MODEL_VERSION_COLUMN, *(self._marking if self._marks else ())}
         if taken := {name for name in (*frame.columns, *outputs) if name.lower() in ours}:
             raise ColumnCollisionError(taken, "'prepare' or output_columns")
         counter = Observation()
         frame = frame.observe(counter, functions.count(functions.lit(1)).alias("rows"))
         label = label_of(manifest, job, {"source": str(job.source)})
-        scoring = score(frame.sparkSession, frame, manifest, job, label)
-
-        def finish(scored: DataFrame) -> DataFrame:
-            scored = scored.withColumn(MODEL_VERSION_COLUMN, functions.lit(manifest.version))
-            return self._identified(scored) if is_sent else scored
-
+        version = {MODEL_VERSION_COLUMN: manifest.version}
+        scoring = score(frame.sparkSession, frame, manifest, job, label, version)
+        finish = self._marked if self._marks else None
         return replace(scoring, finish=finish, rows=lambda: int(counted(counter)["rows"]))
 
-    def _identified(self, scored: DataFrame) -> DataFrame:
-        """Rows with what makes each of them known again, and without what was not to be kept."""
+    @property
+    def _marking(self) -> tuple[str, ...]:
+        """Columns that rows get of their marks."""
+        return (ID,) if self._job.sink.kind == "kafka" else POSITION
+
+    def _marked(self, scored: DataFrame) -> DataFrame:
+        """Rows with what makes each of them known, and without what was not to be kept."""
         from pyspark.sql import functions
 
-        stream = functions.lit(self.position.stream if self.position else "")
-        found = scored.withColumn(ID, functions.concat_ws("/", stream, *map(functions.col, _PLACE)))
+        if self._job.sink.kind == "kafka":
+            stream = functions.lit(self.position.stream if self.position else "")
+            scored = scored.withColumn(ID, functions.concat_ws("/", stream, *map(functions.col, _PLACE)))
+        else:
+            for name, column in zip(POSITION, _PLACE[1:], strict=True):
+                scored = scored.withColumn(name, functions.col(column))
         kept = self._job.keep_columns
-        return found if kept is None else found.drop(*(name for name in _PLACE if name not in kept))
+        return scored if kept is None else scored.drop(*(name for name in _PLACE if name not in kept))
 
     def _renew_model(self, spark: SparkSession, schema: StructType) -> None:
         """Take the model that the job's URI names now; where it cannot be used, the old one goes on."""

@@ -9,12 +9,13 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
+    BatchesLostError,
     InvalidJobError,
     MergeKeysError,
     MissingColumnError,
@@ -24,6 +25,7 @@ from airflow_hydrogen.contract.errors import (
     TableMismatchError,
 )
 from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.contract.streams import Batch
 from airflow_hydrogen.runtime.data.sources import quoted
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import tables
@@ -57,24 +59,44 @@ def require_writable(sink: Sink) -> None:
     filesystems.require_writable("sink", str(sink.uri))
 
 
+def require_fits(
+    spark: SparkSession, sink: Sink, types: Types, frame: DataFrame, notes: str | None = None
+) -> None:
+    """Hold rows that are yet to be computed against the table; raises what `Rows.stage` does."""
+    Table(spark, sink, types).fitted(frame, tables.beside(frame, notes, of_stream=True))
+
+
+def batches(spark: SparkSession, sink: Sink) -> dict[str, int]:
+    """Which streams have written the sink's partition: the id of each -> its newest batch there."""
+    begin = _writer_of_stream(sink, "")
+    found = Table(spark, sink, {}).writers()
+    return {name.removeprefix(begin): last for name, last in found.items() if name.startswith(begin)}
+
+
 @contextmanager
-def placing(spark: SparkSession, sink: Sink, run: Run | None, types: Types) -> Iterator[Rows]:
-    """Begin a try to replace a partition of a table, or to merge rows into it.
+def placing(
+    spark: SparkSession, sink: Sink, run: Run | None, types: Types, batch: Batch | None = None
+) -> Iterator[Rows]:
+    """Begin a try to replace a partition of a table, to merge rows into it, or to add a stream's batch.
 
     Args:
         spark: the session.
         sink: the table.
         run: the Airflow run, or None.
         types: for a partition's columns of a table that is yet to be made.
+        batch: of a stream, or None.
 
     Raises:
         InvalidJobError: the session has no Delta, or the folder holds something else than a Delta table.
         PartitionTakenError: a newer try has begun meanwhile.
+        BatchesLostError: the batches before this one are not in the table.
     """
+    if batch is not None and sink.mode == "replace":
+        sink = dataclasses.replace(sink, mode="append")
     table = Table(spark, sink, types)
-    place = tables.place(str(sink.uri), sink, run)
+    place = tables.place(str(sink.uri), sink, run, batch)
     with replacing(place, run, str(sink)) as replacement:
-        yield Rows(table, run, replacement)
+        yield Rows(table, run, replacement, batch)
 
 
 class Rows(StagedFiles):
@@ -84,17 +106,28 @@ class Rows(StagedFiles):
         table: where they go.
         run: the Airflow run, or None.
         replacement: of the place that they are staged beside.
+        batch: of a stream, or None.
     """
 
     by_tasks = None  # rows are fitted to the table by Spark
 
-    def __init__(self, table: Table, run: Run | None, replacement: Replacement) -> None:
+    def __init__(
+        self, table: Table, run: Run | None, replacement: Replacement, batch: Batch | None = None
+    ) -> None:
         super().__init__(str(table.sink), replacement)
-        self._table, self._run = table, run
-        # Tries of a run count up, so that Delta skips what an older one brings after a newer. Their hosts'
-        # clocks may differ.
-        self._number = max(time.time_ns(), table.newest_try(run) + 1) if run else 0
+        self._table, self._run, self._batch = table, run, batch
+        # Who writes, and a number: Delta skips a commit whose number is not above those of that writer.
+        self._writer: tuple[str, int] | None = None
+        if batch is not None:
+            self._writer = _writer_of_stream(table.sink, batch.stream), batch.number
+            self._require_next()
+        elif run is not None:
+            # Tries of a run count up, so that an older one that comes after a newer is skipped. Their hosts'
+            # clocks may differ.
+            name = _writer_of_run(run)
+            self._writer = name, max(time.time_ns(), table.writers().get(name, 0) + 1)
         self._schema: StructType | None = None
+        self._staged: StructType | None = None
 
     def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
         """Write the rows to a hidden neighbour of the table; see `Placement`.
@@ -105,8 +138,12 @@ class Rows(StagedFiles):
             MissingColumnError: a key is not there.
             InvalidJobError: they cannot be a Delta table.
         """
-        frame = self._table.fitted(frame, notes)
-        self._schema = (frame if notes is None else frame.drop(notes)).schema
+        beside = tables.beside(frame, notes, of_stream=self._batch is not None)
+        frame = self._table.fitted(frame, beside)
+        self._schema, self._staged = (
+            frame.drop(*beside).schema,
+            frame.drop(*([notes] if notes else [])).schema,
+        )
         return super().stage(frame, notes)
 
     def commit(self, *, rows: int, model: str | None) -> None:
@@ -117,20 +154,23 @@ class Rows(StagedFiles):
             TableBusyError: others were faster every time.
             PartitionTakenError: a newer try has begun, or has committed.
             SinkError: the commit holds other rows than those that were staged.
+            BatchesLostError: the batches before this one are not in the table any more.
         """
-        assert self._schema is not None, "nothing was staged"
+        assert self._schema is not None and self._staged is not None, "nothing was staged"
+        self._require_next()
         self._table.make(self._schema)
         before = self._table.newest_version()
         session = _own_session(self._table.spark)
-        staged = session.read.schema(self._schema).parquet(*_files(self._replacement.staged))
-        self._table.require_distinct_keys(staged)
+        staged = session.read.schema(self._staged).parquet(*_files(self._replacement.staged))
+        staged = self._table.told_apart(staged)
         made = {"model_uri": model, **tables.label_of(self._schema)}
         run = dataclasses.asdict(self._run) if self._run else None
-        note = json.dumps({**made, "run": run, "rows": rows, "try": secrets.token_hex(6)})
+        of_stream = {"batch": dataclasses.asdict(self._batch)} if self._batch else {}
+        note = json.dumps({**made, "run": run, **of_stream, "rows": rows, "try": secrets.token_hex(6)})
         session.conf.set("spark.databricks.delta.commitInfo.userMetadata", note)
-        if self._run is not None:
-            session.conf.set("spark.databricks.delta.write.txnAppId", _writer(self._run))
-            session.conf.set("spark.databricks.delta.write.txnVersion", str(self._number))
+        if self._writer is not None:
+            session.conf.set("spark.databricks.delta.write.txnAppId", self._writer[0])
+            session.conf.set("spark.databricks.delta.write.txnVersion", str(self._writer[1]))
         for attempt in range(ATTEMPTS):
             self.require_owner()
             try:
@@ -156,6 +196,16 @@ class Rows(StagedFiles):
                 f"place of the {rows} that were staged: its partition is not whole. Clear the task, which "
                 "replaces it"
             )
+
+    def _require_next(self) -> None:
+        """Raise unless the batch of a stream is the one that the table waits for."""
+        if self._batch is None or self._writer is None:
+            return
+        newest = self._table.writers().get(self._writer[0], -1)
+        if newest >= self._batch.number:
+            raise PartitionTakenError(self.name, None)
+        if newest != self._batch.number - 1:
+            raise BatchesLostError(self.name, self._batch.number, None if newest < 0 else newest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,9 +271,9 @@ class Table:
             raise TableMismatchError(str(self.sink), problems)
         return {column: fields[column.lower()].dataType for column in self.sink.partition}
 
-    def fitted(self, frame: DataFrame, notes: str | None) -> DataFrame:
+    def fitted(self, frame: DataFrame, beside: Sequence[str]) -> DataFrame:
         """The rows with the table's names and types; see `tables.fitted`."""
-        written = [name for name in frame.columns if name != notes]
+        written = [name for name in frame.columns if name not in beside]
         tables.require_distinct([*written, *self.sink.partition], str(self.sink))
         schema = self._schema()
         tables.partition_values(self.spark, self.sink.partition, self._partition_types(schema))
@@ -237,23 +287,30 @@ class Table:
                 )
         else:
             fields = [field for field in schema if field.name.lower() not in own]
-            frame = tables.fitted(frame, fields, str(self.sink), notes)
-        there = [name for name in frame.columns if name != notes]
+            frame = tables.fitted(frame, fields, str(self.sink), beside)
+        there = [name for name in frame.columns if name not in beside]
         if missing := [key for key in self.sink.keys if key not in [*there, *self.sink.partition]]:
             raise MissingColumnError("key", missing, there)
         return frame
 
-    def require_distinct_keys(self, rows: DataFrame) -> None:
-        """Raise MergeKeysError where rows that are to be merged cannot be told apart by their keys."""
-        from pyspark.sql import functions
+    def told_apart(self, rows: DataFrame) -> DataFrame:
+        """Staged rows, of which no two that are to be merged have the same keys.
+
+        Of rows that came by messages the last one of a key stays.
+
+        Raises:
+            MergeKeysError: they cannot be told apart by their keys, and, of messages, their positions.
+        """
+        from pyspark.sql import Window, functions
 
         if self.sink.mode != "merge":
-            return
+            return rows
         keys = [functions.col(quoted(key)) for key in self.sink.keys if key not in self.sink.partition]
+        position = [functions.col(name) for name in tables.POSITION if name in rows.columns]
         has_null = functions.lit(False)
         for key in keys:
             has_null |= key.isNull()
-        counts = rows.groupBy(*keys).agg(functions.count(functions.lit(1)).alias("hydrogen_rows"))
+        counts = rows.groupBy(*keys, *position).agg(functions.count(functions.lit(1)).alias("hydrogen_rows"))
         many = functions.col("hydrogen_rows")
         [found] = counts.agg(
             functions.sum(functions.when(has_null, many)).alias("nulls"),
@@ -261,6 +318,11 @@ class Table:
         ).collect()
         if found["nulls"] or found["repeated"]:
             raise MergeKeysError(str(self.sink), self.sink.keys, found["nulls"] or 0, found["repeated"])
+        if not position:
+            return rows
+        newest_first = Window.partitionBy(*keys).orderBy(*(column.desc() for column in position))
+        ranked = rows.withColumn("hydrogen_rank", functions.row_number().over(newest_first))
+        return ranked.where("hydrogen_rank = 1").drop("hydrogen_rank", *tables.POSITION)
 
     def make(self, rows: StructType) -> None:
         """Make the table where there is none, without rows: what dies later leaves no files without a log."""
@@ -293,6 +355,9 @@ class Table:
         if self.sink.mode == "merge":
             self._merge(session, rows, types)
             return
+        if self.sink.mode == "append":
+            rows.write.format("delta").mode("append").save(self._uri)
+            return
         writer = rows.write.format("delta").mode("overwrite")
         if self.sink.partition:
             writer.option("replaceWhere", " and ".join(self._equations("", types))).save(self._uri)
@@ -315,15 +380,15 @@ class Table:
             for column, value in self.sink.partition.items()
         ]
 
-    def newest_try(self, run: Run) -> int:
-        """The number of a run's newest try that has committed; 0 where none has."""
+    def writers(self) -> dict[str, int]:
+        """Who has committed with a number -> the highest one."""
         jvm: Any = self.spark._jvm
         # Delta asks for the settings of the session that is active in this thread.
         jvm.org.apache.spark.sql.classic.SparkSession.setActiveSession(self.spark._jsparkSession)
         log = jvm.org.apache.spark.sql.delta.DeltaLog
         snapshot = log.forTableWithSnapshot(self.spark._jsparkSession, self._uri)._2()
-        found = snapshot.transactions().get(_writer(run))
-        return int(found.get()) if found.isDefined() else 0
+        pairs = snapshot.transactions().mkString("\n").splitlines()
+        return {name: int(number) for name, _arrow, number in (pair.rpartition(" -> ") for pair in pairs)}
 
     def newest_version(self) -> int:
         """The number of the newest commit; -1 where there is none."""
@@ -373,10 +438,16 @@ def _files(folder: str) -> list[str]:
     return [uris.spark_file(uris.join(folder, name)) for name, _size in partition_files.listed_files(folder)]
 
 
-def _writer(run: Run) -> str:
+def _writer_of_run(run: Run) -> str:
     """By what Delta knows the tries of a run again. A clear begins anew."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(run), sort_keys=True).encode()).hexdigest()
     return f"airflow-hydrogen-{digest[:32]}"
+
+
+def _writer_of_stream(sink: Sink, stream: str) -> str:
+    """By what Delta knows the batches of a stream again, in the partition that it writes."""
+    digest = hashlib.sha256(repr(sorted(sink.partition.items())).encode()).hexdigest()
+    return f"airflow-hydrogen-stream-{digest[:16]}-{stream}"
 
 
 def _is_conflict(error: Exception) -> bool:

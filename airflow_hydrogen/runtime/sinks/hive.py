@@ -302,7 +302,7 @@ class Table:
             return frame
         own = {column.lower() for column in self._partition_columns()}
         fields: list[StructField] = [field for field in self._schema() if field.name.lower() not in own]
-        return tables.fitted(frame, fields, str(self.sink), notes)
+        return tables.fitted(frame, fields, str(self.sink), [notes] if notes else [])
 
     def make(self, schema: StructType) -> None:
         """Make the table where there is none.

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract.errors import (
+    BatchesLostError,
     ColumnTypeError,
     DatabaseRefusedError,
     InvalidJobError,
@@ -25,6 +26,7 @@ from airflow_hydrogen.contract.errors import (
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.contract.streams import Batch
 from airflow_hydrogen.runtime.data.databases import Access, opening
 from airflow_hydrogen.runtime.data.sources import is_failed_read
 from airflow_hydrogen.runtime.session import spark_errors
@@ -59,8 +61,16 @@ def require_writable(sink: Sink, access: Access) -> None:
             target.require_values(connection, sink.partition)
 
 
+def require_fits(sink: Sink, access: Access, types: Types, frame: DataFrame, notes: str) -> None:
+    """Hold rows of a stream that are yet to be computed against the table; raises what `Rows.stage` does."""
+    rows = Rows(sink, None, _database(sink, access), types)
+    rows.fitted(frame, tables.beside(frame, notes, of_stream=True), rows.target())
+
+
 @contextmanager
-def placing(sink: Sink, run: Run | None, access: Access, types: Types) -> Iterator[Rows]:
+def placing(
+    sink: Sink, run: Run | None, access: Access, types: Types, batch: Batch | None = None
+) -> Iterator[Rows]:
     """Begin a try to replace a partition, or to merge rows. At its end nothing is left staged.
 
     Args:
@@ -68,8 +78,9 @@ def placing(sink: Sink, run: Run | None, access: Access, types: Types) -> Iterat
         run: the Airflow run, or None.
         access: what opens the sink's connection.
         types: for a partition's columns of a table that is yet to be made.
+        batch: of a stream, or None.
     """
-    rows = Rows(sink, run, _database(sink, access), types)
+    rows = Rows(sink, run, _database(sink, access), types, batch)
     try:
         yield rows
     finally:
@@ -84,24 +95,32 @@ class Rows:
         run: the Airflow run, or None.
         database: the sink's.
         types: for a partition's columns where the table does not exist.
+        batch: of a stream, or None.
     """
 
     by_tasks = None  # a folder is what a database does not have
 
-    def __init__(self, sink: Sink, run: Run | None, database: Database, types: Types) -> None:
+    def __init__(
+        self, sink: Sink, run: Run | None, database: Database, types: Types, batch: Batch | None = None
+    ) -> None:
         self.name = str(sink)
         self._sink = sink
+        self._batch = batch
         self._new_types = types
         self._database = database
         self._dialect = dialects.of(database.url)
-        # Runs that merge take nothing from each other, where they share a table; tries of one run do.
-        of_run = run.work if run and sink.mode == "merge" else ()
-        self._work = (sorted(sink.partition.items()), sink.mode, of_run)
+        # Runs that merge take nothing from each other, where they share a table; tries of one run do, and
+        # those of a stream.
+        writer: object = run.work if run and sink.mode == "merge" else ()
+        if batch is not None:
+            writer = batch.stream
+        self._work = (sorted(sink.partition.items()), sink.mode, writer)
         self._prefix = ""
         self._staged: Table | None = None
         self._accepted = _NOTHING
         self._types: dict[str, str] = {}
         self._texts: list[str] = []
+        self._position: list[str] = []
 
     def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
         """Write the rows to the staging table; see `Placement`.
@@ -114,25 +133,20 @@ class Rows:
             TableMismatchError: the table that is there does not hold the rows.
             MergeKeysError: a key is null, or stands twice.
             PartitionTakenError: a newer try has begun meanwhile.
+            BatchesLostError: the table is gone that has the batches before this one.
             DatabaseRefusedError: with what the database says.
         """
         from airflow_hydrogen.runtime.sinks import attempts  # it imports pandas
 
-        self._require_apart(frame.columns)
-        with self._database.connected() as connection:
-            table = connection.table(str(self._sink.table_name))
-            columns = connection.columns(table)
-        target = Target(self._database, table, columns) if columns else None
-        frame = self._placed(frame, target)
+        target = self.target()
+        if target is None:
+            self._require_new()
+        beside = tables.beside(frame, notes, of_stream=self._batch is not None)
+        self._position = [name for name in beside if name != notes]
+        frame = self.fitted(frame, beside, target)
         told = attempts.Attempts(frame.sparkSession.sparkContext)
         numbered = told.numbered(frame)
-        types = self._column_types(numbered)
-        beside = [attempts.ATTEMPT, *([notes] if notes else [])]
-        self._types = {name: type_ for name, type_ in types.items() if name not in beside}
-        self._texts = [name for name, type_ in numbered.dtypes if type_ == "string"]
-        if target:
-            target.require_holds(frame.select(*(f"`{name}`" for name in self._types)))
-        self._begin(table, types)
+        self._begin(self._table(), self._column_types(numbered))
         if target:
             self._rehearse(target)
         with self._explained():
@@ -160,8 +174,7 @@ class Rows:
             OtherRowsError: the partition would hold other rows than these.
             DatabaseRefusedError: with what the database says.
         """
-        with self._database.connected() as connection:
-            table = connection.table(str(self._sink.table_name))
+        table = self._table()
         with self._explained():
             transact(
                 self._database,
@@ -187,6 +200,33 @@ class Rows:
                     connection.execute(f"delete from {self._staged.quoted}")
         except (DatabaseRefusedError, UnwritableUriError) as error:
             print(f"airflow-hydrogen: {self._staged.quoted} is left to the next try: {error}", flush=True)
+
+    def target(self) -> Target | None:
+        """The table, where it is there."""
+        with self._database.connected() as connection:
+            table = connection.table(str(self._sink.table_name))
+            columns = connection.columns(table)
+        return Target(self._database, table, columns) if columns else None
+
+    def fitted(self, frame: DataFrame, beside: Sequence[str], target: Target | None) -> DataFrame:
+        """The rows with the partition's columns, of types that the table holds."""
+        self._require_apart(frame.columns)
+        frame = self._placed(frame, target)
+        types = self._column_types(frame)
+        self._types = {name: type_ for name, type_ in types.items() if name not in beside}
+        self._texts = [name for name, type_ in frame.dtypes if type_ == "string"]
+        if target:
+            target.require_holds(frame.select(*(f"`{name}`" for name in self._types)))
+        return frame
+
+    def _table(self) -> Table:
+        with self._database.connected() as connection:
+            return connection.table(str(self._sink.table_name))
+
+    def _require_new(self) -> None:
+        """Raise BatchesLostError where a table is not there that a stream has written already."""
+        if self._batch is not None and self._batch.number > 0:
+            raise BatchesLostError(self.name, self._batch.number, None)
 
     @property
     def _place(self) -> Table:
@@ -323,6 +363,7 @@ class Rows:
                     self._dialect.key(connection, target.table, key, target.column(name))
                     for key, name in zip(keys, self._sink.keys, strict=True)
                 ]
+            keys += map(self._quote, self._position)
             groups = f"select count(*) as times {rows} group by {', '.join(keys)} having count(*) > 1"
             nulls = connection.count(f"select count(*) {rows} and ({missing})")
             repeated = connection.count(f"select count(*) from ({groups}) repeated")
@@ -333,6 +374,7 @@ class Rows:
         """What the transaction does."""
         self._require_newest(connection)
         if not connection.columns(table):
+            self._require_new()
             self._create(connection, table)
         target = Target(self._database, table, connection.columns(table))
         where, values = target.partition(self._sink.partition)
@@ -363,8 +405,12 @@ class Rows:
 
     def _statements(self, connection: Connection, target: Target) -> list[str]:
         """What brings the staged rows into the table, beside those that are there."""
-        staged = self._place.quoted
         held = {name: self._quote(target.column(name).name) for name in self._types}
+        staged_keys = {
+            key: self._dialect.key(connection, target.table, f"s.{self._quote(key)}", target.column(key))
+            for key in self._sink.keys
+        }
+        staged = self._latest(list(staged_keys.values())) if self._position else self._place.quoted
         these = ", ".join(f"s.{self._quote(name)}" for name in held)
         insert = (
             f"insert into {target.table.quoted} ({', '.join(held.values())}) "
@@ -373,15 +419,18 @@ class Rows:
         if self._sink.mode != "merge":
             return [insert]
         named, its = self._dialect.target(target.table)
-        staged_keys = {
-            key: self._dialect.key(connection, target.table, f"s.{self._quote(key)}", target.column(key))
-            for key in self._sink.keys
-        }
         same = " and ".join(f"{its}.{held[key]} = {value}" for key, value in staged_keys.items())
         insert += f" and not exists (select 1 from {named} where {same})"
         given = [(column, self._quote(name)) for name, column in held.items() if name not in self._sink.keys]
         update = self._dialect.update(named, staged, given, f"{same} and {self._accepted}")
         return [update, insert] if given else [insert]
+
+    def _latest(self, keys: Sequence[str]) -> str:
+        """Of the staged rows, the last one of each key by the position of its message."""
+        newest_first = ", ".join(f"s.{self._quote(name)} desc" for name in self._position)
+        rank = f"row_number() over (partition by {', '.join(keys)} order by {newest_first}) as hydrogen_rank"
+        ranked = f"select s.*, {rank} from {self._place.quoted} s where {self._accepted}"
+        return f"(select * from ({ranked}) s where hydrogen_rank = 1)"
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

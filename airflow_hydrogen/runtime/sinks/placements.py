@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.contract.streams import Batch
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.sinks import delta, hive, iceberg, jdbc, kafka, parquet
 from airflow_hydrogen.runtime.sinks.tables import Types
@@ -79,6 +80,33 @@ def require_writable(sink: Sink, access: Access) -> None:
         parquet.require_writable("sink", sink)
 
 
+def require_fits(
+    spark: SparkSession, sink: Sink, access: Access, types: Types, frame: DataFrame, notes: str
+) -> None:
+    """Find out that a table does not hold rows before they are computed, where the sink is one.
+
+    Args:
+        spark: the session.
+        sink: where they are to go.
+        access: what opens the sink's connection.
+        types: of the partition's columns, where the source has them.
+        frame: the rows, and notes.
+        notes: see `Placement.stage`.
+
+    Raises:
+        HydrogenError: with all that does not fit.
+    """
+    if sink.kind == "delta":
+        delta.require_fits(spark, sink, types, frame, notes)
+    elif sink.kind == "jdbc":
+        jdbc.require_fits(sink, access, types, frame, notes)
+
+
+def batches(spark: SparkSession, sink: Sink) -> dict[str, int] | None:
+    """The streams that have written a sink: id -> newest batch; None where it does not say."""
+    return delta.batches(spark, sink) if sink.kind == "delta" else None
+
+
 def placing(
     spark: SparkSession,
     sink: Sink,
@@ -86,6 +114,7 @@ def placing(
     access: Access,
     types: Types | None = None,
     schema: StructType | None = None,
+    batch: Batch | None = None,
 ) -> AbstractContextManager[Placement]:
     """Begin a try: the block stages and commits; what it leaves uncommitted is swept.
 
@@ -96,6 +125,7 @@ def placing(
         access: what opens the sink's connection.
         types: of the partition's columns, where the source has them.
         schema: of the rows, without the partition's columns; for a table of Iceberg.
+        batch: of a stream, or None.
 
     Raises:
         InvalidJobError: rows are to be appended, and nobody says by which run.
@@ -106,12 +136,12 @@ def placing(
             "mode='append' needs a run, by which its rows are known again: outside Airflow give the job one"
         )
     if sink.kind == "jdbc":
-        return jdbc.placing(sink, run, access, types or {})
+        return jdbc.placing(sink, run, access, types or {}, batch)
     if sink.kind == "iceberg":
         assert schema is not None, "its files are made for its columns"
         return iceberg.placing(sink, run, access, types or {}, schema)
     if sink.kind == "delta":
-        return delta.placing(spark, sink, run, types or {})
+        return delta.placing(spark, sink, run, types or {}, batch)
     if sink.kind == "hive":
         return hive.placing(spark, sink, run)
     if sink.kind == "kafka":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ColumnTypeError, TableMismatchError
 from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.contract.streams import Batch
 from airflow_hydrogen.runtime.data.sources import quoted
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ LABEL = "airflow_hydrogen"
 
 Types = Mapping[str, "DataType"]
 """Column of a partition -> its type in the source, where the source has it."""
+
+POSITION = ("hydrogen_partition", "hydrogen_offset")
+"""Where the message of a row stood: of the rows of a key in a stream's batch, the last one by it is merged.
+
+These columns are staged and not written.
+"""
 
 # Spark reads texts with a length as strings, and keeps here what they are.
 _DECLARED = "__CHAR_VARCHAR_TYPE_STRING"
@@ -43,14 +50,14 @@ def require_distinct(names: Iterable[str], where: str) -> None:
         raise TableMismatchError(where, problems)
 
 
-def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: str | None) -> DataFrame:
+def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: Collection[str]) -> DataFrame:
     """Rows with the columns of a table: its names, its order, its types.
 
     Args:
         frame: the rows.
         fields: the table's columns, without those of the partition.
         where: the table, for messages.
-        keep: a column that is none of the table's, and stays.
+        keep: columns that are none of the table's, and stay.
 
     Raises:
         TableMismatchError: columns that only one of the two has, or whose values would change in the
@@ -58,7 +65,7 @@ def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: 
     """
     from pyspark.sql import functions
 
-    found = {field.name.lower(): field for field in frame.schema if field.name != keep}
+    found = {field.name.lower(): field for field in frame.schema if field.name not in keep}
     wanted = {field.name.lower(): field for field in fields}
     problems = [f"it has no column {field.name!r}" for name, field in found.items() if name not in wanted]
     columns = []
@@ -80,7 +87,13 @@ def fitted(frame: DataFrame, fields: Collection[StructField], where: str, keep: 
         columns.append(column.alias(field.name, metadata=found[name].metadata))
     if problems:
         raise TableMismatchError(where, problems)
-    return frame.select(*columns, *([] if keep is None else [functions.col(quoted(keep))]))
+    return frame.select(*columns, *(functions.col(quoted(name)) for name in keep))
+
+
+def beside(frame: DataFrame, notes: str | None, *, of_stream: bool) -> list[str]:
+    """Columns that are staged, and are none of the table's."""
+    position = [name for name in POSITION if of_stream and name in frame.columns]
+    return [*position, *([notes] if notes else [])]
 
 
 def partition_values(spark: SparkSession, partition: Mapping[str, str], types: Types) -> dict[str, str]:
@@ -105,17 +118,20 @@ def partition_values(spark: SparkSession, partition: Mapping[str, str], types: T
     return dict(zip(partition, row, strict=True))
 
 
-def place(location: str, sink: Sink, run: Run | None) -> str:
+def place(location: str, sink: Sink, run: Run | None, batch: Batch | None = None) -> str:
     """What tries put their files beside, and are known by: one for each partition of a table.
 
-    Of rows that are merged each run has its own, for they take the place of no others.
+    Of rows that are merged each run has its own, for they take the place of no others. So has each stream.
 
     Args:
         location: the table's folder, beside which it lies.
         sink: what is written.
         run: the Airflow run, or None.
+        batch: of a stream, or None.
     """
-    writer = run.work if run and sink.mode == "merge" else None
+    writer: object = run.work if run and sink.mode == "merge" else None
+    if batch is not None:
+        writer = batch.stream
     identity = repr((sorted(sink.partition.items()), writer))
     return f"{uris.canonical(location)}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 

@@ -7,7 +7,7 @@ import pytest
 from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.errors import InvalidJobError, InvalidUriError
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
-from airflow_hydrogen.contract.streams import StreamOptions
+from airflow_hydrogen.contract.streams import Batch, StreamOptions
 
 EVENTS = Source.kafka("broker:9092", "events", schema="a DOUBLE")
 FILES = Source.files_stream("/lake/incoming")
@@ -35,6 +35,8 @@ def job(**changes: object) -> InferenceJob:
         job(source=FILES, stream=options(trigger="30 seconds", stop_after_s=1.5)),
         job(source=Source.delta_stream("/lake/t", version=3)),
         job(sink=Sink.kafka("events", "scores"), stream=options(max_rows_per_trigger=10)),
+        job(sink=Sink.jdbc("shop", table="t", mode="merge", keys=["id"])),
+        job(sink=Sink.delta("/lake/t", mode="merge", keys=["id"], partition={"from": "a"})),
         job(source=Source.kafka("events", "t", payload="avro", schema="{}", startingOffsets="latest")),
     ],
 )
@@ -81,14 +83,21 @@ def test_a_checkpoint_is_no_bucket():
     [
         ({"stream": None}, "is a stream: say by trigger"),
         ({"source": Source.parquet("/lake/t")}, "is for streams, and source parquet '/lake/t' is none"),
-        ({"sink": Sink.delta("/lake/t")}, "a stream is written to Sink.parquet"),
-        ({"sink": Sink.parquet("/lake/t", mode="append")}, "a stream is written to Sink.parquet"),
+        ({"sink": Sink.delta("/lake/t", mode="append")}, "found delta with mode='append'"),
+        ({"sink": Sink.jdbc("shop", table="t")}, "found jdbc with mode='replace'"),
+        ({"sink": Sink.hive("lake.t", partition={"ds": "1"})}, "found hive with mode='replace'"),
+        ({"sink": Sink.parquet("/lake/t", mode="append")}, "found parquet with mode='append'"),
         ({"source": FILES, "sink": Sink.kafka("b:1", "t"), "quarantine": None}, "by their offsets"),
         (
             {"sink": Sink.parquet("/lake/t", mode="append"), "run": Run(dag_id="d", task_id="t", run_id="r")},
-            "a stream is written to Sink.parquet",
+            "found parquet with mode='append'",
         ),
         ({"sink": Sink.kafka("broker:9092", "events")}, "is the source as well"),
+        ({"source": Source.delta_stream("/lake/t"), "sink": Sink.delta("/lake/t")}, "read what it writes"),
+        (
+            {"sink": Sink.delta("/lake"), "stream": options()},
+            "checkpoint_uri .* and sink .* lie in each other",
+        ),
         ({"source": FILES, "sink": Sink.parquet("/lake/incoming/scores")}, "read what it writes"),
         ({"source": FILES, "sink": Sink.parquet("/lake")}, "read what it writes"),
         (
@@ -127,8 +136,18 @@ def test_a_batch_job_does_not_write_into_a_topic():
 
 def test_the_job_of_a_batch_has_its_partition():
     one = job()
-    sink = Sink.parquet("/lake/scores", partition={"batch": "7"})
-    assert dataclasses.replace(one, batch=7, sink=sink).sink.folder == "/lake/scores/batch=7"
+    sink, seventh = Sink.parquet("/lake/scores", partition={"batch": "7"}), Batch(number=7, stream="s")
+    assert dataclasses.replace(one, batch=seventh, sink=sink).sink.folder == "/lake/scores/batch=7"
+
+
+@pytest.mark.parametrize("merged", [{}, {"mode": "merge", "keys": ["id"]}])
+def test_the_bad_rows_of_a_batch_lie_in_a_folder_of_its_number_beside_a_table(merged):
+    run = Run(dag_id="d", task_id="t", run_id="r")
+    sink = Sink.delta("/lake/t", partition={"from": "a"}, **merged)
+    whole = job(sink=sink, on_bad_row="quarantine", run=run)
+    assert whole.quarantine_uri == "/lake/t_quarantine/from=a"
+    one = dataclasses.replace(whole, batch=Batch(number=7, stream="s"))
+    assert one.quarantine_uri == "/lake/t_quarantine/from=a/batch=7"
 
 
 def test_nothing_is_trained_on_a_stream():

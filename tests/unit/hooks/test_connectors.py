@@ -131,8 +131,9 @@ def test_a_spark_of_unknown_version_asks_for_the_package(tmp_path):
         additions(of(Source.delta("/a")), Submission(), tmp_path, None)
 
 
-def test_streams_bring_their_connectors(home, tmp_path):
-    events = Source.kafka("events", "t", payload="avro", schema="{}")
+@pytest.mark.parametrize("payload", ["avro", "confluent-avro"])
+def test_streams_bring_their_connectors(home, tmp_path, payload):
+    events = Source.kafka("events", "t", payload=payload, schema="{}")
     added = additions(of(events, Source.delta_stream("/t")), Submission(), home, None)
     assert added.packages == [
         "org.apache.spark:spark-sql-kafka-0-10_2.13:4.2.0",

@@ -195,6 +195,14 @@ def test_kept_columns_pass_through_and_predictions_follow(scorer):
     assert Account.loads(account.column(ACCOUNT)[0].as_py()) == Account(rows_in=3, rows=3)
 
 
+def test_every_row_gets_what_is_added(scorer):
+    batch = _batch(a=pa.array([1.0, 2.0, 3.0]), k=pa.array(["x", None, "z"]))
+    *scored, _account = scorer(added={"version": "7f"})([batch])
+    table = pa.Table.from_batches(scored)
+    assert table.column_names == ["k", "a", "score", "version", ACCOUNT]
+    assert table["version"].to_pylist() == ["7f"] * 3
+
+
 def test_the_model_is_loaded_once_for_many_tasks_and_anew_when_it_was_published_anew(scorer):
     batch = _batch(a=pa.array([1.0]), k=pa.array(["x"]))
     list(scorer()([batch]))
