@@ -47,7 +47,7 @@ from airflow_hydrogen.runtime.scoring.positions import Position
 from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks.kafka import HEADERS, ID, KEY
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, s3
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -89,6 +89,11 @@ def run_stream(job: InferenceJob) -> InferenceReport:
     Raises:
         HydrogenError: see the tree in `contract.errors`.
     """
+    with s3.using(job.s3):
+        return _run(job)
+
+
+def _run(job: InferenceJob) -> InferenceReport:
     assert job.stream is not None
     started = time.monotonic()
     require_writable(job)
