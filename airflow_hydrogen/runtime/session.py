@@ -74,7 +74,8 @@ def spark_session(
     running = SparkContext._active_spark_context
     if running is not None:
         _require_same_store(str(running.applicationId), job.s3)
-    for key, value in {**more(given), **_store_settings(job.s3, given)}.items():
+    of_store = _store_settings(job.s3, given) if running is None else {}
+    for key, value in {**more(given), **of_store}.items():
         builder = builder.config(key, value)
     quiet_console()
     with log_group("Spark", folded=job.run is not None):
