@@ -41,7 +41,7 @@ from airflow_hydrogen.contract.jobs import Job, TrainJob
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, Report, TrainReport
 from airflow_hydrogen.drivers import cluster_mode
 from airflow_hydrogen.drivers.hook import ClusterDriverHook
-from airflow_hydrogen.hooks import report_files
+from airflow_hydrogen.hooks import buckets, report_files
 from airflow_hydrogen.hooks.spark_submit import SPARK_UI_LINE, HydrogenSparkSubmitHook
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def fake_spark_submit(
             failed = TrainReport if isinstance(submission.job, TrainJob) else InferenceReport
             answer = failed(failure=Failure.of(answer))
         if answer is not None:
-            report_files.write(submission.job.report_uri, reports.dumps(answer))
+            report_files.write(submission.job.report_uri, reports.dumps(answer), submission.job.s3)
         return exit_code if exit_code is not None else int(answer is None or answer.failure is not None)
 
     def submit(hook: HydrogenSparkSubmitHook, application: str = "", **kwargs: Any) -> None:
@@ -175,6 +175,7 @@ def fake_spark_submit(
         mock.patch.object(BaseHook, "aget_connection", side_effect=aget_connection),
         mock.patch.object(HydrogenSparkSubmitHook, "get_connection", side_effect=get_connection),
         mock.patch.object(HydrogenSparkSubmitHook, "require_launcher"),
+        mock.patch.object(buckets, "require_open"),
         mock.patch.object(HydrogenSparkSubmitHook, "_end_session"),
         mock.patch.object(
             HydrogenSparkSubmitHook, "_get_spark_binary_path", side_effect=lambda: ["spark-submit"]

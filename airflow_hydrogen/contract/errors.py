@@ -12,6 +12,8 @@ HydrogenError
 │   ├── UriInUseError               another application works at the same URI
 │   ├── SharedModelUriError         two tasks of one run publish at the same URI
 │   ├── SharedStorageError          a report's place that Airflow and the driver do not both see
+│   ├── StoreRefusedError           S3 does not know the keys of a connection, or a bucket
+│   ├── StoreUnreachableError       S3 does not answer where a connection says that it is
 │   ├── NetworkInterfaceError       no interface over which the ranks could speak
 │   ├── PortRangeError              all ports of the range are taken
 │   ├── AcceleratorError            fewer GPUs than a rank wants
@@ -310,6 +312,34 @@ class SharedStorageError(InvalidJobError):
     def is_told_in(cls, log: str) -> bool:
         """Whether it is what a driver said last: it has no other way to tell."""
         return f"{cls.__name__}: " in log
+
+
+class StoreRefusedError(InvalidJobError):
+    """S3 does not know the keys that a connection names, or a bucket: found before any cluster time is spent.
+
+    Example: the secret key has been changed, and the connection still has the old one.
+    """
+
+    def __init__(self, conn_id: str, endpoint: str, reason: str) -> None:
+        super().__init__(
+            f"S3 at {endpoint} refuses the connection that aws_conn_id={conn_id!r} names: {reason}"
+        )
+        self.conn_id = conn_id
+        self.endpoint = endpoint
+
+
+class StoreUnreachableError(InvalidJobError):
+    """S3 does not answer where a connection says that it is: found before any cluster time is spent."""
+
+    retryable = True  # it may be back by then
+
+    def __init__(self, conn_id: str, endpoint: str, reason: str) -> None:
+        super().__init__(
+            f"S3 at {endpoint}, where the connection is that aws_conn_id={conn_id!r} names, does not answer: "
+            f"{reason}; start it, or change endpoint_url in the connection's extra"
+        )
+        self.conn_id = conn_id
+        self.endpoint = endpoint
 
 
 class ContractVersionError(InvalidJobError):

@@ -19,6 +19,7 @@ from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
 from airflow_hydrogen.contract.sinks import run_partition
 from airflow_hydrogen.contract.sources import Source as Source  # likewise
+from airflow_hydrogen.contract.stores import S3Access, is_s3
 from airflow_hydrogen.contract.streams import BATCH_COLUMN, Batch, StreamOptions
 from airflow_hydrogen.contract.values import (
     refuse_unknown_fields,
@@ -30,7 +31,7 @@ from airflow_hydrogen.contract.values import (
 # Another one makes no other model.
 _NOT_THE_MODELS = (
     *("report_uri", "report_nonce", "spark_log_uri", "run", "gang", "contract_version"),
-    *("kind", "code", "access"),
+    *("kind", "code", "access", "s3"),
 )
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -142,6 +143,8 @@ class TrainJob:
         gang: how the gang is started, watched and started again.
         access: what opens the connections that sources name: connection -> options of Spark's reader. It
             holds passwords, and is neither shown nor hashed.
+        s3: what opens S3, for Spark and for every process of the job; None: each finds that for itself. It
+            holds keys, and is neither shown nor hashed.
     """
 
     KIND: ClassVar[str] = "train"
@@ -162,6 +165,7 @@ class TrainJob:
     report_nonce: str | None = None
     spark_log_uri: str | None = None
     access: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    s3: S3Access | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
@@ -198,6 +202,11 @@ class TrainJob:
     def places(self) -> list[Source | Sink]:
         """All that Spark needs connectors and connections for."""
         return list(self.sources)
+
+    @property
+    def buckets(self) -> dict[str, str]:
+        """The buckets of S3 that the job names, and a place in each."""
+        return _buckets([self.model_uri, *(source.uri for source in self.sources)])
 
     def fingerprint(self) -> str:
         """Hash of what decides the model: a retry has the same one, a changed job another.
@@ -240,6 +249,7 @@ class TrainJob:
             **unless_none("report_nonce", self.report_nonce),
             **unless_none("spark_log_uri", self.spark_log_uri),
             **unless_none("access", _plain(self.access)),
+            **unless_none("s3", self.s3.to_dict() if self.s3 else None),
         }
 
     @classmethod
@@ -255,6 +265,7 @@ class TrainJob:
         fields["datasets"] = {name: Source.from_dict(source) for name, source in fields["datasets"].items()}
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
         fields["gang"] = GangOptions.from_dict(fields["gang"])
+        fields["s3"] = _s3_of(fields)
         return cls(**fields)
 
 
@@ -304,6 +315,7 @@ class InferenceJob:
         stream: when and how long a stream is scored; None where the source is none.
         batch: the micro-batch that is scored; None: all. It does not travel.
         access: what opens the connections that the source names, as in a TrainJob.
+        s3: what opens S3, likewise.
     """
 
     KIND: ClassVar[str] = "inference"
@@ -327,6 +339,7 @@ class InferenceJob:
     report_nonce: str | None = None
     spark_log_uri: str | None = None
     access: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    s3: S3Access | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.keep_columns is not None:
@@ -504,6 +517,13 @@ class InferenceJob:
         """All that Spark needs connectors and connections for."""
         return [*self.sources, self.sink]
 
+    @property
+    def buckets(self) -> dict[str, str]:
+        """The buckets of S3 that the job names, and a place in each."""
+        written = [self.sink.uri, self.sink.work_uri, self.quarantine_uri]
+        checkpoint = None if self.stream is None else self.stream.checkpoint_uri
+        return _buckets([self.model_uri, *(source.uri for source in self.sources), *written, checkpoint])
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {
@@ -527,6 +547,7 @@ class InferenceJob:
             **unless_none("report_nonce", self.report_nonce),
             **unless_none("spark_log_uri", self.spark_log_uri),
             **unless_none("access", _plain(self.access)),
+            **unless_none("s3", self.s3.to_dict() if self.s3 else None),
         }
 
     @classmethod
@@ -543,6 +564,7 @@ class InferenceJob:
         fields["quarantine"] = Sink.from_dict(fields["quarantine"]) if fields.get("quarantine") else None
         fields["stream"] = StreamOptions.from_dict(fields["stream"]) if fields.get("stream") else None
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
+        fields["s3"] = _s3_of(fields)
         return cls(**fields)
 
 
@@ -588,6 +610,14 @@ def _checked_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, An
 
 def _plain(access: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]] | None:
     return {name: dict(options) for name, options in access.items()} or None
+
+
+def _s3_of(fields: Mapping[str, Any]) -> S3Access | None:
+    return S3Access.from_dict(fields["s3"]) if fields.get("s3") else None
+
+
+def _buckets(places: Iterable[str | None]) -> dict[str, str]:
+    return {uris.parse(uri).authority: uri for uri in places if uri is not None and is_s3(uri)}
 
 
 def _require_limit(argument: str, value: object) -> None:

@@ -17,6 +17,7 @@ from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.errors import ApplicationError
 from airflow_hydrogen.contract.jobs import Job, Run
 from airflow_hydrogen.contract.reports import Report
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.drivers import tries
 from airflow_hydrogen.drivers.bundle_server import BundleServer
 from airflow_hydrogen.drivers.bundles import pack_bundle
@@ -69,6 +70,10 @@ class ClusterModeOperator(SparkSubmitOperator):
         """Where a driver on the cluster writes its report."""
 
     @abstractmethod
+    def _s3_access(self) -> S3Access | None:
+        """What opens S3, where reports may lie."""
+
+    @abstractmethod
     def _tell_spark_log(self, context: Context, report_uri: str) -> None:
         """Say where the driver that writes a report puts Spark's log."""
 
@@ -97,11 +102,11 @@ class ClusterModeOperator(SparkSubmitOperator):
         self._end_driver = None
         notes = tries.notes_of(context, run, self.durable)
         endpoint = hook.cluster_endpoint()
-        earlier = notes.read()
-        submitted = tries.look_for_earlier(endpoint, earlier, self.log.info)
+        earlier, s3 = notes.read(), self._s3_access()
+        submitted = tries.look_for_earlier(endpoint, earlier, s3, self.log.info)
         if submitted is None:
             if earlier is not None:
-                report_files.delete(earlier.report_uri)
+                report_files.delete(earlier.report_uri, s3)
             submitted = self._submit_driver(context, run, hook, notes)
         else:
             self._tell_spark_log(context, submitted.report_uri)
@@ -114,7 +119,7 @@ class ClusterModeOperator(SparkSubmitOperator):
         hook._run_post_submit_commands()
         if self._killed:
             raise AirflowException("The task was ended while the application ran")
-        return tries.read_report(submitted, notes, driver.explanation, driver.log_url)
+        return tries.read_report(submitted, notes, s3, driver.explanation, driver.log_url)
 
     def _resume_driver(self, context: Context, run: Run, event: Mapping[str, Any]) -> Report:
         """The report, after a deferral.
@@ -123,20 +128,20 @@ class ClusterModeOperator(SparkSubmitOperator):
             HydrogenError: the application failed, or was ended.
         """
         notes = tries.notes_of(context, run, self.durable)
-        submitted = SubmittedDriver(event["driver_id"], event["report_uri"])
+        submitted, s3 = SubmittedDriver(event["driver_id"], event["report_uri"]), self._s3_access()
         # A report tells more than the master does: the driver may have ended while it was asked about.
-        silent = report_files.read(submitted.report_uri) is None
+        silent = report_files.read(submitted.report_uri, s3) is None
         if silent and event["status"] == "error":
             raise tries.unfollowable(submitted.driver_id, event["message"])
         if self.post_submit_commands:
             self._get_hook()._run_post_submit_commands()
         if silent and event["status"] == "timeout":
-            report_files.remove_nonce(submitted.report_uri)
+            report_files.remove_nonce(submitted.report_uri, s3)
             raise ApplicationError(
                 f"driver {submitted.driver_id} did not end within "
                 f"execution_timeout={self.execution_timeout}, and was ended"
             )
-        return tries.read_report(submitted, notes, event.get("explanation", ""), event.get("log_url"))
+        return tries.read_report(submitted, notes, s3, event.get("explanation", ""), event.get("log_url"))
 
     def _submit_driver(
         self, context: Context, run: Run, hook: HydrogenSparkSubmitHook, notes: DriverNotes

@@ -20,6 +20,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import Run
 from airflow_hydrogen.contract.reports import Report
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.hooks import report_files
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 
@@ -107,13 +108,17 @@ def require_mode(hook: HydrogenSparkSubmitHook, deferrable: bool | None, supervi
 
 
 def look_for_earlier(
-    endpoint: ClusterEndpoint, earlier: SubmittedDriver | None, say: Callable[..., None]
+    endpoint: ClusterEndpoint,
+    earlier: SubmittedDriver | None,
+    s3: S3Access | None,
+    say: Callable[..., None],
 ) -> SubmittedDriver | None:
     """What a new try makes of the driver of the one before: the driver, if it is worth waiting for.
 
     Args:
         endpoint: the master. It is asked in any case: that it does not answer is found before submission.
         earlier: the driver, if there was one.
+        s3: what opens the store with its report.
         say: called with a format and its values: what is found.
 
     Raises:
@@ -130,7 +135,7 @@ def look_for_earlier(
     if driver.active:
         say("An earlier try submitted driver %s, which runs: waiting for it", driver.driver_id)
         return earlier
-    report = report_files.read(earlier.report_uri)
+    report = report_files.read(earlier.report_uri, s3)
     if report is not None and (report.failure is None or not report.failure.retryable):
         say("An earlier try submitted driver %s, which has ended: reading its report", driver.driver_id)
         return earlier
@@ -139,21 +144,26 @@ def look_for_earlier(
 
 
 def read_report(
-    submitted: SubmittedDriver, notes: DriverNotes, explanation: str, log_url: str | None
+    submitted: SubmittedDriver,
+    notes: DriverNotes,
+    s3: S3Access | None,
+    explanation: str,
+    log_url: str | None,
 ) -> Report:
     """The report of a driver that has ended.
 
     Args:
         submitted: the driver.
         notes: forgotten where the next try has to submit anew.
+        s3: what opens the store with the report.
         explanation: what the master says of the driver.
         log_url: where the driver's log is, if that is known.
 
     Raises:
         ApplicationError: the application failed, or ended without a report.
     """
-    report = report_files.read(submitted.report_uri)
-    report_files.remove_nonce(submitted.report_uri)
+    report = report_files.read(submitted.report_uri, s3)
+    report_files.remove_nonce(submitted.report_uri, s3)
     if report is None:
         notes.forget()
         tail = asyncio.run(log_tail(log_url)) if log_url else ""

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.jobs import InferenceJob, Job
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.contract.stores import is_s3
 from airflow_hydrogen.hooks.databases import MARIADB_DRIVER, MYSQL_DRIVER, POSTGRESQL_DRIVER
 
+_HADOOP_JAR = re.compile(r"hadoop-client-api-(\d\S*)\.jar")
 _SPARK_JAR = re.compile(r"spark-core_(\d+\.\d+)-(\d+\.\d+)(\S*)\.jar")
 _EXTENSIONS = "spark.sql.extensions"
 # Spark has these itself, and newer ones than Delta asks for. What is excluded is so for the user's packages
@@ -28,11 +32,16 @@ _SPARKS_OWN = (
 
 @dataclass(frozen=True)
 class SparkVersion:
-    """Of the Spark that a job is submitted with: Scala "2.13", release "4.2", whole "4.2.0"."""
+    """Of the Spark that a job is submitted with: Scala "2.13", release "4.2", whole "4.2.0".
+
+    Attributes:
+        hadoop: of the Hadoop among its jars; "" where it has none.
+    """
 
     scala: str
     release: str
     whole: str
+    hadoop: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,12 @@ _OF_KIND = {
         companions=("spark-token-provider-kafka-0-10_", "kafka-clients-", "commons-pool2-"),
     ),
 }
+_S3A = Connector(
+    coordinate="org.apache.hadoop:hadoop-aws:{hadoop}",
+    jar="hadoop-aws-",
+    companions=("bundle-", "analyticsaccelerator-s3-"),
+    excludes=True,
+)
 _DRIVERS = {
     POSTGRESQL_DRIVER: Connector(coordinate="org.postgresql:postgresql:42.7.14", jar="postgresql-"),
     MYSQL_DRIVER: Connector(coordinate="com.mysql:mysql-connector-j:9.7.0", jar="mysql-connector-j-"),
@@ -105,9 +120,10 @@ class Submission:
 
 def spark_version(home: Path | None) -> SparkVersion | None:
     """The version of the Spark in a folder, by the name of its core jar; None where there is none."""
-    names = (file.name for file in Path(home, "jars").glob("spark-core_*.jar")) if home is not None else ()
+    names = [file.name for file in Path(home, "jars").glob("*.jar")] if home is not None else []
     found = next((match for name in names if (match := _SPARK_JAR.fullmatch(name))), None)
-    return None if found is None else SparkVersion(found[1], found[2], found[2] + found[3])
+    hadoop = next((match[1] for name in names if (match := _HADOOP_JAR.fullmatch(name))), "")
+    return None if found is None else SparkVersion(found[1], found[2], found[2] + found[3], hadoop)
 
 
 def needed(places: Iterable[Source | Sink], access: Mapping[str, Mapping[str, str]]) -> list[Connector]:
@@ -122,6 +138,45 @@ def needed(places: Iterable[Source | Sink], access: Mapping[str, Mapping[str, st
             wanted = [_OF_KIND.get(place.kind)]
         found += [connector for connector in wanted if connector is not None and connector not in found]
     return found
+
+
+def has_spark_on_s3(job: Job) -> bool:
+    """Whether Spark itself reads or writes on S3, and not Python alone. Pure."""
+    if isinstance(job, InferenceJob):
+        places = [*(source.uri for source in job.sources), job.sink.work_uri]
+        places += [] if _is_written_by_workers(job) else [job.sink.uri]
+        places += [] if job.stream is None else [job.stream.checkpoint_uri]
+    else:
+        # Ranks read plain Parquet as it lies; other rows are written beside the model by Spark.
+        prepared = [source for source in job.datasets.values() if job.prepare or not _is_plain(source)]
+        places = [part.uri for source in prepared for part in source.walk()]
+        places += [job.model_uri] if prepared else []
+    return any(is_s3(place) for place in places)
+
+
+def of_s3(home: Path | None, settings: Mapping[str, str]) -> list[Connector]:
+    """Hadoop's client of S3. A Spark that comes without Hadoop gets both from elsewhere.
+
+    Args:
+        home: the folder of the Spark that is submitted with.
+        settings: Spark's; one that names a jar of the client says that it is there.
+    """
+    version = spark_version(home)
+    is_named = any(_S3A.jar in str(value) for value in settings.values())
+    return [] if version is None or not version.hadoop or is_named else [_S3A]
+
+
+def _is_plain(source: Source) -> bool:
+    """Whether a source is Parquet files as they lie."""
+    return source.kind == "parquet" and source.where is None and not source.options
+
+
+def _is_written_by_workers(job: InferenceJob) -> bool:
+    """Whether Python workers write the sink's files: to S3 with the job's keys, or beside the model."""
+    if job.sink.kind != "parquet" or job.sink.uri is None:
+        return False
+    sink, model = uris.parse(job.sink.uri), uris.parse(job.model_uri)
+    return job.s3 is not None or (sink.store, sink.authority) == (model.store, model.authority)
 
 
 def additions(
@@ -177,8 +232,10 @@ def _coordinate(connector: Connector, home: Path | None) -> str:
 def _jars(connector: Connector, folder: Path, home: Path | None) -> list[str]:
     version = spark_version(home)
     scala = f"_{version.scala}-" if version is not None and "{scala}" in connector.coordinate else ""
+    # Hadoop's parts are of one version, or of none that works.
+    hadoop = f"-{version.hadoop}." if version is not None and "{hadoop}" in connector.coordinate else ""
     found = sorted(
-        (jar for jar in folder.glob(f"{connector.jar}*.jar") if scala in jar.name),
+        (jar for jar in folder.glob(f"{connector.jar}*.jar") if scala in jar.name and hadoop in jar.name),
         key=lambda jar: [int(number) for number in re.findall(r"\d+", jar.name)],
     )
     if not found:

@@ -1,4 +1,7 @@
-"""Reports of applications, and the nonces that prove their places shared, on this machine or elsewhere."""
+"""Reports of applications, and the nonces that prove their places shared, on this machine or elsewhere.
+
+What is on S3 is reached with the keys of the connection that the job names, or else as Airflow reaches it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import jobs, reports, uris
 from airflow_hydrogen.contract.errors import SharedStorageError, UnwritableUriError
 from airflow_hydrogen.contract.reports import Report
+from airflow_hydrogen.contract.stores import S3Access, is_s3
+from airflow_hydrogen.hooks.stores import client_options
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -27,41 +33,58 @@ _PACKAGES = {
 }
 
 
-def read(uri: str) -> Report | None:
+@dataclass(frozen=True)
+class _Object:
+    """An object of S3, as far as paths are used here."""
+
+    client: Any
+    key: str
+
+    def read_text(self) -> str:
+        return str(self.client.cat_file(self.key).decode())
+
+    def write_text(self, text: str) -> None:
+        self.client.pipe_file(self.key, text.encode())
+
+    def remove(self) -> None:
+        self.client.rm_file(self.key)
+
+
+def read(uri: str, s3: S3Access | None = None) -> Report | None:
     """The report at a path or URI, or None when there is none.
 
     Raises:
         ContractVersionError: written by another version of this package.
         SharedStorageError: this machine has nothing to read such a URI with.
     """
-    text = _read_text(uri)
+    text = _read_text(uri, s3)
     return None if text is None else reports.loads(text)
 
 
-def write(uri: str, text: str) -> None:
+def write(uri: str, text: str, s3: S3Access | None = None) -> None:
     """Write a report, as an application does.
 
     Raises:
         SharedStorageError: this machine has nothing to write such a URI with.
     """
-    with _path(uri) as path:
+    with _path(uri, s3) as path:
         if isinstance(path, Path):
             path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
-def delete(uri: str) -> None:
+def delete(uri: str, s3: S3Access | None = None) -> None:
     """Remove the report of an earlier application, and its nonce, if there are some.
 
     Raises:
         SharedStorageError: this machine has nothing to reach such a URI with.
     """
     for name in (uri, jobs.nonce_uri(uri)):
-        with _path(name) as path:
+        with _path(name, s3) as path:
             _unlink(path)
 
 
-def leave_nonce(uri: str, nonce: str) -> None:
+def leave_nonce(uri: str, nonce: str, s3: S3Access | None = None) -> None:
     """Make a place ready for a report: remove an earlier one, and leave the nonce that the driver looks for.
 
     Raises:
@@ -69,9 +92,9 @@ def leave_nonce(uri: str, nonce: str) -> None:
         UnwritableUriError: it cannot be written, or what is written cannot be read.
     """
     try:
-        delete(uri)
-        write(jobs.nonce_uri(uri), nonce)
-        found = _read_text(jobs.nonce_uri(uri))
+        delete(uri, s3)
+        write(jobs.nonce_uri(uri), nonce, s3)
+        found = _read_text(jobs.nonce_uri(uri), s3)
     except SharedStorageError:
         raise
     except Exception as error:  # of whatever store it is: botocore's, gcsfs's and others have no common base
@@ -80,18 +103,22 @@ def leave_nonce(uri: str, nonce: str) -> None:
         raise UnwritableUriError("the report's place", uri, f"what was written beside it reads {found!r}")
 
 
-def remove_nonce(uri: str) -> None:
+def remove_nonce(uri: str, s3: S3Access | None = None) -> None:
     """Remove the nonce of a report's place, whose driver has ended. What was done must not be lost for it."""
     try:
-        with _path(jobs.nonce_uri(uri)) as path:
+        with _path(jobs.nonce_uri(uri), s3) as path:
             _unlink(path)
     except Exception as error:  # as above
         _log.warning("%s is left behind: %s: %s", jobs.nonce_uri(uri), type(error).__name__, error)
 
 
-def _unlink(path: Path | ObjectStoragePath) -> None:
+def _unlink(path: Path | ObjectStoragePath | _Object) -> None:
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
+        return
+    if isinstance(path, _Object):
+        with contextlib.suppress(FileNotFoundError):
+            path.remove()
         return
     # `unlink` takes the key for a pattern: it misses one with brackets, and with a star removes others.
     # Newer Airflow's path wraps fsspec's; its own `fs` knows the schemes of providers alone.
@@ -99,9 +126,9 @@ def _unlink(path: Path | ObjectStoragePath) -> None:
         getattr(path, "__wrapped__", path).fs.rm_file(path.path)
 
 
-def _read_text(uri: str) -> str | None:
+def _read_text(uri: str, s3: S3Access | None = None) -> str | None:
     try:
-        with _path(uri) as path:
+        with _path(uri, s3) as path:
             text: str = path.read_text()
             return text
     except FileNotFoundError:
@@ -109,14 +136,21 @@ def _read_text(uri: str) -> str | None:
 
 
 @contextmanager
-def _path(uri: str) -> Iterator[Path | ObjectStoragePath]:
+def _path(uri: str, s3: S3Access | None) -> Iterator[Path | ObjectStoragePath | _Object]:
     if (local := uris.local_path(uri)) is not None:
         yield local
         return
-    from airflow.sdk import ObjectStoragePath
-
     scheme = uri.partition(":")[0]
     try:
+        if s3 is not None and is_s3(uri):
+            import fsspec
+
+            location = uris.parse(uri)
+            client = fsspec.filesystem("s3", **client_options(s3))
+            yield _Object(client, f"{location.authority}{location.path}")
+            return
+        from airflow.sdk import ObjectStoragePath
+
         root, key = uris.airflow_parts(uri)
         yield ObjectStoragePath(root) / key
     except ImportError as error:

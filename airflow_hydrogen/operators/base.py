@@ -18,10 +18,11 @@ from airflow_hydrogen.contract import jobs, uris
 from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError, SharedStorageError
 from airflow_hydrogen.contract.jobs import Job, Run
 from airflow_hydrogen.contract.reports import Report
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.drivers.cluster_mode import ClusterModeOperator
 from airflow_hydrogen.drivers.hook import ClusterDriverHook
 from airflow_hydrogen.drivers.tries import require_mode
-from airflow_hydrogen.hooks import connectors, databases, report_files
+from airflow_hydrogen.hooks import buckets, connectors, databases, report_files, stores
 from airflow_hydrogen.hooks.connectors import Submission
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.links.locations import SparkLogLink, SparkUILink, browsable_file
@@ -53,11 +54,13 @@ class HydrogenOperator(ClusterModeOperator):
         spark_log_uri: folder for Spark's whole log, one file for each try; None: a hidden file beside the
             model or the scores (templated).
         spark_log_level: of Spark's lines in the task's log, such as "INFO"; None: warnings and errors.
+        aws_conn_id: the connection, of type `aws`, with the keys and the endpoint of S3 for Spark, scoring
+            workers and ranks; None: each of them finds its own (templated).
         kwargs: options of ClusterModeOperator, of SparkSubmitOperator and of every operator, but not
             application, application_args and java_class: the application is this package's own.
     """
 
-    template_fields: Sequence[str] = (*ClusterModeOperator.template_fields, "spark_log_uri")
+    template_fields: Sequence[str] = (*ClusterModeOperator.template_fields, "spark_log_uri", "aws_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"conf": "json", "env_vars": "json"}
 
     def __init__(
@@ -66,6 +69,7 @@ class HydrogenOperator(ClusterModeOperator):
         name: str = "airflow-hydrogen.{{ task_instance_key_str }}",
         spark_log_uri: str | None = None,
         spark_log_level: str | None = None,
+        aws_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         if refused := [option for option in _OURS if option in kwargs]:
@@ -75,11 +79,13 @@ class HydrogenOperator(ClusterModeOperator):
         super().__init__(name=name, **kwargs)
         self.spark_log_uri = spark_log_uri
         self.spark_log_level = spark_log_level
+        self.aws_conn_id = aws_conn_id
         self._connection: dict[str, Any] | None = None
         self._packed: dict[str, Any] = {}
         self._connectors: dict[str, Any] = {}
         self._on_spark_ui: Callable[[str], None] | None = None
         self._report_place: tuple[str, str] | None = None
+        self._s3: S3Access | None = None
         self._spark_log: str | None = None
         self._report: Report | None = None
 
@@ -122,6 +128,12 @@ class HydrogenOperator(ClusterModeOperator):
     @abstractmethod
     def _asset_extra(self, report: Any) -> dict[str, Any]:
         """What the events of outlet assets say, besides the run."""
+
+    def _s3_access(self) -> S3Access | None:
+        if self.aws_conn_id is None:
+            return None
+        named = to_text("aws_conn_id", self.aws_conn_id)
+        return stores.s3_access(named, HydrogenSparkSubmitHook.get_connection)
 
     def _check_data(self, context: Context, job: Any, hook: HydrogenSparkSubmitHook) -> None:
         """Look at what the job reads before cluster time is spent, or raise what Spark's driver would."""
@@ -229,6 +241,9 @@ class HydrogenOperator(ClusterModeOperator):
             **spark_logs.level_conf(self.spark_log_level),
             **(self.conf or {}),
         }
+        self._s3 = self._s3_access()
+        if self._s3 is not None:
+            stores.require_no_other(self._s3, self.conf, _settings(hook))
         defers = require_mode(hook, self.deferrable, self.supervise)
         if hook.is_standalone_cluster:
             return self._answer(context, run, self._run_driver(context, run, hook, defers))
@@ -247,9 +262,13 @@ class HydrogenOperator(ClusterModeOperator):
             nonce = secrets.token_hex(16)
             self._report_place = (report_uri, nonce)
             job = dataclasses.replace(job, report_nonce=nonce)
+        job = dataclasses.replace(job, s3=self._s3)
         job = self._with_connectors(job, hook)
         self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
         hook.require_launcher()
+        if self._s3 is not None:
+            buckets.require_open(self._s3, job.buckets, same_host=not hook.is_cluster_mode)
+            self.log.info("S3 by connection %r: %s", self._s3.conn_id, self._s3.endpoint_url or "Amazon's")
         self._check_data(context, job, hook)
         # A retry may find the application of the try before still running; on this machine it cannot.
         shared = report_uri
@@ -265,6 +284,8 @@ class HydrogenOperator(ClusterModeOperator):
         connections = databases.connections_of(job.places, hook.get_connection)
         access = databases.access_of(connections)
         needed = connectors.needed(job.places, access)
+        if connectors.has_spark_on_s3(job) and not hook.is_cluster_mode:  # a cluster's jars are not seen here
+            needed += connectors.of_s3(hook.spark_home, _settings(hook))
         if not needed and not connections:
             return job
         # An option of spark-submit takes the place of the setting of that name.
@@ -300,7 +321,7 @@ class HydrogenOperator(ClusterModeOperator):
         if self._killed:
             raise AirflowException("The task was ended before the application was submitted")
         if self._report_place is not None:
-            report_files.leave_nonce(*self._report_place)
+            report_files.leave_nonce(*self._report_place, self._s3)
 
     def _shared_report_uri(self, run: Run, submission: str = "") -> str:
         """Where a driver on the cluster writes: beside the output.
@@ -369,13 +390,13 @@ class HydrogenOperator(ClusterModeOperator):
             submit_error = error
         if self._killed:
             raise AirflowException("The task was ended while the application ran") from submit_error
-        report = report_files.read(report_uri)
+        report = report_files.read(report_uri, self._s3)
         if report is None:
             silence = self._explain_silence(submit_error)
             raise ApplicationError(
                 silence, retryable=not SharedStorageError.is_told_in(silence)
             ) from submit_error
-        report_files.remove_nonce(report_uri)
+        report_files.remove_nonce(report_uri, self._s3)
         if report.failure is not None:
             raise report.failure.to_error()
         if submit_error is not None:
@@ -441,6 +462,13 @@ def _run_of(context: Context) -> Run:
         map_index=-1 if ti.map_index is None else ti.map_index,
         clear_number=ti.max_tries,
     )
+
+
+def _settings(hook: HydrogenSparkSubmitHook) -> dict[str, str]:
+    try:
+        return hook.settings
+    except (OSError, ValueError):  # a file that cannot be read: spark-submit will have its own to say
+        return {}
 
 
 def _split(names: str | None) -> list[str]:

@@ -11,6 +11,7 @@ from airflow_hydrogen.contract import differences, uris
 from airflow_hydrogen.contract.errors import HydrogenError, MissingColumnError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.hooks import catalogs, databases
 from airflow_hydrogen.hooks.launchers import worker_environment
 from airflow_hydrogen.schemas import looks
@@ -89,7 +90,7 @@ def _look(
         raise UnsureError("its driver runs on the cluster, and has other local files")
     environment = worker_environment(env_vars)
     if wanted:
-        _require_same_view(wanted, hook, environment)
+        _require_same_view(wanted, hook, environment, job.s3)
     return looks.look(
         job.model_uri,
         wanted,
@@ -97,12 +98,19 @@ def _look(
         _client(source, hook),
         environment,
         looks.TIMEOUT_S,
+        job.s3,
     )
 
 
-def _require_same_view(source: Source, hook: HydrogenSparkSubmitHook, environment: Mapping[str, str]) -> None:
+def _require_same_view(
+    source: Source, hook: HydrogenSparkSubmitHook, environment: Mapping[str, str], s3: S3Access | None
+) -> None:
+    seen_by = dict(environment)
+    if s3 is not None:
+        s3.set_variables(seen_by)
     try:
-        looks.require_same_view(source, hook.settings, environment)
+        settings = {**hook.settings, **(s3.spark_settings() if s3 is not None else {})}
+        looks.require_same_view(source, settings, seen_by)
     except (OSError, ValueError) as error:  # spark-submit will have its own to say about that
         raise UnsureError(f"Spark's settings cannot be read: {error}") from None
 

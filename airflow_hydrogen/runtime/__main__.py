@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from airflow_hydrogen.contract.errors import SharedStorageError
 from airflow_hydrogen.contract.jobs import TrainJob
 from airflow_hydrogen.runtime import spark_log
 from airflow_hydrogen.runtime.session import without_java_stack
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, s3
 
 _PR_SET_PDEATHSIG = 1
 
@@ -34,10 +35,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         # spark-submit's JVM is the parent of a client-mode driver, which must not outlive it.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = jobs.loads(Path(arguments[0]).read_text())
+    open_store(job)
     require_shared_report(job, exit_code=1)
     report = carry_out(job, Path(arguments[0]).resolve().parent)
     if report.failure is not None:
         raise SystemExit(1)
+
+
+def open_store(job: jobs.Job) -> None:
+    """Have this process, which is the job's alone, reach S3 as the job says, and what `prepare` calls too."""
+    if job.s3 is not None:
+        s3.use(job.s3)
+        job.s3.set_variables(os.environ)
 
 
 def require_shared_report(job: jobs.Job, exit_code: int) -> None:

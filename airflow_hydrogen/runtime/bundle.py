@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import jobs
 from airflow_hydrogen.contract.errors import ApplicationError
-from airflow_hydrogen.runtime.__main__ import carry_out, failed, require_shared_report, write_report
+from airflow_hydrogen.runtime.__main__ import (
+    carry_out,
+    failed,
+    open_store,
+    require_shared_report,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,6 +37,7 @@ def run_bundle(folder: Path, job_file: Path, settings: Mapping[str, Any]) -> Non
         settings: the bundle's: `archives`, `py_files`, `files`, `spark_archives`, `supervise`.
     """
     job = jobs.loads(job_file.read_text())
+    open_store(job)
     # Before the starts are counted: the tenth would say something else.
     require_shared_report(job, exit_code=0 if settings["supervise"] else 1)
     starts = _count_start(folder / "starts")

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import errors
+from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Job, TrainJob
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.spark_log import quiet_console
 
@@ -36,6 +38,12 @@ _LOCAL_DEFAULTS = {
     "spark.databricks.delta.snapshotPartitions": "2",
 }
 
+_REDACTION = "spark.redaction.regex"
+_KEYS = r"(?:(?i)fs\.s3a\..*(access\.key|secret|token))"
+
+# How sessions of this process were told to reach S3, by the application's id.
+_stores: dict[str, S3Access | None] = {}
+
 _ERROR_LINE = re.compile(r"airflow_hydrogen\.contract\.errors\.(\w+): (.+)")
 _JAVA_FRAMES = re.compile(
     r"^(?:\s*at [\w.$/<>]+\(.*\)|\s*\.\.\. \d+ more|Driver stacktrace:)\n?", re.MULTILINE
@@ -56,6 +64,9 @@ def spark_session(
     Args:
         job: what it is for. Spark's settings for it hold where the user's own configuration says nothing.
         more: called with the user's configuration; gives settings that heed it.
+
+    Raises:
+        InvalidJobError: the session is there, with the keys of another connection to S3.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
@@ -69,14 +80,41 @@ def spark_session(
     for key, value in defaults.items():
         if not given.contains(key):
             builder = builder.config(key, value)
-    for key, value in more(given).items():
+    running = SparkContext._active_spark_context
+    if running is not None:
+        _require_same_store(str(running.applicationId), job.s3)
+    of_store = _store_settings(job.s3, given) if running is None else {}
+    for key, value in {**more(given), **of_store}.items():
         builder = builder.config(key, value)
     quiet_console()
     with log_group("Spark", folded=job.run is not None):
         spark = builder.getOrCreate()
+    if running is None:
+        _stores[spark.sparkContext.applicationId] = job.s3
     if spark.sparkContext.uiWebUrl:
         print(f"{SPARK_UI_PREFIX}{spark.sparkContext.uiWebUrl}", flush=True)
     return spark
+
+
+def _store_settings(access: S3Access | None, given: SparkConf) -> dict[str, str]:
+    """Settings that open S3 to Spark, and hide the keys where the user has said what else is to be hidden."""
+    if access is None:
+        return {}
+    hidden = given.get(_REDACTION)
+    hiding = {_REDACTION: f"{hidden}|{_KEYS}"} if hidden and access.secret_key else {}
+    return {**access.spark_settings(), **hiding}
+
+
+def _require_same_store(application: str, access: S3Access | None) -> None:
+    """Refuse a job that would read and write with the keys of another one: Hadoop keeps its clients."""
+    before = _stores.get(application)
+    if before == access:
+        return
+    by = [f"the connection {found.conn_id!r}" if found else "no connection" for found in (before, access)]
+    raise InvalidJobError(
+        f"this Spark session reaches S3 by {by[0]}, and the job by {by[1]}, or with other keys: stop the "
+        "session first (spark.stop()), so that the job starts one of its own"
+    )
 
 
 def original_error(error: Exception) -> Exception:

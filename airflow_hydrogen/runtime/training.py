@@ -31,7 +31,7 @@ from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.rank.task import RankTask
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
 from airflow_hydrogen.runtime.session import spark_session
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, s3
 from airflow_hydrogen.runtime.storage.owners import Ownership
 
 DATA = "data"
@@ -51,6 +51,12 @@ def run_training(job: TrainJob) -> TrainReport:
     Raises:
         HydrogenError: see the tree in `contract.errors`.
     """
+    with s3.using(job.s3):
+        return _train_alone(job)
+
+
+def _train_alone(job: TrainJob) -> TrainReport:
+    """Carry out a training job, if no other application works at its URI."""
     uri = uris.canonical(job.model_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     script = _check_entrypoint(job)
@@ -274,6 +280,7 @@ def _train(
         publish_uri=staged_uri,
         fingerprint=job.fingerprint(),
         parts=job.parts(),
+        s3=job.s3,
     )
     print(f"training {job.entrypoint.name} on {size} ranks", flush=True)
     try:

@@ -7,6 +7,7 @@ stopped in the middle of pyarrow or of a database's driver.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.signatures import MANIFEST
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.schemas import databases, delta, files, iceberg
 from airflow_hydrogen.schemas.stores import Store
 from airflow_hydrogen.schemas.types import Columns
@@ -28,7 +30,7 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
     Args:
         question: `model`, the URI of a model; `source`, the JSON form of a source, or None; `snapshot`, what
             an earlier try has left where it has opened the source, or None; `client`, what opens a database
-            or a catalog.
+            or a catalog; `s3`, what opens S3.
 
     Returns:
         `manifest`, the model's, as text; `columns` of the source, None where nobody asked; or `unsure`: why
@@ -68,4 +70,6 @@ if __name__ == "__main__":
     # By the kernel: also where its parent is gone, or where it is inside a library that never comes back.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(asked["timeout_s"])
+    if asked["s3"] is not None:
+        S3Access.from_dict(asked["s3"]).set_variables(os.environ)
     sys.stdout.write("\n" + json.dumps(answer_to(asked)))

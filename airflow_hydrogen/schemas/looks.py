@@ -15,6 +15,7 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.aliases import is_alias
 from airflow_hydrogen.contract.signatures import FORMAT_VERSION, MANIFEST, Signature
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.schemas.unsure import UnsureError
 
 TIMEOUT_S = 10
@@ -47,6 +48,7 @@ def look(
     client: Mapping[str, Any] | None,
     environment: Mapping[str, str],
     timeout_s: int,
+    s3: S3Access | None = None,
 ) -> Seen:
     """Ask a process of its own what a model and a source look like.
 
@@ -57,6 +59,7 @@ def look(
         client: what opens the source's connection or catalog; it travels over a pipe.
         environment: Spark's, by which it finds the store.
         timeout_s: after that it is killed.
+        s3: what opens S3 to it; it travels over a pipe.
 
     Raises:
         UnsureError: it cannot be told from here.
@@ -73,6 +76,7 @@ def look(
         "source": None if source is None else source.to_dict(),
         "snapshot": snapshot_uri,
         "client": client,
+        "s3": None if s3 is None else s3.to_dict(),
         "timeout_s": timeout_s,
     }
     answer = _ask(question, environment, timeout_s)

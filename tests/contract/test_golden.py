@@ -16,6 +16,7 @@ from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, TrainReport
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.runtime.models.manifest import FileEntry, Manifest
 
@@ -90,6 +91,7 @@ JOBS = {
             stop_after_s=3600.0,
         ),
         access={"events": {"kafka.bootstrap.servers": "broker:9092"}},
+        s3=S3Access(conn_id="lake", access_key="AKIA", secret_key="hush", endpoint_url="http://store:7070"),
     ),
 }
 

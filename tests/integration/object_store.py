@@ -5,6 +5,7 @@ Where it is not on the PATH it is built once, with Go, and kept where Horovod's 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.horovod_build.__main__ import cache_folder
 from tests import compose_file
 from tests.integration import daemons
@@ -80,6 +82,29 @@ class ObjectStore:
     port: int
     environment: dict[str, str]
     process: subprocess.Popen[bytes] = field(init=False)
+
+    @property
+    def access(self) -> S3Access:
+        """What its Airflow connection `lake` says."""
+        return S3Access(
+            conn_id="lake",
+            access_key=self.environment["AWS_ACCESS_KEY_ID"],
+            secret_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+        )
+
+    def connection(self, **other: str) -> str:
+        """An Airflow connection to it, as the text of a variable."""
+        access = self.access
+        return json.dumps(
+            {
+                "conn_type": "aws",
+                "login": access.access_key,
+                "password": access.secret_key,
+                "extra": {"endpoint_url": access.endpoint_url},
+                **other,
+            }
+        )
 
     def start(self) -> None:
         """Start it, with the objects that it had."""

@@ -28,9 +28,11 @@ from airflow.sdk import DAG
 from airflow_hydrogen.contract.jobs import Sink, Source
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.operators.train import HorovodTrainOperator
+from airflow_hydrogen.runtime.storage import filesystems, s3
 from airflow_hydrogen.testing import run_task
 from airflow_hydrogen.triggers.spark_driver import SparkDriverTrigger
 from tests.integration.cluster import StandaloneCluster, processes_below, standalone_cluster
+from tests.integration.object_store import BUCKET, object_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.large, pytest.mark.timeout(900)]
 
@@ -173,6 +175,39 @@ def test_a_training_and_a_scoring_with_drivers_on_workers(
     assert scored.xcoms["report"]["rows"] == 3
     assert sorted(pq.read_table(scored.return_value).column("y").to_pylist()) == [2.0, 4.0, 6.0]
     assert set(drivers(cluster).values()) == {"FINISHED"}
+
+
+def test_a_driver_and_a_deferred_task_meet_on_s3_by_the_tasks_connection(
+    cluster: StandaloneCluster, project: DAG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "objects").mkdir()
+    before = set(drivers(cluster))
+    with object_store(tmp_path / "objects") as store:
+        monkeypatch.setenv("AIRFLOW_CONN_LAKE", store.connection())
+        with s3.using(store.access):
+            filesystem, path = filesystems.resolve(f"s3://{BUCKET}/rows/x.parquet")
+            pq.write_table(
+                pa.table({"x": pa.array([1.0, 2.0, 3.0], pa.float32())}), path, filesystem=filesystem
+            )
+        trained = run_task(
+            train(
+                project,
+                tmp_path,
+                entrypoint_kwargs={"folder": str(tmp_path), "epochs": 1},
+                train_data=Source.parquet(f"s3://{BUCKET}/rows"),
+                model_uri=f"s3://{BUCKET}/model",
+                aws_conn_id="lake",
+                deferrable=True,
+            )
+        )
+    assert trained.return_value == f"s3://{BUCKET}/model"
+    assert trained.xcoms["report"]["rows"] == 3
+    left = {file.name for file in (tmp_path / "objects" / BUCKET).rglob("*") if file.is_file()}
+    assert "manifest.json" in left and not [name for name in left if "nonce" in name], left
+    (driver_id,) = set(drivers(cluster)) - before
+    (folder,) = cluster.folder.glob(f"worker-*/{driver_id}")
+    shown = cluster.logs(lines=100_000) + (folder / "stderr").read_text() + json.dumps(cluster.state())
+    assert str(store.access.secret_key) not in shown
 
 
 SUBMITTER = """

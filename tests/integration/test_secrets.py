@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.operators.train import HorovodTrainOperator
+from airflow_hydrogen.runtime.storage import filesystems, s3
 from airflow_hydrogen.testing import TaskRun, run_task
 from scripts.jars import jars
 from tests.integration.cluster import StandaloneCluster, standalone_cluster
 from tests.integration.daemons import free_port
 from tests.integration.databases import DatabaseServer
+from tests.integration.object_store import BUCKET, ObjectStore, object_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.large, pytest.mark.timeout(600)]
 
@@ -37,9 +41,16 @@ def cluster() -> Iterator[StandaloneCluster]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with object_store(tmp_path_factory.mktemp("objects")) as started:
+        yield started
+
+
 def test_no_secret_is_seen_by_others(
     cluster: StandaloneCluster,
     postgres: DatabaseServer,
+    store: ObjectStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -50,6 +61,11 @@ def test_no_secret_is_seen_by_others(
     database = postgres.database()
     database.execute("CREATE TABLE orders AS SELECT n AS id, n * 2.0 AS a FROM generate_series(1, 100) n")
     monkeypatch.setenv("AIRFLOW_CONN_SHOP", database.dsn.replace("postgresql:", "postgres:"))
+    keys = store.access
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", store.connection())
+    with s3.using(keys):
+        filesystem, path = filesystems.resolve(f"s3://{BUCKET}/more/x.parquet")
+        pq.write_table(pa.table({"a": [1.0, 2.0]}), path, filesystem=filesystem)
     monkeypatch.setenv("AIRFLOW__AIRFLOW_HYDROGEN__JARS_FOLDER", str(jars("postgresql")[0].parent))
     monkeypatch.syspath_prepend(ROOT)
     port = free_port("127.0.0.1")
@@ -59,6 +75,8 @@ def test_no_secret_is_seen_by_others(
         entrypoint_kwargs={"folder": str(tmp_path)},
         np=2,
         train_data=Source.jdbc("shop", table="orders", partition_column="id", partitions=2),
+        validation_data=Source.parquet(f"s3://{BUCKET}/more"),
+        aws_conn_id="lake",
         model_uri=str(tmp_path / "model"),
         conf={
             **cluster.driver_settings(),
@@ -89,6 +107,7 @@ def test_no_secret_is_seen_by_others(
         task.join(180)
     assert isinstance(ran[0], TaskRun), ran
     assert ran[0].xcoms["report"]["sources"]["train"]["rows"] == 100
+    assert ran[0].xcoms["report"]["sources"]["validation"]["files"] == 1
     seen["XComs"] = json.dumps([ran[0].xcoms, ran[0].return_value], default=str)
     seen["report and model"] = json.dumps(ran[0].xcoms["report"])
     seen["log"] = "".join(capfd.readouterr())
@@ -98,6 +117,7 @@ def test_no_secret_is_seen_by_others(
     assert "airflow_hydrogen.runtime.rank.worker" in seen["command lines"]
     (settings,) = [text for place, text in seen.items() if place.endswith("/environment")]
     assert "spark.executorEnv.PYTHONPATH" in settings
+    assert "spark.hadoop.fs.s3a.secret.key" in settings
     # A setting of the user's wins over our default, and this master is not a local one.
     assert '["spark.sql.sources.parallelPartitionDiscovery.threshold","7"]' in "".join(settings.split())
     assert "[gang] epoch=" in seen["log"]
@@ -107,11 +127,13 @@ def test_no_secret_is_seen_by_others(
     assert " INFO " not in seen["log"], "the task's log has Spark's warnings alone"
     assert "Adding for sources and sink: " in seen["log"] and "/postgresql-" in seen["log"]
     assert "Scan JDBC" in seen["/SQL/execution/?id=0"]
+    digest = ran[0].xcoms["report"]["sources"]["validation"]["digest"]  # as long as a token
     for place, text in seen.items():
         assert PASSWORD not in text, place
         assert database.password not in text, place
+        assert str(keys.secret_key) not in text, place
         if place != "log":  # the model's fingerprints are hashes of that length
-            assert not TOKEN.search(text), (place, TOKEN.findall(text))
+            assert set(TOKEN.findall(text)) <= {digest}, place
 
 
 def _command_lines() -> str:

@@ -11,7 +11,7 @@ import datetime
 import json
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -31,6 +31,7 @@ from airflow_hydrogen.runtime.data.files import (
 from airflow_hydrogen.runtime.data.footers import ColumnBytes
 from airflow_hydrogen.runtime.data.sources import is_plain_parquet
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
+from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,6 +70,11 @@ class _Plan:
     @property
     def location(self) -> Any:
         return self.scan.relation().location()
+
+    @property
+    def root(self) -> str:
+        """The folder, or the first of the files."""
+        return str(self.location.rootPaths().head().toString())
 
     @property
     def schema(self) -> StructType:
@@ -111,6 +117,8 @@ def _scan_of(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan |
     plan = _plan_of(frame)
     if plan is None or plan.location.getClass().getName().startswith(_DELTA) != is_delta:
         return None
+    if not _is_seen_by_all(plan.root, dict(frame.sparkSession.sparkContext.getConf().getAll())):
+        return None
     wanted = [conditions.translate(condition) for condition in plan.filters]
     known = [condition for condition in wanted if condition is not None]
     if len(known) < len(wanted):
@@ -143,6 +151,19 @@ def _plan_of(frame: DataFrame) -> _Plan | None:
     return _Plan(node, tuple(filters))
 
 
+def _is_seen_by_all(uri: str, settings: Mapping[str, str]) -> bool:
+    """Whether whoever reads without Spark sees the files that Spark sees.
+
+    Args:
+        uri: of the files.
+        settings: Spark's: a bucket may have an endpoint and keys of its own, which are Spark's alone.
+    """
+    if uris.local_path(uri) is not None:
+        return True
+    of_bucket = f"spark.hadoop.fs.s3a.bucket.{uris.parse(uri).authority}."
+    return s3.is_open_to_all(uri) and not any(name.startswith(of_bucket) for name in settings)
+
+
 @dataclass(frozen=True)
 class _Found:
     """Files, the values of the partition columns that occur, and which of these each file has."""
@@ -155,8 +176,8 @@ class _Found:
 def _parquet_files(plan: _Plan, source: Source) -> _Found | None:
     """The files of a folder; Spark says what the names of partition folders mean and which are wanted."""
     assert source.uri is not None
-    root = uris.local_path(source.uri)
-    if root is None or plan.location.getClass().getSimpleName() != "InMemoryFileIndex":
+    root = uris.parse(source.uri).path
+    if plan.location.getClass().getSimpleName() != "InMemoryFileIndex":
         return None
     listing = list_dataset(source.uri)
     schema = plan.partition_schema
@@ -218,7 +239,7 @@ def _delta_files(plan: _Plan) -> _Found | None:
     if location.getClass().getSimpleName() != "PreparedDeltaFileIndex":
         return None
     uri = str(location.path().toString())
-    if uris.local_path(uri) is None or not _is_readable(location.preparedScan().scannedSnapshot()):
+    if not _is_readable(location.preparedScan().scannedSnapshot()):
         return None
     added = location.matchingFiles(plan.scan.partitionFilters(), plan.scan.dataFilters())
     schema = plan.partition_schema

@@ -16,6 +16,7 @@ from airflow_hydrogen.runtime.data import databases, iceberg
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import Listing, list_dataset, read_footers
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, SparkSession
@@ -176,12 +177,13 @@ def _schema_of(listing: Listing) -> StructType | None:
     """What Spark would find with a job of its own, which takes a second, in the first file's footer.
 
     None where it has to look itself: types that it may take for others than Arrow does, columns in the names
-    of folders, and object stores, whose credentials may be Spark's alone.
+    of folders, and object stores where credentials may be Spark's alone.
     """
     from pyspark.sql.pandas.types import from_arrow_type
     from pyspark.sql.types import StructField, StructType
 
-    if not listing.files or listing.partitioned or uris.local_path(listing.uri) is None:
+    is_open = uris.local_path(listing.uri) is not None or s3.is_open_to_all(listing.uri)
+    if not listing.files or listing.partitioned or not is_open:
         return None
     [found] = read_footers(replace(listing, files=listing.files[:1])).schemas
     distinct = len({name.lower() for name in found.names}) == len(found.names)

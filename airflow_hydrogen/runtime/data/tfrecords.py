@@ -22,7 +22,7 @@ import pyarrow as pa
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import MissingColumnError, SourceError
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, s3
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -106,7 +106,10 @@ def read_tfrecords(
     if twice := {field.name for field in folders} & set(fields.names):
         raise SourceError(where, f"{sorted(twice)} are both features and folders: {_HINT}")
 
+    access = s3.current()
+
     def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        s3.use(access)
         for batch in batches:
             for place, path in enumerate(batch.column(0).to_pylist()):
                 for rows in read_file(path, features, is_chosen=is_chosen):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from airflow_hydrogen.contract.jobs import Entrypoint
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.runtime.data.files import DatasetFiles
 
 # The pipe's file descriptor and the parent's process id, which `worker` reads.
@@ -44,6 +45,7 @@ class RankTask:
         parts: of the job, by which the log says what has changed.
         attempt: which start of the gang this is, from 0.
         beat_s: seconds from one sign of life of a rank to the next.
+        s3: what opens S3, for the rank and for what `main` calls.
     """
 
     entrypoint: Entrypoint
@@ -58,6 +60,7 @@ class RankTask:
     parts: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 0
     beat_s: float = 5.0
+    s3: S3Access | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from airflow_hydrogen.runtime.rank import checksums, horovod_imports
 from airflow_hydrogen.runtime.rank import context as contexts
 from airflow_hydrogen.runtime.rank.failures import RankFailure, lost_peer
 from airflow_hydrogen.runtime.rank.task import PARENT_VARIABLE, PIPE_VARIABLE, Answer, Placement, RankTask
+from airflow_hydrogen.runtime.storage import s3
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # once: after a fork is no time to load a library
@@ -42,6 +43,9 @@ def run(pipe: Pipe) -> int:
     rank, thread = os.getpid(), threading.get_ident()
     os.register_at_fork(after_in_child=lambda: _after_fork(pipe, rank, thread))
     task, placement = pipe.receive()
+    if task.s3 is not None:
+        s3.use(task.s3)
+        task.s3.set_variables(os.environ)
     progress.start_beating(lambda beat: pipe.send("beat", beat), task.beat_s)
     horovod_imports.install()
     contexts.enter(_context(task, placement, pipe))

@@ -28,7 +28,7 @@ from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
 from airflow_hydrogen.runtime.session import original_error, spark_session
 from airflow_hydrogen.runtime.sinks import placements
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, s3
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -49,6 +49,11 @@ def run_inference(job: InferenceJob) -> InferenceReport:
     Raises:
         HydrogenError: see the tree in `contract.errors`.
     """
+    with s3.using(job.s3):
+        return _run(job)
+
+
+def _run(job: InferenceJob) -> InferenceReport:
     started = time.monotonic()
     if job.sink.mode == "merge" and job.on_bad_row == "quarantine" and job.run is None:
         raise InvalidJobError(

@@ -3,8 +3,8 @@
 Spark turns Parquet into rows and rows into Arrow before a Python worker sees them, which costs more than a
 small model does. Files on a filesystem that every host sees are read by the workers with pyarrow instead, so
 that Spark schedules tasks and touches no row. Which files, and which of their rows, `data.scans` takes
-from Spark's plan; where it cannot (`prepare`, other formats, object stores, whose credentials may be Spark's
-alone), the rows go through Spark.
+from Spark's plan; where it cannot (`prepare`, other formats, object stores that the job names no connection
+for, whose credentials may be Spark's alone), the rows go through Spark.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from airflow_hydrogen.contract.errors import (
     ValueRangeError,
 )
 from airflow_hydrogen.contract.signatures import InputSpec, OutputSpec
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.runtime.data.columns import stack, to_numpy
 from airflow_hydrogen.runtime.data.streams import FAULT, RAW
 from airflow_hydrogen.runtime.models.manifest import Manifest
@@ -30,6 +31,7 @@ from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.bad_rows import BadRows
 from airflow_hydrogen.runtime.scoring.sifting import Sifter
 from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
+from airflow_hydrogen.runtime.storage import s3
 
 ANSWER = pa.schema([(ACCOUNT, pa.string())])
 """What tasks answer that write their rows themselves."""
@@ -75,6 +77,7 @@ class Scorer:
         sifting: what becomes of rows that cannot be scored; None: the first one fails the task.
         output: where scored rows are written; None: Spark gets them.
         bad_output: where rows go that cannot be scored; None: they are dropped.
+        s3: what opens S3.
     """
 
     model_uri: str
@@ -89,6 +92,7 @@ class Scorer:
     output: TaskFiles | None = None
     bad_output: TaskFiles | None = None
     added: Mapping[str, str] = field(default_factory=dict)
+    s3: S3Access | None = field(default=None, repr=False)
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Score one task's batches; the model is loaded when the first row comes.
@@ -97,6 +101,7 @@ class Scorer:
             Scored rows, and at last the task's account in a row of its own. Where the task writes its rows
             itself there is a row for each batch instead, the account for the last: Spark sees how far it is.
         """
+        s3.use(self.s3)  # each task anew: the process may have scored for another job
         account, schema = Account(), ANSWER
         score: Callable[[pa.RecordBatch], list[pa.RecordBatch]] | None = None
         sifter = None

@@ -15,6 +15,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
+from airflow_hydrogen.contract.stores import is_s3
 from airflow_hydrogen.runtime.data import scans
 from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
@@ -92,12 +93,12 @@ class Scoring:
     def is_written_by_workers(self, folder: str) -> bool:
         """Whether tasks may write the files of a folder.
 
-        The store has to be one from which they load the model, and the types have to be among those that they
-        write as Spark does.
+        The store has to be one from which they load the model, or that the job's connection opens to them,
+        and the types have to be among those that they write as Spark does.
         """
         model, target = uris.parse(self.job.model_uri), uris.parse(folder)
         of_model = (target.store, target.authority) == (model.store, model.authority)
-        is_seen = target.scheme == "file" or of_model
+        is_seen = target.scheme == "file" or of_model or (self.job.s3 is not None and is_s3(folder))
         are_plain = all(_is_plain(item.dataType.jsonValue()) for item in self.schema)
         return is_seen and are_plain and self.finish is None
 
@@ -159,6 +160,7 @@ def score(
         threads=threads_per_task(spark, slots),
         sifting=_sifting(job),
         added=added or {},
+        s3=job.s3,
     )
     scan = None if job.prepare or job.stream else scans.scan_of(frame, job.source, needed)
     groups = direct.row_groups(scan.files) if scan else []

@@ -49,7 +49,7 @@ from airflow_hydrogen.runtime.session import original_error, root_cause, spark_e
 from airflow_hydrogen.runtime.sinks import placements
 from airflow_hydrogen.runtime.sinks.kafka import HEADERS, ID, KEY
 from airflow_hydrogen.runtime.sinks.tables import POSITION
-from airflow_hydrogen.runtime.storage import filesystems
+from airflow_hydrogen.runtime.storage import filesystems, s3
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -92,6 +92,11 @@ def run_stream(job: InferenceJob) -> InferenceReport:
     Raises:
         HydrogenError: see the tree in `contract.errors`.
     """
+    with s3.using(job.s3):
+        return _run(job)
+
+
+def _run(job: InferenceJob) -> InferenceReport:
     assert job.stream is not None
     started = time.monotonic()
     require_writable(job)

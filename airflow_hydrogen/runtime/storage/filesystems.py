@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import UnwritableUriError
+from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -32,6 +33,9 @@ def resolve(uri: str) -> tuple[FileSystem, str]:
     path = uris.local_path(uri)
     if path is not None:
         return LocalFileSystem(), str(path)
+    access, location = s3.current(), uris.parse(uri)
+    if access is not None and location.store == "s3":
+        return s3.filesystem(access, location), f"{location.authority}{location.path}".rstrip("/")
     filesystem, inner = FileSystem.from_uri(uris.arrow_uri(uri))
     return filesystem, inner
 
@@ -245,11 +249,17 @@ def require_writable(argument: str, uri: str) -> None:
         write_bytes(probe, b"")
         remove(probe)
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
-        raise UnwritableUriError(argument, uri, str(error) or repr(error)) from error
+        raise UnwritableUriError(argument, uri, f"{str(error) or repr(error)}{_by_whom(uri)}") from error
     finally:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _by_whom(uri: str) -> str:
+    """For messages: the connection with whose keys a URI was tried."""
+    access = s3.current()
+    return f" (with the keys of aws_conn_id={access.conn_id!r})" if access and s3.is_open_to_all(uri) else ""
 
 
 def _missing_folders(uri: str) -> list[Path]:

@@ -5,9 +5,19 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, TrainJob
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
-from airflow_hydrogen.hooks.connectors import SparkVersion, Submission, additions, needed, spark_version
+from airflow_hydrogen.contract.stores import S3Access
+from airflow_hydrogen.hooks.connectors import (
+    SparkVersion,
+    Submission,
+    additions,
+    has_spark_on_s3,
+    needed,
+    of_s3,
+    spark_version,
+)
 
 DELTA = "io.delta:delta-spark_4.2_2.13:4.4.0"
 EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
@@ -18,6 +28,12 @@ def home(tmp_path: Path) -> Path:
     (tmp_path / "spark" / "jars").mkdir(parents=True)
     (tmp_path / "spark" / "jars" / "spark-core_2.13-4.2.0.jar").touch()
     return tmp_path / "spark"
+
+
+@pytest.fixture
+def with_hadoop(home: Path) -> Path:
+    (home / "jars" / "hadoop-client-api-3.5.0.jar").touch()
+    return home
 
 
 def of(*sources: Source, **access: str):
@@ -155,3 +171,67 @@ def test_streams_bring_their_connectors(home, tmp_path, payload):
         "kafka-clients",
         "commons-pool2",
     ]
+
+
+def scoring(source: Source, sink: Sink, model: str = "/m", **fields: object) -> InferenceJob:
+    return InferenceJob(model_uri=model, source=source, sink=sink, report_uri="/r", **fields)
+
+
+def training(source: Source, **fields: object) -> TrainJob:
+    entrypoint = Entrypoint.parse("m:f")
+    given = {"np": 2, "model_uri": "s3://m/m", "report_uri": "/r", "datasets": {"train": source}}
+    return TrainJob(entrypoint=entrypoint, **{**given, **fields})
+
+
+LOCAL = Sink.parquet("/out")
+KEYS = S3Access(conn_id="lake")
+
+
+@pytest.mark.parametrize(
+    ("job", "is_needed"),
+    [
+        (scoring(Source.parquet("s3://lake/t"), LOCAL), True),
+        (scoring(Source.sql("select * from t", t=Source.delta("s3a://lake/t")), LOCAL), True),
+        (scoring(Source.parquet("/t"), Sink.delta("s3://out/t")), True),
+        (scoring(Source.parquet("/t"), Sink.parquet("s3://out/t")), True),
+        (scoring(Source.parquet("/t"), Sink.parquet("s3://m/t"), "s3://m/m"), False),
+        (scoring(Source.parquet("/t"), Sink.parquet("s3://out/t"), s3=KEYS), False),
+        (scoring(Source.parquet("/t"), LOCAL, "s3://m/m"), False),
+        (training(Source.parquet("s3://lake/t", columns=["a"])), False),
+        (training(Source.parquet("s3://lake/t", where="a > 1")), True),
+        (training(Source.parquet("s3://lake/t"), prepare="m:p"), True),
+        (training(Source.jdbc("shop", table="t")), True),
+        (training(Source.jdbc("shop", table="t"), model_uri="/m"), False),
+    ],
+)
+def test_hadoops_client_of_s3_is_for_jobs_whose_spark_goes_there_itself(job, is_needed):
+    assert has_spark_on_s3(job) == is_needed
+
+
+def test_the_client_of_s3_is_of_sparks_hadoop(with_hadoop):
+    added = additions(of_s3(with_hadoop, {}), Submission(), with_hadoop, None)
+    assert added.packages == ["org.apache.hadoop:hadoop-aws:3.5.0"]
+    assert "org.apache.hadoop:hadoop-client-api" in added.excludes
+
+
+def test_a_client_of_s3_that_is_there_is_not_added(with_hadoop, home, tmp_path):
+    assert of_s3(with_hadoop, {"spark.driver.extraClassPath": "/opt/hadoop-aws-3.5.0.jar"}) == []
+    given = Submission(packages=["org.apache.hadoop:hadoop-aws:3.4.1"])
+    assert additions(of_s3(with_hadoop, {}), given, with_hadoop, None).packages == []
+    (home / "jars" / "hadoop-client-api-3.5.0.jar").unlink()
+    assert of_s3(home, {}) == [], "a Spark without Hadoop gets it with its Hadoop"
+    assert of_s3(tmp_path, {}) == []
+
+
+def test_the_client_of_s3_in_a_folder_is_of_sparks_hadoop(with_hadoop, tmp_path):
+    names = ("hadoop-aws-3.4.2.jar", "hadoop-aws-3.5.0.jar", "bundle-2.35.4.jar")
+    for name in names:
+        (tmp_path / name).touch()
+    connectors = of_s3(with_hadoop, {})
+    added = additions(connectors, Submission(), with_hadoop, tmp_path)
+    assert added.jars == [str(tmp_path / name) for name in names[1:]]
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(
+        InvalidJobError, match=r"has no hadoop-aws-\*.*org\.apache\.hadoop:hadoop-aws:3\.5\.0"
+    ):
+        additions(connectors, Submission(), with_hadoop, tmp_path)

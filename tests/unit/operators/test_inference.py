@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import DAG, Asset, AssetAlias, Connection
 
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.errors import NotAModelError
+from airflow_hydrogen.contract.errors import (
+    HydrogenError,
+    NotAModelError,
+    StoreRefusedError,
+    StoreUnreachableError,
+)
 from airflow_hydrogen.contract.jobs import Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.contract.streams import StreamOptions
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
 from airflow_hydrogen.testing import fake_spark_submit, run_task
@@ -446,3 +454,130 @@ def test_jars_come_from_a_folder_where_there_is_no_network(tmp_path: Any) -> Non
         "delta-spark_4.2_2.13-4.4.0.jar",
         "delta-storage-4.4.0.jar",
     ]
+
+
+def lake(**fields: Any) -> Connection:
+    given = {"login": "AKIA", "password": "hush", "extra": '{"endpoint_url": "http://store:7070"}', **fields}
+    return Connection(conn_id="lake", conn_type="aws", **given)
+
+
+def test_one_connection_to_s3_travels_in_the_job_and_is_seen_nowhere(capsys: Any) -> None:
+    shop = Connection(conn_id="shop", conn_type="postgres", host="db", schema="s", login="me", password="pst")
+    task = operator(
+        source=Source.sql(
+            "select * from o join f using (id)",
+            o=Source.jdbc("shop", table="orders"),
+            f=Source.delta("s3://lake/flights"),
+        ),
+        sink=Sink.parquet("s3://lake/scored"),
+        aws_conn_id="{{ 'lake' }}",
+    )
+    with fake_spark_submit(connections=[shop, lake()]) as submissions:
+        ran = run_task(task, ds="1")
+    [submission] = submissions
+    assert submission.job.s3 == S3Access(
+        conn_id="lake", access_key="AKIA", secret_key="hush", endpoint_url="http://store:7070"
+    )
+    assert submission.job.access["shop"]["password"] == "pst"
+    packages = [name.rpartition(":")[0] for name in submission.option("--packages").split(",")]
+    assert packages == [
+        "org.postgresql:postgresql",
+        "io.delta:delta-spark_4.2_2.13",
+        "org.apache.hadoop:hadoop-aws",
+    ]
+    shown = [getattr(task, field) for field in task.template_fields]
+    told = [*submission.command, submission.environment, submission.job, ran, shown, capsys.readouterr().out]
+    assert [word for word in ("hush", "AKIA", "pst") if word in repr(told)] == []
+    assert "lake" in shown
+
+
+def test_two_tasks_of_one_process_have_their_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = dict(os.environ)
+    other = Connection(conn_id="other", conn_type="aws", login="ELSE", password="shh")
+    with fake_spark_submit(connections=[lake(), other]) as submissions:
+        for name in ("lake", "other", None):
+            run_task(operator(aws_conn_id=name), ds="1")
+    assert [found.job.s3 and found.job.s3.access_key for found in submissions] == ["AKIA", "ELSE", None]
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"aws_conn_id": "absent"}, "aws_conn_id names the connection 'absent', which is not there"),
+        (
+            {"aws_conn_id": "shop"},
+            "'shop' cannot be used as aws_conn_id: it is of type 'mysql', expected 'aws'",
+        ),
+        ({"aws_conn_id": "{{ '' }}"}, "aws_conn_id is empty"),
+        ({"aws_conn_id": ["lake"]}, "aws_conn_id must be a string"),
+        (
+            {"aws_conn_id": "lake", "conf": {"spark.hadoop.fs.s3a.access.key": "MINE"}},
+            r"conf has spark\.hadoop\.fs\.s3a\.access\.key, which the connection 'lake' says too",
+        ),
+    ],
+)
+def test_a_connection_to_s3_that_cannot_work_fails_before_submission(
+    arguments: dict[str, Any], message: str
+) -> None:
+    shop = Connection(conn_id="shop", conn_type="mysql", login="me", password="hush")
+    with (
+        fake_spark_submit(connections=[shop, lake()]) as submissions,
+        pytest.raises(AirflowFailException, match=message) as raised,
+    ):
+        run_task(operator(**arguments), ds="1")
+    assert submissions == []
+    assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(StoreRefusedError, AirflowFailException), (StoreUnreachableError, AirflowException)],
+)
+def test_a_store_that_does_not_open_fails_before_submission(
+    error: type[HydrogenError], kind: type[Exception]
+) -> None:
+    asked = []
+
+    def refuse(access: S3Access, buckets: dict[str, str], *, same_host: bool) -> None:
+        asked.append((access.conn_id, buckets, same_host))
+        raise error("lake", "http://store:7070", "no")
+
+    with (
+        fake_spark_submit(connections=[lake()]) as submissions,
+        mock.patch("airflow_hydrogen.hooks.buckets.require_open", refuse),
+        pytest.raises(kind, match="aws_conn_id='lake'") as raised,
+    ):
+        run_task(operator(sink=Sink.parquet("s3://out/scored"), aws_conn_id="lake"), ds="1")
+    assert type(raised.value) is kind
+    assert asked == [("lake", {"out": "s3://out/scored"}, True)]
+    assert submissions == []
+
+
+def test_a_report_on_s3_is_read_with_the_keys_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    asked = []
+    store = MemoryFileSystem()
+
+    def filesystem(protocol: str, **options: Any) -> Any:
+        asked.append((protocol, options))
+        return store
+
+    monkeypatch.setattr(fsspec, "filesystem", filesystem)
+    master = Connection(conn_id="spark_default", conn_type="spark", host="spark://m", port=7077)
+    task = operator(
+        model_uri="s3://lake/m",
+        source=Source.parquet("s3://lake/flights"),
+        sink=Sink.parquet("s3://lake/scored"),
+        aws_conn_id="lake",
+        deploy_mode="cluster",
+    )
+    with fake_spark_submit(connections=[master, lake()]) as submissions:
+        run_task(task, ds="1")
+    assert submissions[0].job.report_uri.startswith("s3://lake/scored.report-")
+    assert submissions[0].option("--packages") is None, "what jars the cluster has is not seen from here"
+    assert {(protocol, options["key"], options["secret"]) for protocol, options in asked} == {
+        ("s3", "AKIA", "hush")
+    }
