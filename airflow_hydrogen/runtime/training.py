@@ -272,6 +272,7 @@ def _train(
         checkpoints_uri=checkpoints_uri,
         events_uri=uris.join(uri, EVENTS),
         publish_uri=staged_uri,
+        exports=tuple(job.exports),
         fingerprint=job.fingerprint(),
         parts=job.parts(),
     )
@@ -302,6 +303,7 @@ def _publish(
         files=published.files,
         predictor=published.predictor,
         modules=published.modules,
+        twins=published.twins,
         metrics=_finite(outcome.history[-1]) if outcome.history else {},
         entrypoint=job.entrypoint.name,
         np=size,

@@ -1,4 +1,4 @@
-"""A function in a fresh process of the rank's group: TensorFlow on the CPU, and none of what the rank imported.
+"""A function in a fresh process of the rank's group: on the CPU, with nothing of what the rank has imported.
 
 What it does there cannot hurt the rank: neither a crash nor memory that is never given back.
 """

@@ -39,7 +39,7 @@ _TOLD = 200
 _SetAside = Callable[[pa.RecordBatch, BadRows], None]
 
 # One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
-_loaded: dict[tuple[str, str, str | None], Predict] = {}
+_loaded: dict[tuple[str, str, str | None, str], Predict] = {}
 _files = ExitStack()
 
 
@@ -64,6 +64,7 @@ class Scorer:
         model_uri: the model's folder.
         manifest: of the model that the driver checked: no other one is used, whatever lies at the URI.
         predictor: loader in place of the manifest's own, or None.
+        engine: what runs the model, in every task the same.
         keep: columns of the source that pass through untouched.
         outputs: output name -> column name.
         constants: columns that must hold one value in every row: the partition that is written.
@@ -77,6 +78,7 @@ class Scorer:
     model_uri: str
     manifest: Manifest
     predictor: str | None
+    engine: str
     keep: tuple[str, ...]
     outputs: Mapping[str, str]
     constants: Mapping[str, str]
@@ -142,14 +144,14 @@ class Scorer:
         return self._assemble(batch.slice(0, 0), nothing).schema.append(ANSWER.field(ACCOUNT))
 
     def _model(self) -> Predict:
-        key = (self.model_uri, self.manifest.version, self.predictor)
+        key = (self.model_uri, self.manifest.version, self.predictor, self.engine)
         if key not in _loaded:
             if _loaded:  # a worker that outlives a model must not hold two
                 _loaded.clear()
                 _files.close()
                 gc.unfreeze()
             _loaded[key] = _files.enter_context(
-                load_predictor(self.model_uri, self.manifest, self.predictor, self.threads)
+                load_predictor(self.model_uri, self.manifest, self.predictor, self.threads, self.engine)
             )
             # Spark's worker collects garbage after each task, and would look through all of the framework.
             gc.collect()

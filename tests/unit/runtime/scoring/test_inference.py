@@ -160,7 +160,7 @@ def scorer(monkeypatch):
     loads, held = [], []
 
     @contextmanager
-    def load(uri, manifest, predictor, threads):
+    def load(uri, manifest, predictor, threads, engine):
         loads.append(manifest.created)
         held.append(manifest.created)
         yield lambda arrays: {"p": arrays["a"] * 2}
@@ -174,6 +174,7 @@ def scorer(monkeypatch):
             "model_uri": "m",
             "manifest": dataclasses.replace(manifest, created=created),
             "predictor": None,
+            "engine": "tensorflow",
             "keep": ("k", "a"),
             "outputs": {"p": "score"},
             "constants": {},
