@@ -10,7 +10,7 @@ import numpy as np
 from airflow_hydrogen.contract.errors import EngineError, ModelSignatureError
 from airflow_hydrogen.contract.signatures import Signature
 
-_ERRORS_ALONE = 3
+_FATAL_ALONE = 4  # errors are raised as well
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
@@ -54,7 +54,7 @@ def load(
     options.inter_op_num_threads = 1
     # The cores are other workers' as well: threads that wait have to sleep.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = _ERRORS_ALONE
+    options.log_severity_level = _FATAL_ALONE
     available = onnxruntime.get_available_providers()
     providers = [provider for provider in _PROVIDERS if provider in available]
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
