@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import jobs, reports
-from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
+from airflow_hydrogen.contract.jobs import Engine, InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from bench.marks import MARKS, mark
 from bench.measure import Result, Target, alternate, compare
@@ -38,10 +38,14 @@ def measure(folder: Path, quick: bool) -> list[Result]:
         timelines.append(score(folder, model, rows))
         return timelines[-1][0]
 
+    def in_onnx() -> float:
+        return score(folder, model, rows, engine="onnx", predictor=None)[0]
+
     for _ in range(2):
         ours()  # the second one on a machine keeps the classes, which those behind it use
     timelines.clear()
     pairs = alternate(ours, partial(_by_hand, folder, model, rows), 1 if quick else 3)
+    in_turns = alternate(in_onnx, ours, 1 if quick else 3)
     return [
         compare(
             "cold scoring of 1,000 rows",
@@ -50,11 +54,25 @@ def measure(folder: Path, quick: bool) -> list[Result]:
             against="spark-submit of a script with predict_batch_udf",
             target=Target("<=", 1.0),
             timeline=min(timelines, key=lambda found: found[0])[1],
-        )
+        ),
+        compare(
+            "cold scoring of 1,000 rows, ONNX Runtime",
+            in_turns,
+            unit="s",
+            against="the same with TensorFlow",
+            target=Target("<=", 1.0),
+        ),
     ]
 
 
-def score(folder: Path, model: str, rows: str) -> tuple[float, dict[str, float]]:
+def score(
+    folder: Path,
+    model: str,
+    rows: str,
+    *,
+    engine: Engine = "auto",
+    predictor: str | None = "bench.marks:load",
+) -> tuple[float, dict[str, float]]:
     """Submit a scoring as the operator does. Returns its seconds, and those of its stages."""
     job = InferenceJob(
         model_uri=model,
@@ -62,7 +80,8 @@ def score(folder: Path, model: str, rows: str) -> tuple[float, dict[str, float]]
         sink=Sink.parquet(str(folder / "scores"), partition={"ds": "2013-01-01"}),
         report_uri=str(folder / "report.json"),
         keep_columns=["id"],
-        predictor="bench.marks:load",
+        predictor=predictor,
+        engine=engine,
         run=Run(dag_id="bench", task_id="score", run_id="cold"),
     )
     (folder / "job.json").write_text(jobs.dumps(job))

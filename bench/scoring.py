@@ -18,12 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.contract.jobs import Engine, InferenceJob, Sink, Source
 from airflow_hydrogen.contract.signatures import ColumnSpec
 from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
-from airflow_hydrogen.runtime.models import directory
-from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.models import directory, engines
 from airflow_hydrogen.runtime.models.predictors import Predict, load_predictor
 from airflow_hydrogen.runtime.rank import publishing
 from airflow_hydrogen.runtime.rank.context import TrainContext
@@ -83,6 +82,19 @@ def measure(folder: Path, quick: bool) -> list[Result]:
                 rows=rows,
             )
         )
+        in_onnx = partial(_ours, spark, model, many_rows, str(folder / "ours"), rows, engine="onnx")
+        in_onnx()
+        results.append(
+            compare(
+                "warm scoring, ONNX Runtime",
+                alternate(in_onnx, ours, pairs),
+                unit="rows/s",
+                against="the same with TensorFlow",
+                target=Target(">=", 1.0),
+                rows=rows,
+            )
+        )
+        ours()
         by_row = partial(_by_row, spark, model, few_rows, str(folder / "baseline"), few)
         by_row()
         ours()
@@ -115,7 +127,7 @@ def write_rows(folder: Path, rows: int) -> str:
 
 
 def publish_model(folder: Path, rows: str, features: Sequence[str] = FEATURES) -> str:
-    """Publish a small network of features; returns its URI."""
+    """Publish a small network of features, and its ONNX twin; returns its URI."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -134,17 +146,20 @@ def publish_model(folder: Path, rows: str, features: Sequence[str] = FEATURES) -
     )
     uri = str(folder / "model")
     staged = directory.staging_uri(uri)
-    made = publishing.save(model, staged, context)
-    assert made is not None
-    manifest = Manifest(
-        framework=made.framework, entry=made.entry, signature=made.signature, files=made.files
-    )
-    directory.publish(staged, uri, manifest, keep_checkpoints=False)
+    made = publishing.save(model, staged, context, exports=("onnx",))
+    assert made is not None and made.twins
+    directory.publish(staged, uri, made.manifest(), keep_checkpoints=False)
     return uri
 
 
 def _ours(
-    spark: SparkSession, model: str, source: str, target: str, rows: int, where: str | None = None
+    spark: SparkSession,
+    model: str,
+    source: str,
+    target: str,
+    rows: int,
+    where: str | None = None,
+    engine: Engine = "tensorflow",
 ) -> float:
     """Rows per second of our path; a condition that computes makes Spark read in place of the workers."""
     job = InferenceJob(
@@ -153,6 +168,7 @@ def _ours(
         sink=Sink.parquet(target),
         report_uri=f"{target}.json",
         keep_columns=[KEY],
+        engine=engine,
     )
     started = time.perf_counter()
     manifest, _ = directory.open_model(model)
@@ -241,7 +257,7 @@ class _BatchUdfs:
 
 def _load(model: str) -> Predict:
     """A local model, whose files stay where they are."""
-    with load_predictor(model, directory.read_manifest(model), None, 1) as predict:
+    with load_predictor(model, directory.read_manifest(model), None, 1, engines.PREDICTOR) as predict:
         return predict
 
 

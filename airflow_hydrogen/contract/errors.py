@@ -56,6 +56,7 @@ HydrogenError
 │   ├── NotAModelError
 │   ├── ModelChangedError
 │   ├── ModelReplacedError          published anew while it was in use
+│   ├── EngineError                 not there for the engine that is wanted
 │   ├── ModelFormatError
 │   ├── NotAnAliasError             no alias where one was named
 │   ├── AliasedModelError           the model that an alias names is not there as it was
@@ -873,6 +874,15 @@ class ModelReplacedError(ModelError):
         self.uri = uri
         self.checked = checked
         self.found = found
+
+
+class EngineError(ModelError):
+    """The model cannot be run by the engine that is wanted."""
+
+    def __init__(self, uri: str, engine: str, problem: str) -> None:
+        super().__init__(f"engine={engine!r} cannot run model {uri!r}: {problem}")
+        self.uri = uri
+        self.engine = engine
 
 
 class ModelFormatError(ModelError):

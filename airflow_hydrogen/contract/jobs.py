@@ -44,6 +44,10 @@ _SINKS_OF_STREAMS: dict[str, tuple[str, ...]] = {
 }
 
 OnBadRow = Literal["fail", "drop", "quarantine"]
+Engine = Literal["auto", "tensorflow", "onnx"]
+ENGINES: tuple[Engine, ...] = ("auto", "tensorflow", "onnx")
+EXPORTS = ("onnx",)
+"""Engines for which a training publishes its model beside the framework's own."""
 ON_BAD_ROW: tuple[OnBadRow, ...] = ("fail", "drop", "quarantine")
 
 
@@ -141,6 +145,7 @@ class TrainJob:
         keep_checkpoints: keep `checkpoints/` in the published model.
         code: hash of the code of "entrypoint" and "prepare", where the submitting side has that code.
         gang: how the gang is started, watched and started again.
+        exports: for which other engines the model is published as well.
         access: what opens the connections that sources name: connection -> options of Spark's reader. It
             holds passwords, and is neither shown nor hashed.
         s3: what opens S3, for Spark and for every process of the job; None: each finds that for itself. It
@@ -161,6 +166,7 @@ class TrainJob:
     run: Run | None = None
     keep_checkpoints: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
+    exports: Sequence[str] = ()
     gang: GangOptions = field(default_factory=GangOptions)
     report_nonce: str | None = None
     spark_log_uri: str | None = None
@@ -170,6 +176,12 @@ class TrainJob:
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
         require_int("np", self.np)
+        if isinstance(self.exports, str) or not set(self.exports) <= set(EXPORTS):
+            raise InvalidJobError(
+                f"exports names formats, one or more of {', '.join(map(repr, EXPORTS))}, as in "
+                f"exports=('onnx',); found {self.exports!r}"
+            )
+        object.__setattr__(self, "exports", tuple(self.exports))
         if streams := [name for name, source in self.datasets.items() if source.is_stream]:
             raise InvalidJobError(
                 f"datasets {', '.join(map(repr, streams))} are streams, which have no end: training reads "
@@ -245,6 +257,7 @@ class TrainJob:
             "run": dataclasses.asdict(self.run) if self.run else None,
             "keep_checkpoints": self.keep_checkpoints,
             "code": dict(self.code),
+            **unless_none("exports", list(self.exports) or None),
             "gang": self.gang.to_dict(),
             **unless_none("report_nonce", self.report_nonce),
             **unless_none("spark_log_uri", self.spark_log_uri),
@@ -304,6 +317,7 @@ class InferenceJob:
         spark_log_uri: where Spark's whole log goes; None: nobody wants it.
         prepare: `package.module:function`, called with (spark, dataframe, **prepare_kwargs).
         predictor: `package.module:function` that loads the model in place of the manifest's own framework.
+        engine: what runs the model; "auto": ONNX Runtime where it is installed and the model is there for it.
         keep_columns: columns of the source to keep; None keeps all of them.
         output_columns: output name of the model -> column name, where they should differ.
         batch_rows: rows of one call of the model. Independent of Spark's Arrow batch size.
@@ -327,6 +341,7 @@ class InferenceJob:
     prepare: str | None = None
     prepare_kwargs: Mapping[str, Any] = field(default_factory=dict)
     predictor: str | None = None
+    engine: Engine = "auto"
     keep_columns: Sequence[str] | None = None
     output_columns: Mapping[str, str] = field(default_factory=dict)
     batch_rows: int = 16384
@@ -354,6 +369,10 @@ class InferenceJob:
         _require_import_path("predictor", self.predictor)
         require_json("prepare_kwargs", self.prepare_kwargs)
         require_int("batch_rows", self.batch_rows)
+        if self.engine not in ENGINES:
+            raise InvalidJobError(
+                f"engine must be one of {', '.join(map(repr, ENGINES))}, found {self.engine!r}"
+            )
         if self.batch_rows < 1:
             raise InvalidJobError(f"batch_rows must be at least 1, found {self.batch_rows}")
         self._check_bad_rows()
@@ -536,6 +555,7 @@ class InferenceJob:
             "prepare": self.prepare,
             "prepare_kwargs": dict(self.prepare_kwargs),
             "predictor": self.predictor,
+            "engine": self.engine,
             "keep_columns": None if self.keep_columns is None else list(self.keep_columns),
             "output_columns": dict(self.output_columns),
             "batch_rows": self.batch_rows,

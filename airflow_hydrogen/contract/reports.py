@@ -94,6 +94,7 @@ class InferenceReport:
         model_uri: the model that scored.
         model_version: its version: the SHA-256 of its manifest, with that of every file in it.
         model_alias: the alias that named it; None where the job names the model itself.
+        engine: what has run it: "tensorflow", "onnx", or "predictor" for a loader of the user's.
         rows: rows written.
         rows_in: rows read: those written, dropped and quarantined.
         rows_dropped: bad rows that are nowhere.
@@ -116,6 +117,7 @@ class InferenceReport:
     model_uri: str | None = None
     model_version: str | None = None
     model_alias: str | None = None
+    engine: str | None = None
     rows: int = 0
     rows_in: int = 0
     rows_dropped: int = 0

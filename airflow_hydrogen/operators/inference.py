@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_hydrogen.contract.jobs import InferenceJob, OnBadRow, Run, Sink, Source
+from airflow_hydrogen.contract.jobs import Engine, InferenceJob, OnBadRow, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.links.locations import OutputLocationLink, SparkLogLink, SparkUILink
 from airflow_hydrogen.operators import source_checks
@@ -48,6 +48,8 @@ class ArrowInferenceOperator(HydrogenOperator):
         prepare_kwargs: keyword arguments of `prepare`; JSON (templated).
         predictor: `package.module:function` that loads the model and returns its predict function, for
             frameworks that this package does not know (templated).
+        engine: what runs the model: "tensorflow", "onnx", or "auto": ONNX Runtime where the model was
+            published for it and it is installed, else the model's own framework (templated).
         keep_columns: columns of the source to keep beside the predictions; None keeps all (templated).
         output_columns: output name of the model -> name of the column (templated).
         batch_rows: rows of one call of the model (templated).
@@ -76,6 +78,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         "prepare",
         "prepare_kwargs",
         "predictor",
+        "engine",
         "keep_columns",
         "output_columns",
         "batch_rows",
@@ -107,6 +110,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         prepare: str | None = None,
         prepare_kwargs: Mapping[str, Any] | None = None,
         predictor: str | None = None,
+        engine: Engine = "auto",
         keep_columns: Sequence[str] | None = None,
         output_columns: Mapping[str, str] | None = None,
         batch_rows: int | str = 16384,
@@ -128,6 +132,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         self.prepare = prepare
         self.prepare_kwargs = prepare_kwargs
         self.predictor = predictor
+        self.engine = engine
         self.keep_columns = keep_columns
         self.output_columns = output_columns
         self.batch_rows = batch_rows
@@ -158,6 +163,7 @@ class ArrowInferenceOperator(HydrogenOperator):
             prepare=self.prepare or None,
             prepare_kwargs=to_mapping("prepare_kwargs", self.prepare_kwargs),
             predictor=self.predictor or None,
+            engine=self.engine,
             keep_columns=(None if self.keep_columns is None else to_texts("keep_columns", self.keep_columns)),
             output_columns={
                 name: to_text(f"output_columns[{name!r}]", column)

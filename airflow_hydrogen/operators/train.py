@@ -56,6 +56,8 @@ class HorovodTrainOperator(HydrogenOperator):
         model_uri: where the model is published. It must be the same for every try: do not put the try number
             or the time in it (templated).
         keep_checkpoints: keep the checkpoints in the published model.
+        exports: publish the model for other engines as well: `("onnx",)` lets it be scored without
+            TensorFlow, where it can be converted and predicts the same.
         cpus_per_process: CPU cores of a process, `spark.task.cpus` (templated).
         gpus_per_process: GPUs of a process, which sees no others. Spark assigns them where it knows of the
             cluster's GPUs; on this machine they go by local rank (templated).
@@ -116,6 +118,7 @@ class HorovodTrainOperator(HydrogenOperator):
         prepare: str | None = None,
         prepare_kwargs: Mapping[str, Any] | None = None,
         keep_checkpoints: bool = False,
+        exports: Sequence[str] = (),
         cpus_per_process: int | str | None = None,
         gpus_per_process: int | str = 0,
         driver_log_verbosity: Literal["all", "log_callback_only"] = "all",
@@ -143,6 +146,7 @@ class HorovodTrainOperator(HydrogenOperator):
         self.prepare = prepare
         self.prepare_kwargs = prepare_kwargs
         self.keep_checkpoints = keep_checkpoints
+        self.exports = exports
         self.cpus_per_process = cpus_per_process
         self.gpus_per_process = gpus_per_process
         self.driver_log_verbosity = driver_log_verbosity
@@ -172,6 +176,7 @@ class HorovodTrainOperator(HydrogenOperator):
             report_uri=report_uri,
             run=run,
             keep_checkpoints=self.keep_checkpoints,
+            exports=self.exports,
             gang=GangOptions(
                 driver_log_verbosity=self.driver_log_verbosity,
                 start_timeout_s=self.start_timeout_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
@@ -16,18 +17,19 @@ class _Shard:
     """As much of a dataset shard as publishing looks at."""
 
     name = "train"
+    schema = pa.schema([])
 
     def __init__(self, layout):
         self.layout = layout
 
 
-def publish(value, uri, layout=None):
+def publish(value, uri, layout=None, exports=()):
     """Publish a model as the training application does."""
     context = TrainContext(rank=0, size=1)
     if layout is not None:
         context.shards["train", 0, True] = _Shard(layout)
     staged = directory.staging_uri(uri)
-    made = publishing.save(value, staged, context)
+    made = publishing.save(value, staged, context, exports)
     directory.publish(staged, uri, made.manifest(), keep_checkpoints=False)
     return uri
 

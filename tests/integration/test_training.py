@@ -93,7 +93,7 @@ def fit(epochs=3):
 
 
 def test_a_keras_model_is_published_with_all_that_its_manifest_says(make_job, lake, tmp_path):
-    report = run_training(make_job(fit))
+    report = run_training(make_job(fit, exports=("onnx",)))
     assert report.model_uri == str(tmp_path / "model")
     assert (report.epochs, report.np, report.rows) == (3, 2, 1000)
     assert report.metrics["loss"] < 2
@@ -101,7 +101,12 @@ def test_a_keras_model_is_published_with_all_that_its_manifest_says(make_job, la
     assert set(report.seconds) == {"prepare", "train", "publish", "total"}
 
     manifest, folder = open_model(report.model_uri)
-    assert sorted(os.listdir(folder)) == ["events", "history.jsonl", "manifest.json", "model.keras"]
+    assert sorted(os.listdir(folder)) == [
+        *("events", "history.jsonl", "manifest.json", "model.keras", "model.onnx")
+    ]
+    [twin] = manifest.twins
+    assert (twin.engine, twin.entry, twin.rows) == ("onnx", "model.onnx", 1000)
+    assert twin.difference < twin.tolerance
     [given] = manifest.signature.inputs
     assert ([column.name for column in given.columns], given.dtype, given.shape) == (
         ["b", "a"],

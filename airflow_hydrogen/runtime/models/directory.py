@@ -207,6 +207,7 @@ def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpo
     placed = dataclasses.replace(
         manifest,
         entry=f"{inner}/{manifest.entry}",
+        twins=tuple(dataclasses.replace(twin, entry=f"{inner}/{twin.entry}") for twin in manifest.twins),
         files=tuple(dataclasses.replace(entry, path=f"{inner}/{entry.path}") for entry in manifest.files),
     )
     filesystems.write_bytes(uris.join(model_uri, MANIFEST), placed.dumps().encode())

@@ -29,6 +29,25 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Twin:
+    """The same model for another engine, which was found to predict the same before it was published.
+
+    Attributes:
+        engine: what runs it: "onnx".
+        entry: its file, below the model's folder.
+        rows: of the training data, on which both were compared.
+        tolerance: how far apart their predictions might be, as a share of the largest of an output.
+        difference: how far apart they were.
+    """
+
+    engine: str
+    entry: str
+    rows: int
+    tolerance: float
+    difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a model directory says of itself.
 
@@ -39,6 +58,7 @@ class Manifest:
         files: every file that loading reads.
         predictor: `package.module:function` that loads the model instead of the framework's own loader.
         modules: what is imported before the framework's own loader runs: they register custom layers.
+        twins: the same model for other engines.
         metrics: the last line of history.
         entrypoint: what trained it.
         np: ranks that trained it.
@@ -55,6 +75,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     predictor: str | None = None
     modules: tuple[str, ...] = ()
+    twins: tuple[Twin, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     entrypoint: str = ""
     np: int = 1
@@ -69,6 +90,10 @@ class Manifest:
     def version(self) -> str:
         """The SHA-256 of `manifest.json`. It holds the files' hashes, so one version is one model."""
         return _sha256(self.dumps())
+
+    def twin(self, engine: str) -> Twin | None:
+        """The same model for another engine, where there is one."""
+        return next((twin for twin in self.twins if twin.engine == engine), None)
 
     def dumps(self) -> str:
         """The text of `manifest.json`."""
@@ -90,6 +115,7 @@ class Manifest:
             document["signature"] = Signature.from_dict(document["signature"])
             document["files"] = tuple(FileEntry(**entry) for entry in document["files"])
             document["modules"] = tuple(document.get("modules", ()))
+            document["twins"] = tuple(Twin(**twin) for twin in document.get("twins", ()))
             manifest = cls(**document)
             # Of this very text: another version of this package may write the same differently.
             vars(manifest)["version"] = _sha256(text)
@@ -104,9 +130,10 @@ def _sha256(text: str) -> str:
 
 
 def _require_inside(manifest: Manifest) -> None:
-    """Refuse names that lead out of the model's folder, and an entry that is none of its files."""
+    """Refuse names that lead out of the model's folder, and entries that are none of its files."""
     names = [entry.path for entry in manifest.files]
-    for name in (*names, manifest.entry):
+    entries = [manifest.entry, *(twin.entry for twin in manifest.twins)]
+    for name in (*names, *entries):
         path = PurePosixPath(name)
         if (
             name != str(path)
@@ -115,5 +142,6 @@ def _require_inside(manifest: Manifest) -> None:
             or not {"..", "."}.isdisjoint({name, *path.parts})
         ):
             raise ValueError(f"{name!r} is not the name of a file in the model's folder")
-    if not any(f"{name}/".startswith(f"{manifest.entry}/") for name in names):
-        raise ValueError(f"its entry {manifest.entry!r} is none of its files")
+    for entry in entries:
+        if not any(f"{name}/".startswith(f"{entry}/") for name in names):
+            raise ValueError(f"its entry {entry!r} is none of its files")

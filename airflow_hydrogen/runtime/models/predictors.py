@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from airflow_hydrogen.contract.errors import ModelModuleError, ModelSignatureError
+from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
+from airflow_hydrogen.runtime.models import engines, onnx_session
 from airflow_hydrogen.runtime.models.directory import hold_model, pinned
 from airflow_hydrogen.runtime.models.manifest import Manifest
 
@@ -21,7 +23,9 @@ Predict = Callable[[Arrays], Arrays]
 
 
 @contextmanager
-def load_predictor(uri: str, manifest: Manifest, override: str | None, threads: int) -> Iterator[Predict]:
+def load_predictor(
+    uri: str, manifest: Manifest, override: str | None, threads: int, engine: str
+) -> Iterator[Predict]:
     """Load one version of a model, whatever lies at the URI by now.
 
     Args:
@@ -29,6 +33,7 @@ def load_predictor(uri: str, manifest: Manifest, override: str | None, threads: 
         manifest: of the version that is wanted.
         override: `package.module:function` in place of the manifest's own loader.
         threads: math threads of this process.
+        engine: what `engines.choose` has chosen.
 
     Returns:
         The predict function. The files that it was loaded from stay for as long as the block lasts.
@@ -40,21 +45,27 @@ def load_predictor(uri: str, manifest: Manifest, override: str | None, threads: 
     """
     with hold_model(uri, manifest) as held:
         with pinned(uri, manifest):
-            predict = load(uri, manifest, held.folder, override, threads)
+            predict = load(uri, manifest, held.folder, override, threads, engine)
             held.require_untouched()
         yield predict
 
 
-def load(uri: str, manifest: Manifest, folder: Path, override: str | None, threads: int) -> Predict:
+def load(
+    uri: str, manifest: Manifest, folder: Path, override: str | None, threads: int, engine: str
+) -> Predict:
     """Load a model from a folder whose files are what its manifest says."""
     predictor = override or manifest.predictor
     if predictor is not None:
         predict: Predict = resolve_import_path(predictor)(str(folder / manifest.entry))
         return predict
+    if engines.ONNX in (engine, manifest.framework):
+        twin = manifest.twin(engines.ONNX)
+        entry = manifest.entry if twin is None else twin.entry
+        return onnx_session.load(uri, folder / entry, manifest.signature, threads, is_twin=twin is not None)
     if manifest.framework not in _LOADERS:
         raise ModelSignatureError(
             f"model {uri!r} has framework {manifest.framework!r} and no predictor; known frameworks are "
-            f"{', '.join(_LOADERS)}: pass predictor='package.module:function'"
+            f"{', '.join((*_LOADERS, engines.ONNX))}: pass predictor='package.module:function'"
         )
     for module in manifest.modules:
         with _needed(uri, module):
@@ -84,29 +95,41 @@ def _needed(uri: str, module: str) -> Iterator[None]:
 
 
 def _load_keras(path: Path, manifest: Manifest) -> Predict:
+    return predict_function(load_keras(path), manifest)
+
+
+def load_keras(path: Path) -> Any:
+    """The Keras model of a file; modules that register custom layers of it have to be imported."""
     import keras
 
-    return predict_function(keras.models.load_model(path, compile=False, safe_mode=True), manifest)
+    return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
 def predict_function(model: Any, manifest: Manifest) -> Predict:
     """A Keras model as a function from arrays to arrays, traced once for batches of any length."""
-    import keras
     import tensorflow as tf
+
+    # One trace for every number of rows: the last, short batch must not compile the model again.
+    signature = [tensor_specs(tf, manifest.signature)]
+    call = tf.function(tensor_function(model, manifest), input_signature=signature, jit_compile=False)
+    return lambda arrays: {name: value.numpy() for name, value in call(dict(arrays)).items()}
+
+
+def tensor_function(model: Any, manifest: Manifest) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A Keras model as a function from tensors by their names to tensors by their names."""
+    import keras
 
     names = [spec.name for spec in manifest.signature.outputs]
     # A Sequential model, and a functional one of a lone tensor, take the tensor itself.
     single = isinstance(model, keras.Sequential) or not isinstance(model.input, (Mapping, list, tuple))
 
-    # One trace for every number of rows: the last, short batch must not compile the model again.
-    @tf.function(input_signature=[_tensor_specs(tf, manifest)], jit_compile=False)  # type: ignore[untyped-decorator]
     def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
         outputs = model(next(iter(inputs.values())) if single else inputs, training=False)
         if isinstance(outputs, Mapping):
             return dict(outputs)
         return dict(zip(names, outputs if isinstance(outputs, (list, tuple)) else [outputs], strict=True))
 
-    return lambda arrays: {name: value.numpy() for name, value in call(dict(arrays)).items()}
+    return call
 
 
 def _load_saved_model(path: Path, manifest: Manifest) -> Predict:
@@ -140,12 +163,13 @@ def numpy_dtype(name: str) -> Any:
     return tf.bfloat16.as_numpy_dtype
 
 
-def _tensor_specs(tf: Any, manifest: Manifest) -> dict[str, Any]:
+def tensor_specs(tf: Any, signature: Signature) -> dict[str, Any]:
+    """Input name -> what TensorFlow is told of it: batches of any length."""
     return {
         spec.name: tf.TensorSpec(
             (None, *spec.shape), tf.string if spec.dtype == "string" else tf.dtypes.as_dtype(spec.dtype)
         )
-        for spec in manifest.signature.inputs
+        for spec in signature.inputs
     }
 
 

@@ -8,19 +8,23 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelSignatureError
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
 from airflow_hydrogen.runtime.models import keras_file
 from airflow_hydrogen.runtime.models.directory import describe_files
 from airflow_hydrogen.runtime.models.exports import ExportedModel
-from airflow_hydrogen.runtime.models.manifest import HISTORY, FileEntry, Manifest
-from airflow_hydrogen.runtime.rank import rehearsal
+from airflow_hydrogen.runtime.models.manifest import HISTORY, FileEntry, Manifest, Twin
+from airflow_hydrogen.runtime.rank import rehearsal, twins
 from airflow_hydrogen.runtime.rank.context import TrainContext, dump_history
 from airflow_hydrogen.runtime.storage import filesystems
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 KERAS_FILE = "model.keras"
 SAVED_MODEL_FOLDER = "saved_model"
@@ -37,6 +41,7 @@ class Published:
     files: tuple[FileEntry, ...]
     predictor: str | None = None
     modules: tuple[str, ...] = ()
+    twins: tuple[Twin, ...] = ()
 
     def manifest(self) -> Manifest:
         """As much of the manifest as loading the model needs."""
@@ -60,13 +65,14 @@ class Outcome:
     resumed_from_epoch: int | None
 
 
-def save(value: Any, staged_uri: str, context: TrainContext) -> Published | None:
+def save(value: Any, staged_uri: str, context: TrainContext, exports: Sequence[str] = ()) -> Published | None:
     """Save a returned model to the staging folder.
 
     Args:
         value: what `main` returned.
         staged_uri: the staging folder.
         context: of this rank; its shards tell the columns.
+        exports: for which other engines it is saved as well, where it can be converted.
 
     Returns:
         What was saved, or None where the value is not a model.
@@ -88,6 +94,8 @@ def save(value: Any, staged_uri: str, context: TrainContext) -> Published | None
     else:
         published = _save_keras(value, folder, layout)
         rehearsal.rehearse_keras(folder, published.manifest(), value)
+    if "onnx" in exports:
+        published = _with_onnx_twin(published, folder, context)
     (folder / HISTORY).write_text(dump_history(context.history))
     if local is None:
         filesystems.upload(folder, staged_uri)
@@ -199,6 +207,26 @@ def _save_exported(model: ExportedModel, folder: Path, layout: FeatureLayout | N
     return Published(
         model.framework, entry, signature, describe_files(folder, [entry]), predictor=model.predictor
     )
+
+
+def _with_onnx_twin(published: Published, folder: Path, context: TrainContext) -> Published:
+    """The model with its twin for ONNX Runtime, or as it is: then the log says why."""
+    manifest = published.manifest()
+    twin = twins.convert(folder, manifest, _training_rows(context, manifest.signature))
+    if twin is None:
+        return published
+    files = (*published.files, *describe_files(folder, [twin.entry]))
+    return dataclasses.replace(published, files=files, twins=(twin,))
+
+
+def _training_rows(context: TrainContext, signature: Signature) -> pa.RecordBatch | None:
+    """Rows of the training data with the columns that the model takes; None where nobody knows them."""
+    shards = [*context.shards.values()]
+    shard = next((shard for shard in shards if shard.name == "train"), shards[0] if shards else None)
+    columns = [column.name for column in signature.columns]
+    if shard is None or not {*columns} <= {*shard.schema.names}:
+        return None
+    return next(DatasetShard(shard.files, name=shard.name).to_batches(twins.ROWS, columns))
 
 
 def _layout(context: TrainContext) -> FeatureLayout | None:

@@ -7,13 +7,6 @@ there. Such a model is loaded in a fresh process, which imports nothing but what
 
 from __future__ import annotations
 
-import ctypes
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +17,9 @@ from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime.models import keras_file, predictors
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays
+from airflow_hydrogen.runtime.rank import afresh
 from airflow_hydrogen.runtime.rank.trial import Answer, Trial, attempt, describe
 
-TIMEOUT_S = 600.0
-"""How long a fresh process may take to load a model, in seconds."""
-
-_PR_SET_PDEATHSIG = 1
-_TRIAL, _ANSWER, _OUTPUT = "trial", "answer", "output"
-_TAIL_LINES = 10
 # Another device and another order of additions give other digits; other weights give other numbers.
 _TOLERANCE = 0.02
 
@@ -166,48 +154,8 @@ def _attempt_here(trial: Trial) -> Answer:
 
 
 def _attempt_afresh(trial: Trial) -> Answer:
-    """In a fresh process, of this one's group, which is killed at the rank's end."""
-    with tempfile.TemporaryDirectory(prefix="airflow-hydrogen-") as name:
-        exchange = Path(name)
-        (exchange / _TRIAL).write_bytes(pickle.dumps(trial))
-        with (exchange / _OUTPUT).open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(exchange), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                    "CUDA_VISIBLE_DEVICES": "-1",
-                    "KERAS_BACKEND": "tensorflow",
-                    "TF_CPP_MIN_LOG_LEVEL": "3",
-                },
-            )
-        try:
-            code = process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return Answer(problem=f"a fresh process did not load it within {TIMEOUT_S:g} s")
-        finally:
-            process.kill()
-            process.wait()
-        if code == 0:
-            answer: Answer = pickle.loads((exchange / _ANSWER).read_bytes())
-            return answer
-        lines = (exchange / _OUTPUT).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        return Answer(problem="\n".join([f"a fresh process ended with exit code {code} over it", *lines]))
-
-
-def main(exchange: Path, parent: int) -> int:
-    """The fresh process."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        return 1
-    answer = attempt(pickle.loads((exchange / _TRIAL).read_bytes()))
-    (exchange / _ANSWER).write_bytes(pickle.dumps(answer))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    """In a fresh process, which imports nothing but what the manifest names."""
+    try:
+        return afresh.call(attempt, trial)
+    except afresh.FreshProcessError as error:
+        return Answer(problem=str(error))

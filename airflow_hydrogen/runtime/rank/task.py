@@ -41,6 +41,7 @@ class RankTask:
         datasets: name -> the list of Parquet files that the driver made.
         checkpoints_uri, events_uri: where they go; None keeps none.
         publish_uri: folder for the model that `main` returns on rank 0; None returns the value itself.
+        exports: for which other engines it is published as well.
         fingerprint: the job's.
         parts: of the job, by which the log says what has changed.
         attempt: which start of the gang this is, from 0.
@@ -56,6 +57,7 @@ class RankTask:
     checkpoints_uri: str | None = None
     events_uri: str | None = None
     publish_uri: str | None = None
+    exports: tuple[str, ...] = ()
     fingerprint: str = ""
     parts: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_hydrogen.contract.errors import HydrogenError
-from airflow_hydrogen.runtime.models import predictors
+from airflow_hydrogen.runtime.models import engines, predictors
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays
 
@@ -50,7 +50,9 @@ class Answer:
 def attempt(trial: Trial) -> Answer:
     """Load the model in this process."""
     try:
-        predict = predictors.load(str(trial.folder), trial.manifest, trial.folder, None, threads=1)
+        predict = predictors.load(
+            str(trial.folder), trial.manifest, trial.folder, None, threads=1, engine=engines.PREDICTOR
+        )
         return Answer(outputs=None if trial.batch is None else predict(trial.batch))
     except Exception as error:
         return Answer(problem=describe(error), error_type=type(error).__name__, missing=_missing(error))

@@ -158,7 +158,7 @@ def _result(task: RankTask, value: Any) -> bytes:
     from airflow_hydrogen.runtime.rank import publishing
 
     current = contexts.get_context()
-    published = publishing.save(value, task.publish_uri, current)
+    published = publishing.save(value, task.publish_uri, current, task.exports)
     if published is None:
         try:
             require_json("the return value of main", value)

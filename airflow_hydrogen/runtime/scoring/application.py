@@ -17,7 +17,7 @@ from airflow_hydrogen.runtime.data import snapshots, sources
 from airflow_hydrogen.runtime.data.snapshots import Kept, Opened, Snapshot
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.log_groups import log_group
-from airflow_hydrogen.runtime.models import aliases
+from airflow_hydrogen.runtime.models import aliases, engines
 from airflow_hydrogen.runtime.models.aliases import NamedModel
 from airflow_hydrogen.runtime.models.directory import read_manifest
 from airflow_hydrogen.runtime.models.manifest import Manifest
@@ -77,7 +77,7 @@ def _run(job: InferenceJob) -> InferenceReport:
             label = label_of(manifest, job, opened.snapshot)
             scoring = score(spark, frame, manifest, replace(job, source=opened.source), label)
         print(
-            f"scoring {opened.source} with {manifest.framework} model {job.model_uri}, "
+            f"scoring {opened.source} with {manifest.framework} model {job.model_uri}{ran_by(scoring)}, "
             f"version {manifest.version[:12]}{f', by {model.alias}' if model.alias else ''}",
             flush=True,
         )
@@ -100,6 +100,7 @@ def _run(job: InferenceJob) -> InferenceReport:
         model_uri=uris.canonical(job.model_uri),
         model_version=manifest.version,
         model_alias=model.alias,
+        engine=scoring.scorer.engine,
         rows=written.rows,
         rows_in=written.rows_in,
         rows_dropped=written.dropped,
@@ -141,7 +142,8 @@ def usable_model(job: InferenceJob, model: NamedModel) -> Manifest:
     if predictor:
         resolve_import_path(predictor)
     else:
-        require_modules(model.uri, manifest)
+        if engines.choose(model.uri, manifest, job.engine, None) != engines.ONNX:
+            require_modules(model.uri, manifest)
     return manifest
 
 
@@ -170,6 +172,11 @@ def _kept(job: InferenceJob) -> Iterator[Kept]:
             kept.forget()
         raise
     kept.forget()
+
+
+def ran_by(scoring: Scoring) -> str:
+    """Which engine runs the model, where that is not its own framework's."""
+    return " in ONNX Runtime" if scoring.scorer.engine == engines.ONNX else ""
 
 
 def label_of(manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> dict[str, Any]:

@@ -17,14 +17,12 @@ import pyarrow.compute as pc
 from airflow_hydrogen.contract.errors import (
     ModelSignatureError,
     PartitionValueError,
-    RaggedTensorError,
     UndecodableError,
-    ValueRangeError,
 )
-from airflow_hydrogen.contract.signatures import InputSpec, OutputSpec
+from airflow_hydrogen.contract.signatures import OutputSpec
 from airflow_hydrogen.contract.stores import S3Access
-from airflow_hydrogen.runtime.data.columns import stack, to_numpy
 from airflow_hydrogen.runtime.data.streams import FAULT, RAW
+from airflow_hydrogen.runtime.models.inputs import model_inputs, value_beyond
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
@@ -43,7 +41,7 @@ _TOLD = 200
 _SetAside = Callable[[pa.RecordBatch, BadRows], None]
 
 # One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
-_loaded: dict[tuple[str, str, str | None], Predict] = {}
+_loaded: dict[tuple[str, str, str | None, str], Predict] = {}
 _files = ExitStack()
 
 
@@ -68,6 +66,7 @@ class Scorer:
         model_uri: the model's folder.
         manifest: of the model that the driver checked: no other one is used, whatever lies at the URI.
         predictor: loader in place of the manifest's own, or None.
+        engine: what runs the model, in every task the same.
         keep: columns of the source that pass through untouched.
         outputs: output name -> column name.
         added: columns that every row gets, behind the outputs -> their text.
@@ -83,6 +82,7 @@ class Scorer:
     model_uri: str
     manifest: Manifest
     predictor: str | None
+    engine: str
     keep: tuple[str, ...]
     outputs: Mapping[str, str]
     constants: Mapping[str, str]
@@ -151,14 +151,14 @@ class Scorer:
         return self._assemble(batch.slice(0, 0), nothing).schema.append(ANSWER.field(ACCOUNT))
 
     def _model(self) -> Predict:
-        key = (self.model_uri, self.manifest.version, self.predictor)
+        key = (self.model_uri, self.manifest.version, self.predictor, self.engine)
         if key not in _loaded:
             if _loaded:  # a worker that outlives a model must not hold two
                 _loaded.clear()
                 _files.close()
                 gc.unfreeze()
             _loaded[key] = _files.enter_context(
-                load_predictor(self.model_uri, self.manifest, self.predictor, self.threads)
+                load_predictor(self.model_uri, self.manifest, self.predictor, self.threads, self.engine)
             )
             # Spark's worker collects garbage after each task, and would look through all of the framework.
             gc.collect()
@@ -232,52 +232,6 @@ def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     if len(batches) == 1:
         return batches[0]
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
-
-
-def model_inputs(batch: pa.RecordBatch, inputs: Sequence[InputSpec]) -> dict[str, np.ndarray]:
-    """The arrays of each input: one copy from the columns of a batch.
-
-    Args:
-        batch: holds every column of the signature.
-        inputs: the signature's inputs.
-
-    Returns:
-        Input name -> array of shape (rows, *shape) in the input's dtype; strings as objects.
-
-    Raises:
-        NullValueError, RaggedTensorError, ColumnTypeError, ValueRangeError: naming the column.
-    """
-    arrays = {}
-    for spec in inputs:
-        columns = [
-            to_numpy(column.name, batch.column(batch.schema.get_field_index(column.name)), column.width)
-            for column in spec.columns
-        ]
-        if spec.dtype == "string":
-            arrays[spec.name] = columns[0].reshape(-1, *spec.shape)
-            continue
-        if "float" not in spec.dtype:
-            for column, values in zip(spec.columns, columns, strict=True):
-                if (lost := value_beyond(spec.dtype, values)) is not None:
-                    raise ValueRangeError(column.name, spec.dtype, lost)
-        matrix = columns[0] if len(columns) == 1 and not spec.shape else stack(columns, spec.dtype)
-        if spec.shape and matrix.shape[1] != int(np.prod(spec.shape)):
-            raise RaggedTensorError(spec.columns[0].name, int(np.prod(spec.shape)), [matrix.shape[1]])
-        arrays[spec.name] = np.ascontiguousarray(matrix.reshape(-1, *spec.shape), dtype=spec.dtype)
-    return arrays
-
-
-def value_beyond(dtype: str, values: np.ndarray) -> Any:
-    """A value that an integer or boolean dtype does not hold; None where it holds all."""
-    wanted = np.dtype(dtype)
-    if not values.size or np.can_cast(values.dtype, wanted, "safe"):
-        return None
-    if values.dtype.kind == "f" and not (whole := np.equal(np.floor(values), values)).all():  # NaN too
-        return values[~whole][0]
-    lowest, highest = (0, 1) if wanted.kind == "b" else (np.iinfo(wanted).min, np.iinfo(wanted).max)
-    # Python's own numbers: NumPy would compare uint64 with int64 as floats.
-    smallest, largest = np.asarray(values.min()).item(), np.asarray(values.max()).item()
-    return smallest if smallest < lowest else largest if largest > highest else None
 
 
 def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:

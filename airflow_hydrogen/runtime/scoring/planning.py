@@ -21,6 +21,7 @@ from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.data.streams import FAULT, RAW, TRACES
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
+from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
@@ -153,6 +154,7 @@ def score(
         model_uri=uris.canonical(job.model_uri),
         manifest=manifest,
         predictor=job.predictor,
+        engine=engines.choose(job.model_uri, manifest, job.engine, job.predictor),
         keep=tuple(keep),
         outputs=outputs,
         constants=constants,

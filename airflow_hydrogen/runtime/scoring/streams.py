@@ -30,7 +30,7 @@ from airflow_hydrogen.runtime.data import kafka, sources, streams
 from airflow_hydrogen.runtime.data.counting import counted
 from airflow_hydrogen.runtime.data.streams import FAULT, RAW
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
-from airflow_hydrogen.runtime.models import aliases
+from airflow_hydrogen.runtime.models import aliases, engines
 from airflow_hydrogen.runtime.models.aliases import NamedModel
 from airflow_hydrogen.runtime.models.directory import read_manifest
 from airflow_hydrogen.runtime.models.manifest import Manifest
@@ -469,6 +469,7 @@ def _report(
         model_uri=batches.model_uri,
         model_version=batches.manifest.version,
         model_alias=batches.model_alias,
+        engine=engines.choose(batches.model_uri, batches.manifest, job.engine, job.predictor),
         rows=rows.rows,
         rows_in=rows.rows_in,
         rows_dropped=rows.dropped,

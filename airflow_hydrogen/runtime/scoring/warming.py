@@ -19,6 +19,7 @@ from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob
 from airflow_hydrogen.runtime.gang.preload import Preload
 from airflow_hydrogen.runtime.gang.preload import plan as read_code
 from airflow_hydrogen.runtime.gang.warming import beside
+from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring.daemon import AHEAD, AHEAD_VARIABLE, MODULE, MODULES_VARIABLE
 
@@ -39,7 +40,12 @@ _SAID = "each Python worker imports the model's framework for itself"
 
 # What every worker that scores imports, and Spark's own with it.
 _WORKER = ("pandas", "pyarrow.parquet", "pyspark.worker", "airflow_hydrogen.runtime.scoring.inference")
-_FRAMEWORKS = {"keras": ("tensorflow", "keras"), "tensorflow": ("tensorflow",), "torch": ("torch",)}
+_FRAMEWORKS = {
+    "keras": ("tensorflow", "keras"),
+    "tensorflow": ("tensorflow",),
+    "torch": ("torch",),
+    engines.ONNX: ("onnxruntime",),
+}
 
 
 def plan(job: InferenceJob, manifest: Manifest) -> Preload:
@@ -55,11 +61,14 @@ def plan(job: InferenceJob, manifest: Manifest) -> Preload:
     """
     predictor = job.predictor or manifest.predictor
     code = [read_code(Entrypoint.parse(path), None) for path in (predictor, job.prepare) if path]
-    code += [read_code(Entrypoint.parse(f"{module}:load"), None) for module in manifest.modules]
+    engine = engines.choose(job.model_uri, manifest, job.engine, job.predictor)
+    if engine != engines.ONNX:
+        code += [read_code(Entrypoint.parse(f"{module}:load"), None) for module in manifest.modules]
     for found in code:
         if found.why_not:
             return found
-    named = code[0].modules if predictor else (manifest.framework,)
+    own = engine if engine == engines.ONNX else manifest.framework
+    named = code[0].modules if predictor else (own,)
     frameworks = [module for name in _FRAMEWORKS if name in named for module in _FRAMEWORKS[name]]
     return Preload((*_WORKER, *dict.fromkeys(frameworks)) if frameworks else ())
 

@@ -63,6 +63,7 @@ def test_job_holds_the_rendered_arguments() -> None:
         },
         prepare_kwargs={"day": "{{ ds }}"},
         keep_checkpoints=True,
+        exports=["onnx"],
         driver_log_verbosity="log_callback_only",
         start_timeout_s=5,
         fork=False,
@@ -82,6 +83,7 @@ def test_job_holds_the_rendered_arguments() -> None:
     weather = job.datasets["weather"]
     assert (weather.query, weather.query_args) == ("select * from w where at > :at", {"at": HOSTILE})
     assert (job.prepare_kwargs, job.keep_checkpoints) == ({"day": "2013-02-01"}, True)
+    assert job.exports == ("onnx",)
     assert (job.gang.driver_log_verbosity, job.gang.start_timeout_s) == ("log_callback_only", 5)
     assert job.gang.fork is False
     assert submissions[0].option("--name") == "airflow-hydrogen.test_dag__train__manual__1"

@@ -24,7 +24,7 @@ from airflow_hydrogen.contract.errors import (
     NotAModelError,
 )
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
-from airflow_hydrogen.runtime.models import directory, predictors
+from airflow_hydrogen.runtime.models import directory, engines, predictors
 from airflow_hydrogen.runtime.models.manifest import FileEntry, Manifest
 from airflow_hydrogen.runtime.models.predictors import load_predictor
 from airflow_hydrogen.runtime.storage import filesystems, swap
@@ -242,7 +242,7 @@ def text_predictor(tmp_path, monkeypatch):
 
 
 def _load(folder, manifest):
-    with load_predictor(str(folder), manifest, "text_predictor:load", 1) as predict:
+    with load_predictor(str(folder), manifest, "text_predictor:load", 1, engines.PREDICTOR) as predict:
         return predict
 
 
@@ -268,7 +268,7 @@ def test_a_module_that_the_model_needs_and_that_is_not_there_is_named(tmp_path):
     manifest = _publish(tmp_path / "m", modules=("json", "no_such.layers"))
     for use in (
         lambda: predictors.require_modules("m", manifest),
-        lambda: predictors.load("m", manifest, tmp_path / "m", None, 1),
+        lambda: predictors.load("m", manifest, tmp_path / "m", None, 1, engines.PREDICTOR),
     ):
         with pytest.raises(
             ModelModuleError, match="needs the module 'no_such.layers'.* ship it with py_files"

@@ -11,7 +11,7 @@ import pytest
 from airflow_hydrogen.contract.errors import UnloadableModelError
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.models.manifest import FileEntry, Manifest
-from airflow_hydrogen.runtime.rank import rehearsal
+from airflow_hydrogen.runtime.rank import afresh, rehearsal
 
 
 def _spec(name, dtype, shape):
@@ -64,9 +64,9 @@ def test_a_predictor_that_does_not_load_here_is_a_line_in_the_log(export, tmp_pa
 
 
 def test_a_predictor_that_takes_for_ever_is_given_up(export, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(rehearsal, "TIMEOUT_S", 0.0)
+    monkeypatch.setattr(afresh, "TIMEOUT_S", 0.0)
     rehearsal.rehearse_export(tmp_path, export("signal.pause()"))
-    assert "a fresh process did not load it within 0 s" in capsys.readouterr().out
+    assert "a fresh process did not end within 0 s" in capsys.readouterr().out
 
 
 def test_a_predictor_that_does_not_exist_is_refused(export, tmp_path):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from airflow_hydrogen.contract.errors import NullValueError, RaggedTensorError, ValueRangeError
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec
+from airflow_hydrogen.runtime.models.inputs import model_inputs, value_beyond
 from airflow_hydrogen.runtime.scoring.bad_rows import find_bad_rows, values_beyond
-from airflow_hydrogen.runtime.scoring.inference import model_inputs, value_beyond
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 

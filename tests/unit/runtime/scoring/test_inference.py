@@ -20,10 +20,11 @@ from airflow_hydrogen.contract.errors import (
     ValueRangeError,
 )
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime.models.inputs import model_inputs
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import inference
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
-from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting, model_inputs, output_column, rebatch
+from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting, output_column, rebatch
 from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 
 UTC = datetime.timezone.utc
@@ -159,7 +160,7 @@ def scorer(monkeypatch):
     loads, held = [], []
 
     @contextmanager
-    def load(uri, manifest, predictor, threads):
+    def load(uri, manifest, predictor, threads, engine):
         loads.append(manifest.created)
         held.append(manifest.created)
         yield lambda arrays: {"p": arrays["a"] * 2}
@@ -173,6 +174,7 @@ def scorer(monkeypatch):
             "model_uri": "m",
             "manifest": dataclasses.replace(manifest, created=created),
             "predictor": None,
+            "engine": "tensorflow",
             "keep": ("k", "a"),
             "outputs": {"p": "score"},
             "constants": {},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_hydrogen.contract.errors import ModelFailedError
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec
-from airflow_hydrogen.runtime.scoring.inference import model_inputs
+from airflow_hydrogen.runtime.models.inputs import model_inputs
 from airflow_hydrogen.runtime.scoring.sifting import TRIALS, Sifter
 
 INPUTS = [InputSpec("a", (ColumnSpec("a", "float32"),), "float32", ())]

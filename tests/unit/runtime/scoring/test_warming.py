@@ -9,10 +9,11 @@ import pytest
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
 from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime.gang.preload import Preload
-from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.models.manifest import Manifest, Twin
 from airflow_hydrogen.runtime.scoring import warming
 from airflow_hydrogen.runtime.scoring.daemon import MODULE, MODULES_VARIABLE
 
+TWINS = (Twin(engine="onnx", entry="y", rows=1, tolerance=1e-3, difference=0.0),)
 CLUSTER = "spark://master:7077"
 
 
@@ -29,7 +30,7 @@ def plan(tmp_path, monkeypatch):
 
     def run(framework, code="", **changes):
         (tmp_path / "of_the_user.py").write_text(code)
-        fields = {name: changes.pop(name) for name in ("predictor", "prepare") if name in changes}
+        fields = {name: changes.pop(name) for name in ("predictor", "prepare", "engine") if name in changes}
         job = InferenceJob(
             model_uri="/m", source=Source.parquet("/r"), sink=Sink.parquet("/s"), report_uri="/j", **fields
         )
@@ -44,6 +45,9 @@ def plan(tmp_path, monkeypatch):
     [
         ("keras", {}, {"tensorflow", "keras"}),
         ("tensorflow", {}, {"tensorflow"}),
+        ("onnx", {}, {"onnxruntime"}),
+        ("keras", {"twins": TWINS, "engine": "onnx", "modules": ("of_the_user",)}, {"onnxruntime"}),
+        ("keras", {"twins": TWINS, "engine": "tensorflow"}, {"tensorflow", "keras"}),
         ("mine", {}, set()),
         ("keras", {"predictor": "of_the_user:load"}, set()),
         ("mine", {"predictor": "of_the_user:load", "code": "import torch"}, {"torch"}),
@@ -52,7 +56,7 @@ def plan(tmp_path, monkeypatch):
 )
 def test_a_models_loader_needs_its_framework_and_a_predictor_what_it_names(plan, framework, changes, found):
     preload = plan(framework, **changes)
-    assert {"tensorflow", "keras", "torch"} & set(preload.modules) == found
+    assert {"tensorflow", "keras", "torch", "onnxruntime"} & set(preload.modules) == found
     assert bool(preload.modules) == bool(found)
 
 

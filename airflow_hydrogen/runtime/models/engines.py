@@ -1,0 +1,46 @@
+"""What runs a model: the framework that it was trained with, or ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from airflow_hydrogen.contract.errors import EngineError
+from airflow_hydrogen.contract.jobs import Engine
+from airflow_hydrogen.runtime.models.manifest import Manifest
+
+ONNX = "onnx"
+PREDICTOR = "predictor"
+"""Neither: a function of the user's loads the model."""
+
+_OF_FRAMEWORKS = {"keras": "tensorflow", "tensorflow": "tensorflow", ONNX: ONNX}
+
+
+def choose(uri: str, manifest: Manifest, wanted: Engine, predictor: str | None) -> str:
+    """The engine that scores with a model. It is chosen once, so that all workers have the same.
+
+    Args:
+        uri: the model's, for messages.
+        manifest: the model's.
+        wanted: "auto" takes ONNX Runtime where the model is there for it and it is installed here.
+        predictor: the job's own loader, or None.
+
+    Raises:
+        EngineError: the model is not there for the engine that is wanted.
+    """
+    if predictor or manifest.predictor:
+        if wanted != "auto":
+            loader = predictor or manifest.predictor
+            raise EngineError(uri, wanted, f"predictor {loader!r} loads it: leave engine out")
+        return PREDICTOR
+    own = _OF_FRAMEWORKS.get(manifest.framework, PREDICTOR)
+    found = [own, *(twin.engine for twin in manifest.twins)]
+    if wanted == "auto":
+        return ONNX if ONNX in found and importlib.util.find_spec("onnxruntime") is not None else own
+    if wanted not in found:
+        mend = (
+            ": train it with exports=('onnx',), and look in its log where it has none"
+            if wanted == ONNX
+            else ""
+        )
+        raise EngineError(uri, wanted, f"it is there for {', '.join(map(repr, found))} alone{mend}")
+    return wanted

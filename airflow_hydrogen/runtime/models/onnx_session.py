@@ -1,0 +1,79 @@
+"""A model in ONNX Runtime, which imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from airflow_hydrogen.contract.errors import EngineError, ModelSignatureError
+from airflow_hydrogen.contract.signatures import Signature
+
+_FATAL_ALONE = 4  # errors are raised as well
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+def twin_input(number: int) -> str:
+    """The name in a twin of a model's input, whose own name ONNX need not allow."""
+    return f"input_{number:04d}"
+
+
+def twin_output(number: int) -> str:
+    """The name in a twin of a model's output."""
+    return f"output_{number:04d}"
+
+
+def load(
+    uri: str, file: Path, signature: Signature, threads: int, *, is_twin: bool
+) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
+    """The predict function of an ONNX file.
+
+    Args:
+        uri: the model's, for messages.
+        file: the ONNX file.
+        signature: the model's.
+        threads: of this process.
+        is_twin: the file's inputs and outputs have names of ours, in the order of the signature.
+
+    Raises:
+        EngineError: ONNX Runtime is not installed here.
+        ModelSignatureError: the file gives other outputs than the signature says.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise EngineError(
+            uri,
+            "onnx",
+            "onnxruntime is not installed where it is scored: install the extra 'onnx' on every executor, or "
+            "set engine to the model's own framework",
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # The cores are other workers' as well: threads that wait have to sleep.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = _FATAL_ALONE
+    available = onnxruntime.get_available_providers()
+    providers = [provider for provider in _PROVIDERS if provider in available]
+    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+
+    inputs = {
+        spec.name: twin_input(number) if is_twin else spec.name
+        for number, spec in enumerate(signature.inputs)
+    }
+    outputs = {
+        spec.name: twin_output(number) if is_twin else spec.name
+        for number, spec in enumerate(signature.outputs)
+    }
+    given = [item.name for item in session.get_outputs()]
+    if missing := [name for name in outputs.values() if name not in given]:
+        raise ModelSignatureError(f"model {uri!r}: its ONNX file gives {given}, and not {missing}")
+    taken = {item.name for item in session.get_inputs()}  # without those that the model does not look at
+
+    def predict(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        feed = {inputs[name]: array for name, array in arrays.items() if inputs[name] in taken}
+        return dict(zip(outputs, session.run(list(outputs.values()), feed), strict=True))
+
+    return predict
