@@ -53,7 +53,7 @@ def test_a_bucket_with_settings_of_sparks_own_is_left_to_spark():
 
 def test_every_task_of_a_worker_is_told_anew():
     def scorer(access):
-        return Scorer("/m", None, None, (), {}, {}, 8, 1, s3=access)
+        return Scorer("/m", None, None, "tensorflow", (), {}, {}, 8, 1, s3=access)
 
     with s3.using(OTHER):
         for access in (LAKE, None):
