@@ -211,6 +211,5 @@ def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> Written:
             group.begin()
 
         counter = RowCounter(spark)
-        total = scoring.rows if isinstance(scoring.rows, int) else None
-        with progress_told(counter, total, say):
+        with progress_told(counter, scoring.rows, say):
             return sinks.place(spark, scoring, job, counter)

@@ -27,7 +27,6 @@ from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.direct import RowGroup
 from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
-from airflow_hydrogen.runtime.scoring.sinks import Listed
 from airflow_hydrogen.runtime.sinks.tables import LABEL, Types
 from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 
@@ -54,7 +53,7 @@ class Scoring:
 
     Attributes:
         schema: of what is written: kept columns and predictions.
-        rows: how many there are, or what says so once they were read; None where that takes reading them.
+        rows: how many there are; None where that takes reading them.
         types: of the partition's columns that the source has.
         bad_rows: the schema of rows that cannot be scored; None: they fail, or are dropped.
         scorer: what each task does.
@@ -67,7 +66,7 @@ class Scoring:
     """
 
     schema: StructType
-    rows: Listed
+    rows: int | None
     types: Types
     bad_rows: pa.Schema | None
     scorer: Scorer
@@ -139,7 +138,9 @@ def score(
         SourceMisfitError: more than one of these.
     """
     require_fit(manifest.signature, columns_of(frame.schema), job)
-    traces = [name for name in TRACES if job.stream is not None and name in frame.columns]
+    # By the others rows are found again that were set aside.
+    wanted = TRACES if job.on_bad_row == "quarantine" else (RAW, FAULT)
+    traces = [name for name in wanted if job.stream is not None and name in frame.columns]
     # What was decoded has both; a column of the source's own may be called like the one.
     ours = (RAW, FAULT) if FAULT in traces else ()
     columns = [name for name in frame.columns if name not in ours]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
 
     from airflow_hydrogen.runtime.scoring.planning import Scoring
     from airflow_hydrogen.runtime.scoring.watching import RowCounter
-
-
-Listed = int | Callable[[], int] | None
-"""Rows of the source: their number, or what asks for it once they have been scored; None: nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +55,8 @@ class Written:
             self.bad + other.bad,
         )
 
-    def require_sum(self, read: Listed, uri: str) -> None:
+    def require_sum(self, read: int | None, uri: str) -> None:
         """Raise RowCountError where other rows were read than these."""
-        read = read() if callable(read) else read
         if read is not None and read != self.rows_in:
             raise RowCountError(uri, read, self.rows, self.dropped, self.quarantined)
 

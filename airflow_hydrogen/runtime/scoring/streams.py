@@ -27,7 +27,6 @@ from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.contract.streams import BATCH_COLUMN, MODEL_VERSION_COLUMN, Batch
 from airflow_hydrogen.runtime import versions
 from airflow_hydrogen.runtime.data import kafka, sources, streams
-from airflow_hydrogen.runtime.data.counting import counted
 from airflow_hydrogen.runtime.data.streams import FAULT, RAW
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.models import aliases, engines
@@ -377,8 +376,6 @@ class Batches:
         return _PLACE if self._job.sink.mode == "merge" and self._job.source.kind == "kafka" else ()
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
-        from pyspark.sql import Observation, functions
-
         frame = sources.prepared(batch, self._prepare, job.prepare_kwargs)
         marks = [*((RAW, FAULT) if FAULT in batch.columns else ()), *self._marks]
         if lost := [name for name in marks if name not in frame.columns]:
@@ -391,13 +388,11 @@ class Batches:
         ours = {BATCH_COLUMN, MODEL_VERSION_COLUMN, *(self._marking if self._marks else ())}
         if taken := {name for name in (*frame.columns, *outputs) if name.lower() in ours}:
             raise ColumnCollisionError(taken, "'prepare' or output_columns")
-        counter = Observation()
-        frame = frame.observe(counter, functions.count(functions.lit(1)).alias("rows"))
         label = label_of(manifest, job, {"source": str(job.source)})
         version = {MODEL_VERSION_COLUMN: manifest.version}
         scoring = score(frame.sparkSession, frame, manifest, job, label, version)
         finish = self._marked if self._marks else None
-        return replace(scoring, finish=finish, rows=lambda: int(counted(counter)["rows"]))
+        return replace(scoring, finish=finish)
 
     @property
     def _marking(self) -> tuple[str, ...]:
