@@ -190,19 +190,23 @@ def test_a_model_of_a_delta_table_is_promoted_and_scores_a_day_of_it(whole: DagR
     assert len(scores(pages_home, "delta")) == report["rows"] == flights.count_rows() > 900
 
 
-@pytest.mark.parametrize("page", ["hive", "iceberg", "postgresql"])
-def test_the_same_flights_of_another_store_are_trained_on_and_scored_alike(
-    runner: DagRunner, pages_home: Home, whole: DagRun, page: str
+@pytest.mark.parametrize(
+    ("page", "known"), [("hive", "files"), ("iceberg", "version"), ("postgresql", "rows")]
+)
+def test_the_same_flights_of_another_store_are_scored_alike(
+    runner: DagRunner, pages_home: Home, whole: DagRun, page: str, known: str
 ) -> None:
     """Scored by the model of Delta's DAG, so that the scores can be held against each other."""
     set_alias(f"{pages_home.flights}/{page}/models/production.alias", whole.xcoms["train"]["return_value"])
-    run = runner.run(f"flights_{page}", conf={"ds": DAY}, done="promote")
+    trains = page == "postgresql"  # Hive's tables are read like it: by Spark
+    run = runner.run(f"flights_{page}", conf={"ds": DAY}, done="promote" if trains else "train|promote")
     assert run.state == "success", run.tasks
-    trained, model = run.xcoms["train"]["report"], read_manifest(run.xcoms["train"]["return_value"])
-    assert trained["rows"] == whole.xcoms["train"]["report"]["rows"] > 5_000
-    assert (model.version, model.entrypoint) == (trained["model_version"], "flights.train:main")
-    known = {"hive": "files", "iceberg": "version", "postgresql": "rows"}[page]
-    assert trained["sources"]["train"][known] > 0 and run.xcoms["score"]["report"]["source"][known] > 0
+    if trains:
+        trained, model = run.xcoms["train"]["report"], read_manifest(run.xcoms["train"]["return_value"])
+        assert trained["rows"] == whole.xcoms["train"]["report"]["rows"] > 5_000
+        assert (model.version, model.entrypoint) == (trained["model_version"], "flights.train:main")
+        assert trained["sources"]["train"][known] > 0
+    assert run.xcoms["score"]["report"]["source"][known] > 0
     expected = scores(pages_home, "delta")
     pd.testing.assert_frame_equal(scores(pages_home, page), expected, rtol=1e-4, check_dtype=False)
 
