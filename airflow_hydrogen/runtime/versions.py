@@ -7,7 +7,18 @@ from importlib import metadata
 
 from airflow_hydrogen import __version__
 
-_PACKAGES = ("pyspark", "pyarrow", "numpy", "tensorflow", "tensorflow-cpu", "keras", "torch", "horovod")
+_PACKAGES = (
+    "pyspark",
+    "pyarrow",
+    "numpy",
+    "tensorflow",
+    "tensorflow-cpu",
+    "keras",
+    "torch",
+    "horovod",
+    "onnxruntime",
+    "tf2onnx",
+)
 
 
 def installed() -> dict[str, str]:

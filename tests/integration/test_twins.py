@@ -144,6 +144,9 @@ def test_predictions_that_differ_on_the_training_data_leave_no_file(tmp_path, mo
     assert twins.convert(tmp_path, manifest, rows) is None
     assert "predicts something else for rows of the training data" in capsys.readouterr().out
     assert not (tmp_path / "model.onnx").exists()
+    (tmp_path / "model.onnx").write_bytes(b"of the user's")
+    assert twins.convert(tmp_path, manifest, rows) is None
+    assert (tmp_path / "model.onnx").read_bytes() == b"of the user's"
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,11 @@ def convert(folder: Path, manifest: Manifest, rows: pa.RecordBatch | None) -> Tw
     Returns:
         The twin; None where there is none, and the log says why.
     """
+    if (folder / FILE).exists():
+        print(
+            f"the model has no ONNX twin: a file {FILE} is there, which `main` has saved itself", flush=True
+        )
+        return None
     try:
         arrays = None if rows is None else model_inputs(rows, manifest.signature.inputs)
         found = afresh.call(attempt, Conversion(folder, manifest, arrays))

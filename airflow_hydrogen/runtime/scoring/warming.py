@@ -44,7 +44,7 @@ _FRAMEWORKS = {
     "keras": ("tensorflow", "keras"),
     "tensorflow": ("tensorflow",),
     "torch": ("torch",),
-    engines.ONNX: ("onnxruntime",),
+    engines.ONNX: (),  # its import takes little, and starts a thread, which a fork would lose
 }
 
 
@@ -69,8 +69,9 @@ def plan(job: InferenceJob, manifest: Manifest) -> Preload:
             return found
     own = engine if engine == engines.ONNX else manifest.framework
     named = code[0].modules if predictor else (own,)
-    frameworks = [module for name in _FRAMEWORKS if name in named for module in _FRAMEWORKS[name]]
-    return Preload((*_WORKER, *dict.fromkeys(frameworks)) if frameworks else ())
+    wanted = [name for name in _FRAMEWORKS if name in named]
+    modules = dict.fromkeys(module for name in wanted for module in _FRAMEWORKS[name])
+    return Preload((*_WORKER, *modules) if wanted else ())
 
 
 def settings(given: SparkConf, preload: Preload, say: Callable[[str], None]) -> dict[str, str]:
