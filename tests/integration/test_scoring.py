@@ -532,7 +532,7 @@ def test_workers_have_the_framework_when_they_start_and_a_killed_daemon_costs_no
 class OfFrame:
     """A scoring whose scored rows are those of a frame, and which Spark writes."""
 
-    rows = bad_rows = types = schema = None
+    rows = bad_rows = types = schema = through_spark = None
 
     def __init__(self, frame, rows):
         account = Account(rows_in=rows, rows=rows).dumps()

@@ -124,7 +124,7 @@ def test_a_keras_model_is_published_with_all_that_its_manifest_says(make_job, la
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
     started = time.monotonic()
-    again = run_training(make_job(fit))
+    again = run_training(make_job(fit, exports=("onnx",)))
     assert again.reused
     assert again.metrics == report.metrics
     assert again.model_version == report.model_version == manifest.version
