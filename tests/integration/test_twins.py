@@ -122,6 +122,45 @@ def test_what_would_score_odd_rows_otherwise_has_no_twin(make, value, problem, t
     assert re.search(problem, found.problem), found.problem
 
 
+def binned():
+    """Whole numbers between boundaries that are none."""
+    import keras
+
+    hour = keras.Input((1,), dtype="int64", name="x")
+    return keras.Model({"x": hour}, {"y": keras.ops.digitize(hour, np.array([6.5, 18.5]))})
+
+
+def test_whole_numbers_are_held_against_boundaries_as_tensorflow_does_it(tmp_path):
+    found = convert(binned(), tmp_path, {"x": np.array([[6], [7], [18], [19], [-3]], "int64")})
+    assert found.problem is None
+
+
+@pytest.mark.parametrize("given", [[[np.nan], [2.0]], [[np.inf], [2.0]], [[1.1], [2.0]], [[1.0]], None])
+def test_predictions_are_no_twins_where_they_differ_or_one_is_missing(given):
+    wanted = {"y": np.array([[1.0], [2.0]], "float32")}
+    found = None if given is None else {"y": np.array(given, "float32")}
+    assert twins.compare(wanted, found) is None
+    assert twins.compare(wanted, wanted) == 0.0
+
+
+def test_a_model_that_refuses_the_training_data_has_no_twin(tmp_path, monkeypatch):
+    def refuse(arrays):
+        raise MemoryError
+
+    monkeypatch.setattr(twins, "_write", lambda conversion: None)
+    monkeypatch.setattr(twins.predictors, "load", lambda *given: refuse)
+    monkeypatch.setattr(twins.onnx_session, "load", lambda *given, **options: refuse)
+    spec = InputSpec("x", (ColumnSpec("x", "float32"),), "float32", (1,))
+    signature = Signature((spec,), (OutputSpec("y", "float32", (1,)),))
+    manifest = Manifest(framework="keras", entry="model.keras", signature=signature, files=())
+
+    def problem(rows):
+        return twins.attempt(twins.Conversion(tmp_path, manifest, rows)).problem
+
+    assert "refuses rows of the training data" in problem({"x": np.ones((2, 1), "float32")})
+    assert "refuses each made-up row" in problem(None)
+
+
 def test_predictions_that_differ_on_the_training_data_leave_no_file(tmp_path, monkeypatch, capsys):
     model = dense([[1.0], [10.0]])
     spec = InputSpec("x", (ColumnSpec("a", "float32"), ColumnSpec("b", "float32")), "float32", (2,))

@@ -121,28 +121,38 @@ def attempt(conversion: Conversion) -> Converted:
         return Converted(problem=f"it cannot be converted: {why}")
     rows = 0
     difference = 0.0
+    has_predicted = False
     batches = [] if conversion.rows is None else [conversion.rows]
     for batch in (*batches, *odd_rows(manifest.signature, conversion.rows)):
         is_odd = batch is not conversion.rows
-        apart = compare(model, twin, batch)
+        expected = _answer(model, batch)
+        if expected is None and not is_odd:
+            return Converted(problem="it refuses rows of the training data, on which both are compared")
+        has_predicted |= expected is not None
+        apart = compare(expected, _answer(twin, batch))
         if apart is None:
             shown = f"a made-up row, {_show(batch)}" if is_odd else "rows of the training data"
             return Converted(problem=f"its ONNX form predicts something else for {shown}")
         if not is_odd:
             rows = len(next(iter(batch.values())))
             difference = apart
+    if not has_predicted:
+        return Converted(problem="it refuses each made-up row, and no rows of the training data are known")
     return Converted(
         Twin(engine=engines.ONNX, entry=FILE, rows=rows, tolerance=TOLERANCE, difference=difference)
     )
 
 
-def compare(model: Predict, twin: Predict, batch: Arrays) -> float | None:
-    """How far apart the predictions of two are, as a share of the largest of an output.
+def compare(expected: Arrays | None, found: Arrays | None) -> float | None:
+    """How far apart two predictions for the same rows are, as a share of the largest of an output.
+
+    Args:
+        expected: the model's; None where it refuses the rows.
+        found: the twin's.
 
     Returns:
         None: further than they may be, or one of them refuses the rows and the other one does not.
     """
-    expected, found = _answer(model, batch), _answer(twin, batch)
     if expected is None or found is None:
         return 0.0 if expected is found else None
     apart = 0.0
@@ -156,6 +166,8 @@ def compare(model: Predict, twin: Predict, batch: Arrays) -> float | None:
             continue
         wanted, given = wanted.astype("float64"), given.astype("float64")
         finite = np.isfinite(wanted)
+        if not np.array_equal(finite, np.isfinite(given)):
+            return None
         if not np.array_equal(wanted[~finite], given[~finite], equal_nan=True):
             return None
         largest = max(float(np.abs(wanted[finite]).max(initial=0.0)), _TINY)
@@ -302,19 +314,26 @@ class _Erfc:
 
 
 class _Bucketize:
-    """How many boundaries are not above x: all of them where it is NaN, as TensorFlow has it."""
+    """How many boundaries are not above x: all of them where it is NaN, as TensorFlow has it.
+
+    Boundaries are float32, and so TensorFlow compares whole numbers as float32 too.
+    """
 
     @classmethod
     def version_13(cls, ctx: Any, node: Any, **kwargs: Any) -> None:
         from onnx import TensorProto
         from tf2onnx import utils
 
-        dtype = utils.map_onnx_to_numpy_type(ctx.get_dtype(node.input[0]))
+        given = node.input[0]
+        dtype = utils.map_onnx_to_numpy_type(ctx.get_dtype(given))
+        if np.issubdtype(dtype, np.integer):
+            given = ctx.make_node("Cast", [given], attr={"to": TensorProto.FLOAT}).output[0]
+            dtype = np.float32
         boundaries = ctx.make_const(
             utils.make_name("boundaries"), np.array(node.get_attr_value("boundaries"), dtype)
         ).output[0]
         last = ctx.make_const(utils.make_name("last"), np.array([-1], np.int64)).output[0]
-        values = ctx.make_node("Unsqueeze", [node.input[0], last]).output[0]
+        values = ctx.make_node("Unsqueeze", [given, last]).output[0]
         above = ctx.make_node("Less", [values, boundaries]).output[0]
         passed = ctx.make_node(
             "Cast", [ctx.make_node("Not", [above]).output[0]], attr={"to": TensorProto.INT32}
