@@ -176,7 +176,8 @@ class TrainJob:
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
         require_int("np", self.np)
-        if isinstance(self.exports, str) or not set(self.exports) <= set(EXPORTS):
+        is_list = isinstance(self.exports, Sequence) and not isinstance(self.exports, str)
+        if not is_list or not all(name in EXPORTS for name in self.exports):
             raise InvalidJobError(
                 f"exports names formats, one or more of {', '.join(map(repr, EXPORTS))}, as in "
                 f"exports=('onnx',); found {self.exports!r}"

@@ -149,6 +149,8 @@ def test_whatever_is_json_is_accepted(value):
         (lambda: train_job(np="2"), "np must be an integer, found '2'"),
         (lambda: train_job(exports=("onnx", "tflite")), r"exports names formats, one or more of 'onnx'"),
         (lambda: train_job(exports="onnx"), r"as in exports=\('onnx',\); found 'onnx'"),
+        (lambda: train_job(exports=None), r"as in exports=\('onnx',\); found None"),
+        (lambda: train_job(exports=[["onnx"]]), r"as in exports=\('onnx',\); found \[\['onnx'\]\]"),
         (lambda: train_job(np=True), "np must be an integer, found True"),
         (lambda: train_job(model_uri=" "), "model_uri must be a URI or a path"),
         (lambda: train_job(prepare="no colon"), "prepare must have the form 'package.module:function'"),
