@@ -56,6 +56,7 @@ def call(function: Callable[[_Argument], _Value], argument: _Argument) -> _Value
                     "CUDA_VISIBLE_DEVICES": "-1",
                     "KERAS_BACKEND": "tensorflow",
                     "TF_CPP_MIN_LOG_LEVEL": "3",
+                    "TMPDIR": name,  # what it leaves there, killed, is removed with it
                 },
             )
         try:

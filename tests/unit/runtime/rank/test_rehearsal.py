@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -67,6 +68,10 @@ def test_a_predictor_that_takes_for_ever_is_given_up(export, tmp_path, capsys, m
     monkeypatch.setattr(afresh, "TIMEOUT_S", 0.0)
     rehearsal.rehearse_export(tmp_path, export("signal.pause()"))
     assert "a fresh process did not end within 0 s" in capsys.readouterr().out
+
+
+def test_what_a_fresh_process_leaves_in_its_temporary_folder_is_removed():
+    assert not os.path.exists(afresh.call(tempfile.mkdtemp, "left"))
 
 
 def test_a_predictor_that_does_not_exist_is_refused(export, tmp_path):
