@@ -161,6 +161,21 @@ def test_a_model_that_refuses_the_training_data_has_no_twin(tmp_path, monkeypatc
     assert "refuses each made-up row" in problem(None)
 
 
+def test_rows_that_cannot_be_read_cost_the_twin_and_not_the_model(tmp_path, capsys):
+    def read():
+        raise OSError("503 Slow Down")
+
+    manifest = Manifest(framework="keras", entry="model.keras", signature=Signature((), ()), files=())
+    assert twins.convert(tmp_path, manifest, read) is None
+    assert "no ONNX twin, and scores with keras: OSError: 503 Slow Down" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((32,), 4096), ((224, 224, 3), 55), ((4096, 4096), 1)])
+def test_large_rows_are_compared_in_smaller_numbers(shape, rows):
+    spec = InputSpec("x", (ColumnSpec("x", "float32", int(np.prod(shape))),), "float32", shape)
+    assert twins.rows_for(Signature((spec,), ())) == rows
+
+
 def test_predictions_that_differ_on_the_training_data_leave_no_file(tmp_path, monkeypatch, capsys):
     model = dense([[1.0], [10.0]])
     spec = InputSpec("x", (ColumnSpec("a", "float32"), ColumnSpec("b", "float32")), "float32", (2,))
@@ -180,11 +195,11 @@ def test_predictions_that_differ_on_the_training_data_leave_no_file(tmp_path, mo
 
     monkeypatch.setattr(twins.onnx_session, "load", wrong)
     rows = pa.record_batch({"a": [1.0, 2.0], "b": [0.5, 0.25]})
-    assert twins.convert(tmp_path, manifest, rows) is None
+    assert twins.convert(tmp_path, manifest, lambda: rows) is None
     assert "predicts something else for rows of the training data" in capsys.readouterr().out
     assert not (tmp_path / "model.onnx").exists()
     (tmp_path / "model.onnx").write_bytes(b"of the user's")
-    assert twins.convert(tmp_path, manifest, rows) is None
+    assert twins.convert(tmp_path, manifest, lambda: rows) is None
     assert (tmp_path / "model.onnx").read_bytes() == b"of the user's"
 
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,7 @@ def _save_exported(model: ExportedModel, folder: Path, layout: FeatureLayout | N
 def _with_onnx_twin(published: Published, folder: Path, context: TrainContext) -> Published:
     """The model with its twin for ONNX Runtime, or as it is: then the log says why."""
     manifest = published.manifest()
-    twin = twins.convert(folder, manifest, _training_rows(context, manifest.signature))
+    twin = twins.convert(folder, manifest, partial(_training_rows, context, manifest.signature))
     if twin is None:
         return published
     files = (*published.files, *describe_files(folder, [twin.entry]))
@@ -226,7 +227,7 @@ def _training_rows(context: TrainContext, signature: Signature) -> pa.RecordBatc
     columns = [column.name for column in signature.columns]
     if shard is None or not {*columns} <= {*shard.schema.names}:
         return None
-    return next(DatasetShard(shard.files, name=shard.name).to_batches(twins.ROWS, columns))
+    return next(DatasetShard(shard.files, name=shard.name).to_batches(twins.rows_for(signature), columns))
 
 
 def _layout(context: TrainContext) -> FeatureLayout | None:

@@ -7,11 +7,12 @@ well, and there is a twin only where both say the same of each, be it an error.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 4_096
-"""Rows of the training data on which twins are compared."""
+"""Rows of the training data on which twins are compared, where they are not too large."""
+
+_BYTES = 2**26  # of these rows: images in thousands would take all of a rank's memory
+_VALUE_BYTES = 8
 
 FILE = "model.onnx"
 TOLERANCE = 1e-3
@@ -69,13 +73,20 @@ class Converted:
     problem: str | None = None
 
 
-def convert(folder: Path, manifest: Manifest, rows: pa.RecordBatch | None) -> Twin | None:
+def rows_for(signature: Signature) -> int:
+    """How many rows of the training data twins of a model are compared on: fewer where they are large."""
+    values = sum(math.prod(spec.shape) for spec in signature.inputs)
+    return max(1, min(ROWS, _BYTES // (_VALUE_BYTES * max(values, 1))))
+
+
+def convert(folder: Path, manifest: Manifest, read: Callable[[], pa.RecordBatch | None]) -> Twin | None:
     """Write a model's twin beside it.
 
     Args:
         folder: the saved model's.
         manifest: as far as it is known: framework, entry, signature and modules.
-        rows: of the training data, with the columns that the model takes; None where they are not known.
+        read: reads rows of the training data, with the columns that the model takes; None where they are
+            not known.
 
     Returns:
         The twin; None where there is none, and the log says why.
@@ -86,6 +97,7 @@ def convert(folder: Path, manifest: Manifest, rows: pa.RecordBatch | None) -> Tw
         )
         return None
     try:
+        rows = read()
         arrays = None if rows is None else model_inputs(rows, manifest.signature.inputs)
         found = afresh.call(attempt, Conversion(folder, manifest, arrays))
     except Exception as error:  # whatever it is, the model itself is trained
@@ -96,9 +108,14 @@ def convert(folder: Path, manifest: Manifest, rows: pa.RecordBatch | None) -> Tw
             f"the model has no ONNX twin, and scores with {manifest.framework}: {found.problem}", flush=True
         )
         return None
+    on = (
+        f"{found.twin.rows:,} rows of the training data and for made-up ones"
+        if found.twin.rows
+        else ("made-up rows alone, as no rows of the training data with the model's columns are known")
+    )
     print(
-        f"the model's ONNX twin predicts the same for {found.twin.rows:,} rows of the training data and for "
-        f"made-up ones; at most {found.twin.difference:.1e} of an output's largest value apart",
+        f"the model's ONNX twin predicts the same for {on}; at most {found.twin.difference:.1e} of an "
+        "output's largest value apart",
         flush=True,
     )
     return found.twin

@@ -141,9 +141,8 @@ def usable_model(job: InferenceJob, model: NamedModel) -> Manifest:
     predictor = job.predictor or manifest.predictor
     if predictor:
         resolve_import_path(predictor)
-    else:
-        if engines.choose(model.uri, manifest, job.engine, None) != engines.ONNX:
-            require_modules(model.uri, manifest)
+    elif engines.choose(model.uri, manifest, job.engine, None) != engines.ONNX:
+        require_modules(model.uri, manifest)
     return manifest
 
 
