@@ -11,7 +11,8 @@ from airflow_hydrogen.contract.errors import EngineError, ModelSignatureError
 from airflow_hydrogen.contract.signatures import Signature
 
 _FATAL_ALONE = 4  # errors are raised as well
-_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# Where twins are compared with their models: a GPU adds in another precision.
+_PROVIDERS = ("CPUExecutionProvider",)
 
 
 def twin_input(number: int) -> str:
@@ -55,9 +56,7 @@ def load(
     # The cores are other workers' as well: threads that wait have to sleep.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _FATAL_ALONE
-    available = onnxruntime.get_available_providers()
-    providers = [provider for provider in _PROVIDERS if provider in available]
-    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    session = onnxruntime.InferenceSession(str(file), options, providers=_PROVIDERS)
 
     inputs = {
         spec.name: twin_input(number) if is_twin else spec.name
