@@ -64,6 +64,12 @@ def s3_access(conn_id: str, get_connection: Callable[[str], Any]) -> S3Access:
         raise _problem(
             connection, f"it has a {has} and no {lacks}: these are the access key and the secret key"
         )
+    for name, value in (("login", access_key), ("password", secret_key), ("aws_session_token", token)):
+        if any(character.isspace() for character in str(value or "")):
+            raise _problem(
+                connection,
+                f"its {name} has a blank or the end of a line in it, which no key has: paste it without",
+            )
     if token and not access_key:
         raise _problem(connection, "its extra has an aws_session_token, and it has no keys")
     endpoint = _endpoint(connection, extra)
