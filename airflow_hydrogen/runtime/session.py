@@ -83,6 +83,8 @@ def spark_session(
     running = SparkContext._active_spark_context
     if running is not None:
         _require_same_store(str(running.applicationId), job.s3)
+    elif job.s3 is not None or any(_stores.values()):
+        _close_clients()
     of_store = _store_settings(job.s3, given) if running is None else {}
     for key, value in {**more(given), **of_store}.items():
         builder = builder.config(key, value)
@@ -103,6 +105,17 @@ def _store_settings(access: S3Access | None, given: SparkConf) -> dict[str, str]
     hidden = given.get(_REDACTION)
     hiding = {_REDACTION: f"{hidden}|{_KEYS}"} if hidden and access.secret_key else {}
     return {**access.spark_settings(), **hiding}
+
+
+def _close_clients() -> None:
+    """Have Hadoop forget its clients of stores, which it keeps, with their keys, as long as the JVM lives.
+
+    A session before this one, or spark-submit itself, may have opened the same bucket with other keys.
+    """
+    from pyspark import SparkContext
+
+    jvm: Any = SparkContext._jvm
+    jvm.org.apache.hadoop.fs.FileSystem.closeAll()
 
 
 def _require_same_store(application: str, access: S3Access | None) -> None:

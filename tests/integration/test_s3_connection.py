@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,14 @@ def test_a_look_before_submission_goes_by_the_connection(store: ObjectStore, tmp
     assert look(store.access).columns == [("id", "bigint"), ("a", "double"), ("day", "int")]
     with pytest.raises(UnsureError):
         look(dataclasses.replace(store.access, secret_key="wrong"))
+
+
+def test_sessions_of_one_process_leave_no_keys_to_the_next() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.integration.two_sessions"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.findall(r"^key: (.*)$", ended.stdout, re.MULTILINE) == ["first", "second", "None"]
