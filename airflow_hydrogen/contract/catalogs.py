@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_hydrogen.contract.errors import InvalidJobError
+from airflow_hydrogen.contract.stores import S3Access
 
 _SECRET = re.compile(r"(?i)credential|token|secret|password|access-key|account-key|connection-string|signer")
 _LOGIN = re.compile(r"//[^/@]*:[^/@]*@")
@@ -42,6 +43,13 @@ def require_one(what: str, catalog: Mapping[str, str], conn_id: str | None) -> N
                 f"catalog of an iceberg {what} has {name!r} with a secret in it: put it into an Airflow "
                 "connection of type iceberg, and name that as catalog; a DAG holds no password"
             )
+
+
+def opening_s3(properties: Mapping[str, str], access: S3Access | None) -> dict[str, str]:
+    """A catalog's properties, with those that open S3 as the job does where it says nothing of S3."""
+    if access is None or any(name.startswith("s3.") for name in properties):
+        return dict(properties)
+    return {**access.iceberg_properties(), **properties}
 
 
 def masked(text: str, properties: Mapping[str, str]) -> str:

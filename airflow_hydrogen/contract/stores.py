@@ -70,6 +70,18 @@ class S3Access:
             }
         return {f"{_S3A}{name}": value for name, value in settings.items() if value is not None}
 
+    def iceberg_properties(self) -> dict[str, str]:
+        """Properties of pyiceberg's files, which look for no endpoint in the environment."""
+        properties = {
+            "s3.endpoint": self.endpoint_url,
+            "s3.region": self.known_region,
+            "s3.access-key-id": self.access_key,
+            "s3.secret-access-key": self.secret_key,
+            "s3.session-token": self.session_token,
+            "s3.force-virtual-addressing": "true" if self.virtual_hosts else None,
+        }
+        return {name: value for name, value in properties.items() if value is not None}
+
     def set_variables(self, environ: MutableMapping[str, str]) -> None:
         """Have other libraries find the same: boto3, s3fs, pyarrow.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import differences, uris
+from airflow_hydrogen.contract.catalogs import opening_s3
 from airflow_hydrogen.contract.errors import HydrogenError, MissingColumnError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.sources import Source
@@ -95,7 +96,7 @@ def _look(
         job.model_uri,
         wanted,
         None if first_try else job.snapshot_uri,
-        _client(source, hook),
+        _client(source, hook, job.s3),
         environment,
         looks.TIMEOUT_S,
         job.s3,
@@ -115,11 +116,11 @@ def _require_same_view(
         raise UnsureError(f"Spark's settings cannot be read: {error}") from None
 
 
-def _client(source: Source, hook: HydrogenSparkSubmitHook) -> dict[str, Any] | None:
+def _client(source: Source, hook: HydrogenSparkSubmitHook, s3: S3Access | None) -> dict[str, Any] | None:
     if source.kind == "iceberg" and source.conn_id is None:
-        return dict(source.catalog)
+        return opening_s3(source.catalog, s3)
     if source.kind == "iceberg":
-        return dict(catalogs.properties(hook.get_connection(str(source.conn_id))))
+        return opening_s3(catalogs.properties(hook.get_connection(str(source.conn_id))), s3)
     if source.kind != "jdbc":
         return None
     return databases.client_options(hook.get_connection(str(source.conn_id)))

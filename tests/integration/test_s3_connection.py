@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from pyiceberg.catalog import load_catalog
 
+from airflow_hydrogen.contract.catalogs import opening_s3
 from airflow_hydrogen.contract.jobs import Sink, Source
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.contract.stores import S3Access
@@ -175,6 +177,41 @@ def test_one_connection_serves_spark_driver_workers_and_ranks(
     for text in (*told.values(), said, repr((training, scoring))):
         assert SECRET not in text
         assert f'"{store.access.access_key}"' not in text
+
+
+def test_a_connection_opens_iceberg_tables_whose_catalog_says_nothing_of_s3(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = {
+        "type": "sql",
+        "uri": f"sqlite:///{tmp_path}/catalog.db",
+        "warehouse": f"s3://{BUCKET}/iceberg",
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", store.connection())
+    monkeypatch.setenv("AIRFLOW_CONN_TABLES", json.dumps({"conn_type": "iceberg", "extra": properties}))
+    with s3.using(store.access):
+        put_model(f"s3://{BUCKET}/models/iceberg", tmp_path / "m")
+    catalog = load_catalog("tables", **opening_s3(properties, store.access))
+    catalog.create_namespace("db")
+    rows = pa.table({"id": pa.array(range(20)), "a": pa.array(map(float, range(20)))})
+    catalog.create_table("db.flights", schema=rows.schema).append(rows)
+    run_task(
+        ArrowInferenceOperator(
+            task_id="score",
+            model_uri=f"s3://{BUCKET}/models/iceberg",
+            source=Source.iceberg("db.flights", catalog="tables", where="id > 4"),
+            sink=Sink.iceberg(
+                "db.scores", catalog="tables", partition={"ds": "1"}, work_uri=f"s3://{BUCKET}/work"
+            ),
+            predictor="tests.integration.store_apps:multiplying",
+            keep_columns=["id"],
+            jars=",".join(map(str, jars("s3a"))),
+            aws_conn_id="lake",
+        )
+    )
+    scores = catalog.load_table("db.scores").scan().to_arrow().sort_by("id")
+    assert scores["id"].to_pylist() == list(range(5, 20))
+    assert scores["p"].to_pylist() == [3.0 * number for number in range(5, 20)]
 
 
 def read(uri: str) -> pa.Table:

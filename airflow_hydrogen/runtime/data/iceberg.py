@@ -23,6 +23,7 @@ from airflow_hydrogen.runtime.data.conditions import Both, Comparison, Condition
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.session import spark_errors
+from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,19 +59,19 @@ def catalog_of(place: Source | Sink, access: Access) -> Any:
 
 
 def properties_of(place: Source | Sink, access: Access) -> dict[str, str]:
-    """The properties of the catalog that a source or sink names.
+    """The properties of the catalog that a source or sink names, and of the job's S3.
 
     Raises:
         InvalidJobError: nobody has said how its connection is opened.
     """
     if place.conn_id is None:
-        return dict(place.catalog)
+        return catalogs.opening_s3(place.catalog, s3.current())
     if place.conn_id not in access:
         raise InvalidJobError(
             f"{place} needs access[{place.conn_id!r}]: pyiceberg's properties of the catalog, such as uri "
             "and credential; the operators take them from Airflow's connection"
         )
-    return dict(access[place.conn_id])
+    return catalogs.opening_s3(access[place.conn_id], s3.current())
 
 
 def told(error: Exception, place: Source | Sink, access: Access) -> str:
@@ -155,7 +156,10 @@ class _Reading:
         """Whether the files hold the rows as they are, under the names and in the types of the schema."""
         from pyiceberg.manifest import FileFormat
 
-        if any(name.startswith(_CREDENTIALS) for name in self.table.io.properties):
+        job = s3.current()
+        ours = {} if job is None else job.iceberg_properties()
+        given = self.table.io.properties.items()
+        if any(name.startswith(_CREDENTIALS) and ours.get(name) != value for name, value in given):
             return False
         if any(task.delete_files or task.file.file_format != FileFormat.PARQUET for task in tasks):
             return False

@@ -34,6 +34,7 @@ from airflow_hydrogen.contract.errors import (
     UnwritableUriError,
 )
 from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.runtime.data import iceberg
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
@@ -41,7 +42,7 @@ from airflow_hydrogen.runtime.sinks import tables
 from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
 from airflow_hydrogen.runtime.sinks.tables import Types
 from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles, TaskTarget
-from airflow_hydrogen.runtime.storage import filesystems, swap
+from airflow_hydrogen.runtime.storage import filesystems, s3, swap
 from airflow_hydrogen.runtime.storage.swap import Replacement
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Rows(StagedFiles):
         files = self.by_tasks.fitted(TaskFiles("sink", folder, pa.schema([]), copied=True))
         filesystems.make_folder(folder)
         try:
-            answers = frame.mapInArrow(partial(_written, files, notes), _ANSWER).collect()
+            answers = frame.mapInArrow(partial(_written, files, notes, s3.current()), _ANSWER).collect()
             files.accept([answer["file"] for answer in answers if answer["file"]], self._replacement.staged)
         finally:
             swap.sweep(folder)
@@ -282,9 +283,10 @@ class Rows(StagedFiles):
 
 
 def _written(
-    files: TaskFiles, notes: str | None, batches: Iterator[pa.RecordBatch]
+    files: TaskFiles, notes: str | None, access: S3Access | None, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """What a task answers that writes its rows: its file, their number, and the notes among them."""
+    s3.use(access)  # the worker that has scored them is another process
     told: list[str] = []
     with TaskFile(files) as file:
         for batch in batches:

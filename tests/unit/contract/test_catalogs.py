@@ -5,6 +5,7 @@ import pytest
 from airflow_hydrogen.contract import catalogs
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.sinks import Sink
+from airflow_hydrogen.contract.stores import S3Access
 
 
 def test_secrets_of_a_catalog_are_masked_wherever_they_stand() -> None:
@@ -16,6 +17,29 @@ def test_secrets_of_a_catalog_are_masked_wherever_they_stand() -> None:
     }
     text = "no postgresql://me:geheim@db/lake, and id:word is refused at s3://lake"
     assert catalogs.masked(text, properties) == "no postgresql://***@db/lake, and *** is refused at s3://lake"
+
+
+def test_a_catalog_that_says_nothing_of_s3_gets_what_the_job_has() -> None:
+    job = S3Access(conn_id="lake", access_key="A", secret_key="B", endpoint_url="http://store:7070")
+    assert catalogs.opening_s3({"type": "sql"}, job) == {
+        "type": "sql",
+        "s3.endpoint": "http://store:7070",
+        "s3.region": "us-east-1",
+        "s3.access-key-id": "A",
+        "s3.secret-access-key": "B",
+    }
+    own = {"type": "rest", "s3.endpoint": "http://other"}
+    assert catalogs.opening_s3(own, job) == own
+    assert catalogs.opening_s3({"type": "sql"}, None) == {"type": "sql"}
+    temporary = S3Access(conn_id="x", access_key="A", secret_key="B", session_token="C", region="eu-west-1")
+    assert catalogs.opening_s3({}, temporary) == {
+        "s3.region": "eu-west-1",
+        "s3.access-key-id": "A",
+        "s3.secret-access-key": "B",
+        "s3.session-token": "C",
+    }
+    virtual = S3Access(conn_id="x", endpoint_url="https://store", virtual_hosts=True)
+    assert catalogs.opening_s3({}, virtual)["s3.force-virtual-addressing"] == "true"
 
 
 def test_a_sink_has_a_catalog_and_survives_its_json() -> None:
