@@ -29,6 +29,7 @@ from airflow_hydrogen.contract.errors import (
     MessageIdError,
     MissingColumnError,
     PartitionTakenError,
+    SinkError,
     SourceError,
     StreamTakenError,
     TableMismatchError,
@@ -201,6 +202,28 @@ def test_an_older_try_leaves_the_stream_to_a_newer_one(incoming, stream, scores,
         patched.setattr(positions, "claim", claimed_twice)
         with pytest.raises(StreamTakenError, match="another try"):
             stream()
+    assert stream().rows == 5
+    assert scores()["id"].tolist() == list(range(5))
+
+
+def test_a_try_that_stood_still_before_it_staged_writes_over_nothing_of_a_newer_one(
+    incoming, stream, scores, tmp_path, monkeypatch
+):
+    incoming(0, 5)
+    claim = positions.claim
+    claimed: list[tuple[Any, ...]] = []
+
+    def noted(*given: Any) -> Any:
+        claimed.append(given)
+        return claim(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(positions, "claim", noted)
+        # The batch has been found to be this try's; a newer one begins, and is done, before it goes on.
+        patched.setattr(Batches, "_renew_model", lambda *_given: claim(*claimed[0]))
+        with pytest.raises(StreamTakenError):
+            stream()
+    assert not list((tmp_path / "scores").glob("batch=*"))
     assert stream().rows == 5
     assert scores()["id"].tolist() == list(range(5))
 
@@ -917,6 +940,24 @@ def test_streams_share_a_delta_table_by_partitions(warehouse, lines, into_delta,
         into_delta(
             sink=Sink.delta(uri, partition={"source": "b"}), options={"checkpoint_uri": f"{tmp_path}/a"}
         )
+
+
+def test_two_streams_that_begin_a_delta_table_at_the_same_time_are_told(
+    lines, into_delta, table, tmp_path, monkeypatch
+):
+    lines(0, 2)
+    into_delta(options={"checkpoint_uri": str(tmp_path / "one")}, on_bad_row="drop")
+    with monkeypatch.context() as patched:
+        patched.setattr(placements, "batches", lambda *_given: {})  # as if none had been there yet
+        with pytest.raises(SinkError, match="has batches of another stream.* no row of batch 0 was written"):
+            into_delta(on_bad_row="drop")
+        assert table() == [0, 1]
+        patched.setattr(delta.Rows, "_require_next", lambda _self: None)
+        into_delta(on_bad_row="drop")
+    assert table() == [0, 0, 1, 1]
+    for checkpoint in ("one", "checkpoint"):
+        with pytest.raises(CheckpointMismatchError, match="2 streams have begun it at the same time"):
+            into_delta(options={"checkpoint_uri": str(tmp_path / checkpoint)}, on_bad_row="drop")
 
 
 def two_of_one(spark: Any, rows: Any) -> Any:

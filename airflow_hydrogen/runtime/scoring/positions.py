@@ -132,6 +132,12 @@ def _require_own_commits(sink: str, batches: Mapping[str, int], position: Positi
             f"is not that of the stream that has written {sink}. Another one would add the same rows once "
             "more. Name that one, or give the stream a table, or a partition of one, of its own",
         )
+    if len(batches) > 1:
+        raise CheckpointMismatchError(
+            checkpoint,
+            f"is not the only one by which {sink} was written: {len(batches)} streams have begun it at the "
+            "same time, and its rows may be there twice. Give each of them a table of its own",
+        )
     done = newest(checkpoint, "commits")
     if done is not None and done > position.placed:
         there = f"no later one than batch {position.placed}" if batches else "none of its batches"

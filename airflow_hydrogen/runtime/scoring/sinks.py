@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -62,7 +63,11 @@ class Written:
 
 
 def place(
-    spark: SparkSession, scoring: Scoring, job: InferenceJob, counter: RowCounter | None = None
+    spark: SparkSession,
+    scoring: Scoring,
+    job: InferenceJob,
+    counter: RowCounter | None = None,
+    require_turn: Callable[[], None] = lambda: None,
 ) -> Written:
     """Score, and put the rows in place: those that were scored in the sink, the bad ones in the quarantine.
 
@@ -75,6 +80,7 @@ def place(
         scoring: what tasks do.
         job: what is scored.
         counter: is told what Spark's rows stand for.
+        require_turn: called when all is staged; raises where somebody else is to place it, or has done so.
 
     Raises:
         BadRowsError: more than the job allows.
@@ -106,6 +112,7 @@ def place(
         account.require_working_model()
         account.require_few(job.max_bad_rows, scores.name)
         scores.require_owner()  # a newer try removes what this one has staged
+        require_turn()
         found = (
             scores.count()
             if target is None or output is None

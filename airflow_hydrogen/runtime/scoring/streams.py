@@ -337,7 +337,9 @@ class Batches:
         self._renew_model(batch.sparkSession, batch.schema)
         job = self._job_of(number)
         scoring = self._scoring(batch, job, self._manifest)
-        written = sinks.place(batch.sparkSession, scoring, job)
+        # A newer try of the stream that begins after the staging finds what is staged. One that began before
+        # may have placed this batch and others after it, and have left nothing that the sink knows it by.
+        written = sinks.place(batch.sparkSession, scoring, job, require_turn=self.position.require_owner)
         self._note(number, written, scoring, time.monotonic() - started)
 
     def _note(self, number: int, written: Written, scoring: Scoring, seconds: float) -> None:

@@ -68,9 +68,7 @@ def require_fits(
 
 def batches(spark: SparkSession, sink: Sink) -> dict[str, int]:
     """Which streams have written the sink's partition: the id of each -> its newest batch there."""
-    begin = _writer_of_stream(sink, "")
-    found = Table(spark, sink, {}).writers()
-    return {name.removeprefix(begin): last for name, last in found.items() if name.startswith(begin)}
+    return _streams(sink, Table(spark, sink, {}).writers())
 
 
 @contextmanager
@@ -191,17 +189,25 @@ class Rows(StagedFiles):
             raise PartitionTakenError(self.name, None)
         print(f"committed version {committed.version} of {self.name}", flush=True)
         if committed.rows not in (None, rows):
+            mend = "Clear the task, which replaces it"
+            if self._batch is not None:
+                mend = "Begin anew with another checkpoint and another table"
             raise SinkError(
                 f"version {committed.version} of {self.name} was committed with {committed.rows} rows in "
-                f"place of the {rows} that were staged: its partition is not whole. Clear the task, which "
-                "replaces it"
+                f"place of the {rows} that were staged: it is not whole. {mend}"
             )
 
     def _require_next(self) -> None:
         """Raise unless the batch of a stream is the one that the table waits for."""
         if self._batch is None or self._writer is None:
             return
-        newest = self._table.writers().get(self._writer[0], -1)
+        writers = self._table.writers()
+        if _streams(self._table.sink, writers).keys() - {self._batch.stream}:
+            raise SinkError(
+                f"{self.name} has batches of another stream, which has begun it at the same time; no row of "
+                f"batch {self._batch.number} was written. Give each of them a table of its own"
+            )
+        newest = writers.get(self._writer[0], -1)
         if newest >= self._batch.number:
             raise PartitionTakenError(self.name, None)
         if newest != self._batch.number - 1:
@@ -448,6 +454,12 @@ def _writer_of_stream(sink: Sink, stream: str) -> str:
     """By what Delta knows the batches of a stream again, in the partition that it writes."""
     digest = hashlib.sha256(repr(sorted(sink.partition.items())).encode()).hexdigest()
     return f"airflow-hydrogen-stream-{digest[:16]}-{stream}"
+
+
+def _streams(sink: Sink, writers: Mapping[str, int]) -> dict[str, int]:
+    """Those among a table's writers that are streams into the sink's partition: id -> newest batch."""
+    begin = _writer_of_stream(sink, "")
+    return {name.removeprefix(begin): last for name, last in writers.items() if name.startswith(begin)}
 
 
 def _is_conflict(error: Exception) -> bool:
