@@ -22,6 +22,7 @@ from airflow_hydrogen.contract.errors import StoreRefusedError, StoreUnreachable
 from airflow_hydrogen.contract.stores import S3Access
 
 TIMEOUT_S = 10.0
+_MOST_BYTES = 65536  # what answers may be no S3, and never come to an end
 
 _NOTHING = hashlib.sha256(b"").hexdigest()
 _QUERY = "list-type=2&max-keys=1"
@@ -70,7 +71,8 @@ def require_open(access: S3Access, buckets: Mapping[str, str], *, same_host: boo
         endpoint = access.endpoint_url or address.rpartition("/")[0]
         try:
             code = _ask(access, address)
-        except (OSError, http.client.HTTPException) as error:  # urllib's, time-outs, what is no HTTP
+        # urllib's, time-outs, what is no HTTP, and names that are none of a host
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", None) or error)
             if same_host:
                 raise StoreUnreachableError(access.conn_id, endpoint, reason) from None
@@ -98,10 +100,10 @@ def _ask(access: S3Access, address: str) -> str:
     request = urllib.request.Request(f"{address}?{_QUERY}", headers=_signed(access, address))
     try:
         with _web.open(request, timeout=TIMEOUT_S) as answer:
-            return "" if _LISTED in answer.read() else "NoStore"
+            return "" if _LISTED in answer.read(_MOST_BYTES) else "NoStore"
     except urllib.error.HTTPError as error:
         with error:
-            found = _CODE.search(error.read())
+            found = _CODE.search(error.read(_MOST_BYTES))
         return found[1].decode() if found else f"HTTP {error.code}"
 
 

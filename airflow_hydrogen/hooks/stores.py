@@ -17,6 +17,7 @@ from airflow_hydrogen.contract.stores import S3Access
 CONNECTION_TYPE = "aws"
 
 _ENDPOINT = re.compile(r"https?://[^/?#@\s]+/?")
+_KEY = re.compile(r"[!-~]*")
 _ENDPOINT_SETTING = "spark.hadoop.fs.s3a.endpoint"
 _AMAZONS = (".amazonaws.com", ".amazonaws.com.cn")
 _ADDRESSING = ("auto", "path", "virtual")
@@ -65,10 +66,11 @@ def s3_access(conn_id: str, get_connection: Callable[[str], Any]) -> S3Access:
             connection, f"it has a {has} and no {lacks}: these are the access key and the secret key"
         )
     for name, value in (("login", access_key), ("password", secret_key), ("aws_session_token", token)):
-        if any(character.isspace() for character in str(value or "")):
+        if not _KEY.fullmatch(str(value or "")):
             raise _problem(
                 connection,
-                f"its {name} has a blank or the end of a line in it, which no key has: paste it without",
+                f"its {name} has a blank, the end of a line or a letter beyond ASCII in it, which no "
+                "key has: paste it without",
             )
     if token and not access_key:
         raise _problem(connection, "its extra has an aws_session_token, and it has no keys")

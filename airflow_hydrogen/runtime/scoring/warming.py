@@ -22,6 +22,7 @@ from airflow_hydrogen.runtime.gang.warming import beside
 from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring.daemon import AHEAD, AHEAD_VARIABLE, MODULE, MODULES_VARIABLE
+from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
     from pyspark import SparkConf
@@ -122,6 +123,8 @@ def _runs_here(master: str) -> bool:
 def _start_ahead(conf: Mapping[str, str]) -> str:
     """Start what Spark's daemon is going to be forked from, with the environment that it will have.
 
+    That is the JVM's, which does not have the keys of the job's connection to S3, as this process has.
+
     Returns:
         The name of its socket.
     """
@@ -130,8 +133,11 @@ def _start_ahead(conf: Mapping[str, str]) -> str:
         key.removeprefix(_ENVIRONMENT): value for key, value in conf.items() if key.startswith(_ENVIRONMENT)
     }
     paths = [path for path in (given.get("PYTHONPATH"), os.environ.get("PYTHONPATH")) if path]
+    keys: dict[str, str] = {}
+    if (access := s3.current()) is not None:
+        access.set_variables(keys)
     environ = {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if key not in keys},
         "OMP_NUM_THREADS": conf.get("spark.task.cpus", "1"),
         **given,
         "PYTHONPATH": os.pathsep.join(paths),

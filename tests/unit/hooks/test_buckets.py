@@ -148,3 +148,9 @@ def test_something_that_speaks_no_http_is_nobody():
 )
 def test_amazons_hosts_go_by_region(region: str | None, host: str):
     assert buckets._address(S3Access(conn_id="lake", region=region), "b") == f"https://{host}/b"
+
+
+def test_an_endpoint_whose_host_can_be_none_is_told():
+    access = S3Access(conn_id="lake", access_key="A", secret_key="B", endpoint_url="http://a..b")
+    with pytest.raises(StoreUnreachableError, match=r"http://a\.\.b.*label"):
+        buckets.require_open(access, {"bucket": "s3://bucket/x"}, same_host=True)

@@ -80,9 +80,10 @@ def test_a_connection_says_what_opens_s3(given: Connection, expected: S3Access):
         (connection(host="store"), "it has a host, which says nothing: name the endpoint as endpoint_url"),
         (connection(password=None), "it has a login and no password"),
         (connection(login=None), "it has a password and no login"),
-        (connection(login="AKIA\n"), "its login has a blank or the end of a line in it"),
-        (connection(password=" hush"), "its password has a blank or the end of a line in it"),
-        (connection(extra={"aws_session_token": "hush\n"}), "its aws_session_token has a blank or the end"),
+        (connection(login="AKIA\n"), "its login has a blank, the end of a line or"),
+        (connection(password=" hush"), "its password has a blank, the end of a line or"),
+        (connection(extra={"aws_session_token": "hush\n"}), "its aws_session_token has a blank, the end"),
+        (connection(login="AKIA\u2019"), "its login has .* or a letter beyond ASCII in it"),
         (
             connection(login=None, password=None, extra={"aws_session_token": "t"}),
             "its extra has an aws_session_token, and it has no keys",

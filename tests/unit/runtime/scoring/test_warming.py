@@ -8,10 +8,12 @@ import pytest
 
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
 from airflow_hydrogen.contract.signatures import Signature
+from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.runtime.gang.preload import Preload
 from airflow_hydrogen.runtime.models.manifest import Manifest, Twin
 from airflow_hydrogen.runtime.scoring import warming
 from airflow_hydrogen.runtime.scoring.daemon import MODULE, MODULES_VARIABLE
+from airflow_hydrogen.runtime.storage import s3
 
 TWINS = (Twin(engine="onnx", entry="y", rows=1, tolerance=1e-3, difference=0.0),)
 CLUSTER = "spark://master:7077"
@@ -125,3 +127,18 @@ def test_where_executors_may_not_find_the_daemon_the_log_says_so(said):
 def test_why_nothing_is_imported_is_said(said):
     assert warming.settings(Conf(), Preload(why_not="it names X"), said.append) == {}
     assert said == ["each Python worker imports the model's framework for itself: it names X"]
+
+
+def test_what_workers_are_forked_from_has_no_keys_of_the_jobs_connection(monkeypatch):
+    access = S3Access(conn_id="lake", access_key="A", secret_key="hush", endpoint_url="http://store")
+    environ = {"HOME": "/h", "AWS_PROFILE": "own"}
+    access.set_variables(environ)
+    started = []
+    monkeypatch.setattr(warming.os, "environ", environ)
+    monkeypatch.setattr(warming.subprocess, "Popen", lambda *_given, env, **_more: started.append(env))
+    monkeypatch.setattr(warming.atexit, "register", lambda *_given: None)
+    with s3.using(access):
+        warming._start_ahead({})
+    [found] = started
+    assert found["AWS_PROFILE"] == "own"
+    assert "hush" not in found.values() and "AWS_ENDPOINT_URL" not in found
