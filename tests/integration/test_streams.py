@@ -345,7 +345,8 @@ def test_an_alias_is_looked_up_before_every_batch(incoming, stream, scores, line
     report = stream(model_uri=alias, source=source)
     assert (report.model_alias, report.model_uri) == (alias, other)
     assert report.stream["models"] == {first.model_version: 5, report.model_version: 5}
-    assert scores()["model_version"].tolist() == [first.model_version] * 5 + [report.model_version] * 5
+    files = scores().assign(file=lambda found: found["id"] // 5).groupby("file")["model_version"]
+    assert files.nunique().tolist() == [1, 1]  # whichever of the two came first
 
 
 def test_a_column_of_the_sources_own_that_is_called_raw_value_is_kept(stream, scores, tmp_path):
