@@ -143,6 +143,25 @@ def test_predictions_are_no_twins_where_they_differ_or_one_is_missing(given):
     assert twins.compare(wanted, wanted) == 0.0
 
 
+def test_a_twin_may_predict_nan_of_nan_and_nothing_else_in_its_place():
+    some, nan, other = ({"y": np.array([[value]], "float32")} for value in (1.0, np.nan, 2.0))
+    assert twins.compare(some, nan, is_nan=True) == 0.0
+    assert twins.compare(some, other, is_nan=True) is None
+    assert twins.compare(nan, some, is_nan=True) is None
+    assert twins.compare(some, None, is_nan=True) is None
+
+
+def test_relu_of_nan_is_no_reason_against_a_twin(tmp_path):
+    import keras
+
+    relu = [keras.layers.Dense(size, activation="relu") for size in (64, 64)]
+    model = model_of((14,), "float32", *relu, keras.layers.Dense(1))
+    rows = {"x": np.random.default_rng(0).standard_normal((100, 14), "float32")}
+    found = convert(model, tmp_path, rows)
+    assert found.problem is None
+    assert found.twin.rows == 100
+
+
 def test_a_model_that_refuses_the_training_data_has_no_twin(tmp_path, monkeypatch):
     def refuse(arrays):
         raise MemoryError

@@ -146,7 +146,7 @@ def attempt(conversion: Conversion) -> Converted:
         if expected is None and not is_odd:
             return Converted(problem="it refuses rows of the training data, on which both are compared")
         has_predicted |= expected is not None
-        apart = compare(expected, _answer(twin, batch))
+        apart = compare(expected, _answer(twin, batch), is_nan=is_odd and _has_nan(batch))
         if apart is None:
             shown = f"a made-up row, {_show(batch)}" if is_odd else "rows of the training data"
             return Converted(problem=f"its ONNX form predicts something else for {shown}")
@@ -160,12 +160,14 @@ def attempt(conversion: Conversion) -> Converted:
     )
 
 
-def compare(expected: Arrays | None, found: Arrays | None) -> float | None:
+def compare(expected: Arrays | None, found: Arrays | None, is_nan: bool = False) -> float | None:
     """How far apart two predictions for the same rows are, as a share of the largest of an output.
 
     Args:
         expected: the model's; None where it refuses the rows.
         found: the twin's.
+        is_nan: the rows hold NaN, so the twin may predict NaN whatever the model does: the ReLU that
+            TensorFlow joins to a dense layer makes 0 of NaN, and the one that stands alone does not.
 
     Returns:
         None: further than they may be, or one of them refuses the rows and the other one does not.
@@ -182,6 +184,8 @@ def compare(expected: Arrays | None, found: Arrays | None) -> float | None:
                 return None
             continue
         wanted, given = wanted.astype("float64"), given.astype("float64")
+        if is_nan:
+            wanted = np.where(np.isnan(given), np.nan, wanted)
         finite = np.isfinite(wanted)
         if not np.array_equal(finite, np.isfinite(given)):
             return None
@@ -228,6 +232,10 @@ def _answer(predict: Predict, batch: Arrays) -> Arrays | None:
         return predict(batch)
     except Exception:  # it refuses the rows, in whichever way its engine does
         return None
+
+
+def _has_nan(batch: Arrays) -> bool:
+    return any(array.dtype.kind == "f" and np.isnan(array).any() for array in batch.values())
 
 
 def _as_text(value: Any) -> str:
