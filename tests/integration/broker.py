@@ -153,7 +153,9 @@ class Kafka:
         from confluent_kafka import Producer
 
         refused: list[Any] = []
-        producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 0})
+        producer = Producer(
+            {"bootstrap.servers": self.bootstrap, "queue.buffering.max.messages": len(records) + 1}
+        )
         place = {} if partition is None else {"partition": partition}
         for key, value in records:
             producer.produce(

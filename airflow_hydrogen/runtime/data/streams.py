@@ -1,8 +1,10 @@
-"""Source -> streaming DataFrame: messages decoded, and those set apart that cannot be."""
+"""Source -> stream: rows as Spark reads them, and how what messages hold becomes their columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
@@ -10,16 +12,15 @@ from airflow_hydrogen.contract.errors import ColumnCollisionError, InvalidJobErr
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.data import kafka, sources
 from airflow_hydrogen.runtime.data.databases import Access
+from airflow_hydrogen.runtime.data.messages import FAULT, NO_VALUE, RAW, VALUE, JsonValues, wrong
+from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
-FAULT = "_hydrogen_fault"
-"""The column that says why a row could not be decoded; null in every row that could."""
-RAW = "raw_value"
-"""The column of what could not be decoded, as it came; null in every other row."""
 KAFKA = ("kafka_key", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp", "kafka_headers")
 """What rows of Kafka have beside the columns of their values."""
 TRACES = (*KAFKA, RAW, FAULT)
@@ -29,11 +30,50 @@ TRACES = (*KAFKA, RAW, FAULT)
 _MAGIC, _FRAME_BYTES = b"\x00", 5
 _LONGEST = 2**31 - 1
 
+# A consumer's own defaults, 500 messages and 1 MB of a partition at a time, leave it waiting.
+_FETCHED = {"kafka.max.poll.records": "10000", "kafka.max.partition.fetch.bytes": str(8 * 2**20)}
+
 _BROKEN = "_hydrogen_broken"
 _DECODED = "_hydrogen_decoded"
 
+# What Arrow and Spark take for the same where JSON is concerned. Of dates and timestamps Spark knows many
+# spellings, and a decimal of too many digits is rounded.
+_BY_TASKS = ("boolean", "byte", "short", "integer", "long", "float", "double", "string")
 
-def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> DataFrame:
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a stream, or of a batch of it.
+
+    Attributes:
+        frame: what Spark reads.
+        schema: of the rows that come of it.
+        values: decodes its column `VALUE` in tasks; None: the frame has the rows' columns.
+    """
+
+    frame: DataFrame
+    schema: StructType
+    values: JsonValues | None = None
+
+    def of(self, batch: DataFrame) -> Rows:
+        """Those of one batch."""
+        return replace(self, frame=batch)
+
+    def decoded(self) -> DataFrame:
+        """All columns of all rows."""
+        if self.values is None:
+            return self.frame
+        run = partial(_decode, self.values, self.schema.names)
+        return self.frame.mapInArrow(run, self.schema)
+
+
+def _decode(
+    values: JsonValues, names: Sequence[str], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    return values.rows(batches, names)
+
+
+def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> Rows:
     """Open a stream.
 
     Args:
@@ -54,41 +94,69 @@ def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: i
     try:
         if source.kind == "kafka":
             return _messages(spark, source, access, max_rows)
-        if source.kind == "files_stream":
-            return _files(spark, source)
-        return _changes(spark, source)
+        frame = _files(spark, source) if source.kind == "files_stream" else _changes(spark, source)
+        return Rows(frame, frame.schema)
     except spark_errors() as error:
         absent = "DELTA_SCHEMA_NOT_SET" in str(error)
         reason = "there is no Delta table in this folder" if absent else root_cause(error)
         raise SourceError(str(source), reason) from error
 
 
-def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> DataFrame:
+def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> Rows:
     from pyspark.sql import functions
 
-    reader = spark.readStream.format("kafka").option("startingOffsets", "earliest")
+    reader = spark.readStream.format("kafka").options(**_FETCHED).option("startingOffsets", "earliest")
     reader = reader.options(**kafka.client_options(source, access), **source.options)
     reader = reader.option("subscribe", str(source.topic)).option("includeHeaders", "true")
     if max_rows is not None:
         reader = reader.option("maxOffsetsPerTrigger", max_rows)
-    value = functions.col("value")
+    value = functions.col(VALUE)
+    origins = [functions.col(name.removeprefix("kafka_")).alias(name) for name in KAFKA]
+    if (rows := _json_rows(source, reader, origins)) is not None:
+        return rows
     decode = _decode_json if source.payload == "json" else _decode_avro
     decoded, names, broken = decode(spark, source, value)
     _require_free(names)
-    fault = functions.when(value.isNull(), "the message has no value").when(
-        broken, f"the value is not {str(source.payload).upper().replace('-', ' ')} of the schema"
-    )
-    return (
+    fault = functions.when(value.isNull(), NO_VALUE).when(broken, wrong(str(source.payload)))
+    frame = (
         reader.load()
         .withColumn(_DECODED, decoded)
         .select(
             *(functions.col(_DECODED).getField(name).alias(name) for name in names),
-            *(functions.col(name.removeprefix("kafka_")).alias(name) for name in KAFKA),
+            *origins,
             value.alias(RAW),
             fault.alias(FAULT),
         )
         .withColumn(RAW, functions.when(functions.col(FAULT).isNotNull(), functions.col(RAW)))
     )
+    return Rows(frame, frame.schema)
+
+
+def _json_rows(source: Source, reader: Any, origins: Sequence[Column]) -> Rows | None:
+    """JSON that tasks decode; None where the schema has types whose spellings Spark alone knows."""
+    import pyarrow as pa
+    from pyspark.sql.types import BinaryType, StringType, StructField, StructType
+
+    if source.payload != "json":
+        return None
+    schema = _schema(source)
+    if not all(_is_by_tasks(item.dataType.jsonValue()) for item in schema):
+        return None
+    _require_free(schema.names)
+    fields = pa.schema([(item.name, arrow_type(item.dataType)) for item in schema])
+    frame = reader.load().select(VALUE, *origins)
+    faults = [StructField(RAW, BinaryType()), StructField(FAULT, StringType())]
+    # Whatever the schema says, a field may be missing in a message.
+    named = [StructField(item.name, item.dataType) for item in schema]
+    whole = StructType([*named, *frame.schema.fields[1:], *faults])
+    return Rows(frame, whole, JsonValues(fields))
+
+
+def _is_by_tasks(type_: Any) -> bool:
+    """Whether tasks decode a type of Spark's, in its JSON form."""
+    if isinstance(type_, str):
+        return type_ in _BY_TASKS
+    return type_["type"] == "array" and _is_by_tasks(type_["elementType"])
 
 
 def _decode_json(spark: SparkSession, source: Source, value: Column) -> tuple[Column, list[str], Column]:
@@ -98,9 +166,8 @@ def _decode_json(spark: SparkSession, source: Source, value: Column) -> tuple[Co
 
     schema = _schema(source)
     text = value.cast("string")
-    decoded = functions.from_json(
-        text, schema.add(_BROKEN, StringType()), {"columnNameOfCorruptRecord": _BROKEN}
-    )
+    options = {"columnNameOfCorruptRecord": _BROKEN, "allowSingleQuotes": "false"}
+    decoded = functions.from_json(text, schema.add(_BROKEN, StringType()), options)
     found = functions.col(_DECODED)
     names = [name for name in schema.names if name != _BROKEN]
     # Spark reads the first of several objects, and says nothing of what comes behind it.

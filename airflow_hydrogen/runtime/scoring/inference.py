@@ -21,7 +21,7 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.signatures import OutputSpec
 from airflow_hydrogen.contract.stores import S3Access
-from airflow_hydrogen.runtime.data.streams import FAULT, RAW
+from airflow_hydrogen.runtime.data.messages import FAULT, RAW
 from airflow_hydrogen.runtime.models.inputs import model_inputs, value_beyond
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor

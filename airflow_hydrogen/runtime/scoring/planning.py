@@ -17,9 +17,10 @@ from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.contract.stores import is_s3
 from airflow_hydrogen.runtime.data import scans
+from airflow_hydrogen.runtime.data.messages import FAULT, RAW, VALUE
 from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
-from airflow_hydrogen.runtime.data.streams import FAULT, RAW, TRACES
+from airflow_hydrogen.runtime.data.streams import TRACES, Rows
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.manifest import Manifest
@@ -121,6 +122,7 @@ def score(
     job: InferenceJob,
     label: Mapping[str, Any] | None = None,
     added: Mapping[str, str] | None = None,
+    undecoded: Rows | None = None,
 ) -> Scoring:
     """The kept columns and predictions: checked now, computed when they are placed.
 
@@ -131,6 +133,7 @@ def score(
         job: what is scored.
         label: what made the predictions, for the metadata of their columns.
         added: columns that every row gets behind them -> their text.
+        undecoded: the same rows, for tasks to decode what is needed of them; None: Spark gives them columns.
 
     Raises:
         MissingColumnError, ColumnTypeError, ColumnCollisionError, InvalidJobError: the columns do not fit the
@@ -168,6 +171,8 @@ def score(
     scan = None if job.prepare or job.stream else scans.scan_of(frame, job.source, needed)
     groups = direct.row_groups(scan.files) if scan else []
     rows, run = None, partial(_read_by_spark, frame, needed)
+    if undecoded is not None:
+        run = partial(_decoded_by_tasks, undecoded, needed)
     if scan and groups:
         rows = scan.files.total_rows if scan.condition is None else None
         run = partial(_read_by_tasks, spark, scan, direct.deal(groups, slots), needed)
@@ -211,15 +216,31 @@ def _read_by_tasks(
 
 def _read_by_spark(frame: DataFrame, columns: Sequence[str], scorer: Scorer, schema: StructType) -> DataFrame:
     """Spark reads, and gives tasks batches."""
-    spark = frame.sparkSession
-    if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
-        # Batches that arrive in the size of the model's calls are not joined, which saves a copy.
-        spark.conf.set(_ARROW_BATCH, scorer.batch_rows)
+    _cut_batches(frame.sparkSession, scorer.batch_rows)
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return scorer(batches)
 
     return frame.select(*(f"`{name}`" for name in columns)).mapInArrow(run, schema)
+
+
+def _decoded_by_tasks(rows: Rows, columns: Sequence[str], scorer: Scorer, schema: StructType) -> DataFrame:
+    """Spark reads, and gives tasks batches of what they have to decode."""
+    _cut_batches(rows.frame.sparkSession, scorer.batch_rows)
+    values = rows.values
+    assert values is not None
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return scorer(values.rows(batches, columns))
+
+    untouched = [name for name in rows.frame.columns if name in columns]
+    return rows.frame.select(VALUE, *untouched).mapInArrow(run, schema)
+
+
+def _cut_batches(spark: SparkSession, rows: int) -> None:
+    """Batches that arrive in the size of the model's calls are not joined, which saves a copy."""
+    if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
+        spark.conf.set(_ARROW_BATCH, rows)
 
 
 def columns_of(schema: StructType) -> list[tuple[str, str]]:

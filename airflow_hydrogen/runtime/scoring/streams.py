@@ -27,7 +27,8 @@ from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.contract.streams import BATCH_COLUMN, MODEL_VERSION_COLUMN, Batch
 from airflow_hydrogen.runtime import versions
 from airflow_hydrogen.runtime.data import kafka, sources, streams
-from airflow_hydrogen.runtime.data.streams import FAULT, RAW
+from airflow_hydrogen.runtime.data.messages import FAULT, RAW
+from airflow_hydrogen.runtime.data.streams import Rows
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
 from airflow_hydrogen.runtime.models import aliases, engines
 from airflow_hydrogen.runtime.models.aliases import NamedModel
@@ -108,9 +109,9 @@ def _run(job: InferenceJob) -> InferenceReport:
     if job.sink.kind == "kafka":
         kafka.require_topic(spark, job.sink, job.access)
     topic = kafka.require_topic(spark, job.source, job.access) if job.source.kind == "kafka" else None
-    frame = streams.open_stream(spark, job.source, job.access, job.stream.max_rows_per_trigger)
-    batches = Batches(job, model, manifest)
-    batches.rehearse(spark, frame.schema)
+    rows = streams.open_stream(spark, job.source, job.access, job.stream.max_rows_per_trigger)
+    batches = Batches(job, model, manifest, rows)
+    batches.rehearse(spark, rows.frame.schema)
     warming.warm_workers(spark, _say)
     position = positions.claim(job, topic, placements.batches(spark, job.sink))
     batches.position = position
@@ -120,7 +121,7 @@ def _run(job: InferenceJob) -> InferenceReport:
         "ends it",
         flush=True,
     )
-    query = _start(frame, batches, job)
+    query = _start(rows.frame, batches, job)
     try:
         stopped = _until_it_ends(query, batches, job)
     finally:
@@ -253,6 +254,7 @@ class Batches:
         job: of the stream.
         model: the one that its URI named before it began.
         manifest: of that model.
+        stream: whose batches they are.
 
     Attributes:
         model_uri: of the model that scores.
@@ -264,8 +266,8 @@ class Batches:
         last: the number of the last of them.
     """
 
-    def __init__(self, job: InferenceJob, model: NamedModel, manifest: Manifest) -> None:
-        self._job, self._manifest = job, manifest
+    def __init__(self, job: InferenceJob, model: NamedModel, manifest: Manifest, stream: Rows) -> None:
+        self._job, self._manifest, self._stream = job, manifest, stream
         self.model_uri, self.model_alias = model.uri, model.alias
         self._prepare = resolve_import_path(job.prepare) if job.prepare else None
         self._refused, self._next_look = "", 0.0
@@ -378,8 +380,9 @@ class Batches:
         return _PLACE if self._job.sink.mode == "merge" and self._job.source.kind == "kafka" else ()
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
-        frame = sources.prepared(batch, self._prepare, job.prepare_kwargs)
-        marks = [*((RAW, FAULT) if FAULT in batch.columns else ()), *self._marks]
+        rows = self._stream.of(batch)
+        frame = sources.prepared(rows.decoded(), self._prepare, job.prepare_kwargs)
+        marks = [*((RAW, FAULT) if FAULT in rows.schema.names else ()), *self._marks]
         if lost := [name for name in marks if name not in frame.columns]:
             raise EntrypointError(
                 str(job.prepare),
@@ -392,7 +395,8 @@ class Batches:
             raise ColumnCollisionError(taken, "'prepare' or output_columns")
         label = label_of(manifest, job, {"source": str(job.source)})
         version = {MODEL_VERSION_COLUMN: manifest.version}
-        scoring = score(frame.sparkSession, frame, manifest, job, label, version)
+        undecoded = rows if rows.values is not None and self._prepare is None else None
+        scoring = score(frame.sparkSession, frame, manifest, job, label, version, undecoded)
         finish = self._marked if self._marks else None
         return replace(scoring, finish=finish)
 

@@ -8,7 +8,7 @@ import pytest
 from airflow_hydrogen.contract.errors import UndecodableError
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
 from airflow_hydrogen.contract.streams import StreamOptions
-from airflow_hydrogen.runtime.data.streams import FAULT, RAW
+from airflow_hydrogen.runtime.data.messages import FAULT, RAW
 from airflow_hydrogen.runtime.scoring import inference, positions, streams
 from airflow_hydrogen.runtime.scoring.streams import lag_of
 

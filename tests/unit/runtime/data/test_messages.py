@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_hydrogen.runtime.data import messages
+from airflow_hydrogen.runtime.data.messages import FAULT, NO_VALUE, RAW, VALUE, JsonValues
+
+SCHEMA = pa.schema(
+    [
+        ("a", pa.int64()),
+        ("i", pa.int32()),
+        ("f", pa.float32()),
+        ("d", pa.float64()),
+        ("s", pa.string()),
+        ("b", pa.bool_()),
+        ("l", pa.list_(pa.float32())),
+    ]
+)
+BROKEN = "broken"
+
+
+def decoded(*values: bytes | None) -> list[Any]:
+    """The fields of each value that are not null, or that it is broken."""
+    columns, broken = JsonValues(SCHEMA).decode(pa.array(values, pa.binary()))
+    assert [column.type for column in columns.values()] == SCHEMA.types
+    return [
+        BROKEN
+        if broken[row]
+        else {name: column[row].as_py() for name, column in columns.items() if column[row].is_valid}
+        for row in range(len(values))
+    ]
+
+
+CASES: list[tuple[bytes | None, Any]] = [
+    (
+        b'{"a": 1, "i": -2, "f": 0.5, "d": 1e-3, "s": "x", "b": true, "l": [1, null]}',
+        {"a": 1, "i": -2, "f": 0.5, "d": 1e-3, "s": "x", "b": True, "l": [1.0, None]},
+    ),
+    (b' {"a":1}\r\n', {"a": 1}),
+    (b"{}", {}),
+    (b'{"a":null,"l":null,"s":null,"b":null}', {}),
+    (b'{"A":1,"x":{"y":[{"z":{}}]},"a":3} ', {"a": 3}),
+    (b'{"a":1,"a":2}', {"a": 2}),
+    (b'{"a":1,"a":null}', {}),
+    (b'{"a":-0}', {"a": 0}),
+    (b'{"a":9223372036854775807}', {"a": 2**63 - 1}),
+    (b'{"a":9223372036854775808}', BROKEN),
+    (b'{"i":2147483648}', BROKEN),
+    (b'{"a":1.0}', BROKEN),
+    (b'{"a":1e2}', BROKEN),
+    (b'{"a":"1"}', BROKEN),
+    (b'{"a":""}', BROKEN),
+    (b'{"a":true}', BROKEN),
+    (b'{"a":[1]}', BROKEN),
+    (b'{"f":1}', {"f": 1.0}),
+    (b'{"f":1e39}', {"f": math.inf}),
+    (b'{"f":1e400,"x":1e999}', {"f": math.inf}),
+    (b'{"x":1e400,"a":1}', {"a": 1}),
+    (b'{"d":"NaN"}', {"d": math.nan}),
+    (b'{"d":NaN}', {"d": math.nan}),
+    (b'{"d":-Infinity}', {"d": -math.inf}),
+    (b'{"d":"-INF"}', {"d": -math.inf}),
+    (b'{"d":Inf}', BROKEN),
+    (b'{"d":"1.5"}', BROKEN),
+    (b'{"d":true}', BROKEN),
+    (b'{"s":1.50}', {"s": "1.50"}),
+    (b'{"s":false}', {"s": "false"}),
+    ('{"s":{"x": 1.50, "y":["ü", null, true]}}'.encode(), {"s": '{"x":1.50,"y":["ü",null,true]}'}),
+    (b'{"s":"\\u0000\\u00e9 } x"}', {"s": "\0é } x"}),
+    (b'{"s":"\\ud83d"}', BROKEN),
+    (b'{"s":"\\udc00"}', BROKEN),
+    (b'{"x":"\\udc00","a":1}', {"a": 1}),
+    (b'{"s":"\xff"}', BROKEN),
+    (b'{"x":"\xff"}', BROKEN),
+    (b'{"s":"a\nb"}', BROKEN),
+    (b'{"b":1}', BROKEN),
+    (b'{"b":"true"}', BROKEN),
+    (b'{"l":1}', BROKEN),
+    (b'{"l":[1,"x"]}', BROKEN),
+    (b'{"l":[]}', {"l": []}),
+    (b"{'a':1}", BROKEN),
+    (b'{"a":01}', BROKEN),
+    (b'{"a":1,}', BROKEN),
+    (b'{"a":1}x', BROKEN),
+    (b'{"a":1} // more', BROKEN),
+    (b'{"a":1}{"a":2}', BROKEN),
+    (b'{"a":1}\n{"a":2}', BROKEN),
+    (b'{"a":1} null {"a":2}', BROKEN),
+    (b'{"a":1', BROKEN),
+    (b'{"x":{"y":1}', BROKEN),
+    (b'{"x":"}', BROKEN),
+    (b"null", BROKEN),
+    (b"[]", BROKEN),
+    (b'[{"a":1}]', BROKEN),
+    (b'"x"', BROKEN),
+    (b"5", BROKEN),
+    (b"", BROKEN),
+    (b" ", BROKEN),
+    (b'\xef\xbb\xbf{"a":1}', BROKEN),
+    ('{"a":1}'.encode("utf-16"), BROKEN),
+    (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", BROKEN),
+    (b'{"x":' + b"[" * 300 + b"]" * 300 + b',"a":1}', {"a": 1}),
+    (b'{"x":[' + b"1," * 100_000 + b'1],"a":1}', {"a": 1}),
+    (None, BROKEN),
+]
+
+
+def test_values_are_what_the_schema_says_or_broken_whatever_stands_beside_them():
+    values, expected = zip(*CASES, strict=True)
+    assert repr(decoded(*values)) == repr([*expected])  # NaN is not equal to itself
+    for value, fields in CASES:
+        good = b'{"a":7,"s":"good"}'
+        found = decoded(good, value, good)
+        assert repr(found) == repr([{"a": 7, "s": "good"}, fields, {"a": 7, "s": "good"}]), value
+
+
+def test_messages_that_are_cut_do_not_become_whole_beside_each_other():
+    assert decoded(b'{"a":1', b',"i":2}{"a":3}') == [BROKEN, BROKEN]
+    assert decoded(b'{"x":{"y":1}', b'{"a":1}}', b'{"a":2}') == [BROKEN, BROKEN, {"a": 2}]
+    assert decoded(b'{"s":"x}', b'{","a":1}', b'{"a":2}') == [BROKEN, BROKEN, {"a": 2}]
+    assert decoded(b'{"x":[{"y":1}', b'{"a":1}]}') == [BROKEN, BROKEN]
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+            b",",
+            b":",
+            b'"',
+            b'"a":1',
+            b'"s":"x"',
+            b'"f":1.5',
+            b'"a"',
+            b" ",
+            b"\n",
+            b"\\",
+        ),
+        *(
+            b"null",
+            b"1",
+            b"-",
+            b"NaN",
+            b"Inf",
+            b"true",
+            b'{"a":1}',
+            b'{"x":{"a":2}}',
+            b'"}"',
+            b'"{"',
+            b"\xff",
+        ),
+    ]
+)
+DOCUMENTS = st.dictionaries(
+    st.sampled_from([*SCHEMA.names, "x"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+        max_leaves=4,
+    ),
+).map(lambda document: json.dumps(document).encode())
+VALUES = st.lists(st.lists(PIECES, max_size=8).map(b"".join) | DOCUMENTS, min_size=1, max_size=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(VALUES)
+def test_a_batch_is_decoded_as_its_messages_are_one_by_one(values):
+    rows = JsonValues(SCHEMA)
+    expected = [rows._row(value) for value in values]
+    columns, broken = rows.decode(pa.array(values, pa.binary()))
+    for row, fields in enumerate(expected):
+        assert broken[row] == (fields is None)
+        wanted = [
+            pa.scalar(fields[number] if fields else None, item.type).as_py()
+            for number, item in enumerate(SCHEMA)
+        ]
+        assert repr([column[row].as_py() for column in columns.values()]) == repr(wanted)
+
+
+def test_rows_have_the_columns_that_are_wanted_and_say_what_is_wrong():
+    values = [b'{"a":1}', None, b"no", b'{"a":4,"s":"x"}']
+    batch = pa.record_batch({VALUE: pa.array(values, pa.binary()), "kafka_offset": pa.array([7, 8, 9, 10])})
+    (rows,) = JsonValues(SCHEMA).rows([batch], ["s", "kafka_offset", "a", RAW, FAULT])
+    assert rows.to_pydict() == {
+        "s": [None, None, None, "x"],
+        "kafka_offset": [7, 8, 9, 10],
+        "a": [1, None, None, 4],
+        RAW: [None, None, b"no", None],
+        FAULT: [None, NO_VALUE, "the value is not JSON of the schema", None],
+    }
+
+
+@pytest.mark.parametrize("value", [b'{"a":1}', b"no"])
+def test_batches_that_are_too_large_for_the_parser_are_read_one_by_one(value, monkeypatch):
+    monkeypatch.setattr(messages, "_LARGEST", 5)
+    assert decoded(value) == [BROKEN if value == b"no" else {"a": 1}]
