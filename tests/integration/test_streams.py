@@ -436,6 +436,11 @@ def test_an_interval_ends_after_its_time(incoming, stream, scores):
             "there are no orc files in it, by which its columns are known. Give it a schema",
         ),
         ({"source": Source.files_stream("{folder}", schema="a b c")}, InvalidJobError, "Spark's DDL"),
+        (
+            {"source": Source.files_stream("{folder}", schema="a INT, A INT")},
+            InvalidJobError,
+            "a more than once",
+        ),
         ({"source": Source.files_stream("{folder}", schema="a DOUBLE")}, MissingColumnError, "'b'"),
         (
             {"source": Source.files_stream("{folder}", schema=f"{SCHEMA}, batch INT")},
@@ -492,14 +497,15 @@ def test_messages_are_drained_and_drained_again_every_key_once(kafka: Kafka, str
     assert found["kafka_timestamp"].notna().all()
 
 
-def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, stream, scores, capfd):
+@pytest.mark.parametrize("schema", [SCHEMA, f"{SCHEMA}, at TIMESTAMP"], ids=["by workers", "by Spark"])
+def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, stream, scores, capfd, schema):
     topic = kafka.topic()
-    poison = [b"{", b"\xff\xfe", b'{"id": "x", "a": 1.0, "b": 1}', b"", b"[]", b"null"]
+    poison = [b"{", b"\xff\xfe", b"{'id': 0, 'a': 1.0, 'b': 1}", b"", b"[]", b"null"]
     one = b'{"id": 0, "a": 1.0, "b": 1}'
     poison += [one + one, one + b"\n," + one, one + b" and more", one + b'"}']
     kafka.produce(topic, [*events(0, 5), *((b"poison", value) for value in poison), (b"tombstone", None)])
     kafka.produce(topic, [(b"null", b'{"id": 9, "b": 1}'), *events(5, 8)])
-    source = Source.kafka("events", topic, schema=SCHEMA)
+    source = Source.kafka("events", topic, schema=schema)
     login = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="u" password="hush-1";'
     access = {"events": {"kafka.bootstrap.servers": kafka.bootstrap, "kafka.sasl.jaas.config": login}}
     with pytest.raises(UndecodableError, match="11 of 20 rows"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -267,6 +268,9 @@ def _schema(source: Source) -> StructType:
         ) from None
     if not isinstance(schema, StructType) or not schema.names:
         raise _no_schema(source, "Spark's DDL of columns, such as 'a DOUBLE, b INT'", "")
+    names = Counter(name.lower() for name in schema.names)
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise _no_schema(source, "Spark's DDL of columns", f"it has {', '.join(twice)} more than once")
     return schema
 
 

@@ -172,7 +172,7 @@ DOCUMENTS = st.dictionaries(
 VALUES = st.lists(st.lists(PIECES, max_size=8).map(b"".join) | DOCUMENTS, min_size=1, max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(VALUES)
 def test_a_batch_is_decoded_as_its_messages_are_one_by_one(values):
     rows = JsonValues(SCHEMA)
