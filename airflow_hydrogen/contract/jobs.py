@@ -429,6 +429,11 @@ class InferenceJob:
                 "Sink.jdbc: no other way knows a batch that is done again; "
                 f"found {self.sink.kind} with mode={self.sink.mode!r}"
             )
+        if self.sink.mode == "merge" and self.source.payload == "parquet":
+            raise InvalidJobError(
+                "mode='merge' keeps the last row of a key by the place of its message, which all rows of a "
+                "message of payload='parquet' share: name a sink without mode='merge'"
+            )
 
     def _check_loop(self, written: Iterable[tuple[str, str | None]]) -> None:
         """Refuse a stream that would read what it writes."""

@@ -81,7 +81,7 @@ _WANTED = {
 }
 _STREAMED_FORMATS = ("parquet", "orc", "avro", "csv", "json")
 _WITH_SCHEMA = ("csv", "json")
-_PAYLOADS = ("json", "avro", "confluent-avro")
+_PAYLOADS = ("json", "parquet", "avro", "confluent-avro")
 _OF_BROKERS = ("kafka.bootstrap.servers", "kafka.sasl.", "kafka.ssl.", "kafka.security.")
 _OF_CONNECTION = {"url", "user", "password", "driver", "dbtable", "query"}
 _COMMON = ("kind", "columns", "where", "where_args")
@@ -517,9 +517,11 @@ class Source:
             servers_or_conn_id: "host:9092" or more of them with commas between; what has no colon is an
                 Airflow connection of type `kafka`, from which credentials come as well.
             topic: the topic.
-            payload: what the messages' values are: "json", "avro", or "confluent-avro", which has five bytes
-                before it that name a schema in Confluent's registry. Nobody asks the registry for that.
-            schema: their columns: Spark's DDL such as "a DOUBLE, b INT" for JSON, the schema's JSON for Avro.
+            payload: what the messages' values are: "json", "parquet" (files of any number of rows), "avro",
+                or "confluent-avro", which has five bytes before it that name a schema in Confluent's
+                registry. Nobody asks the registry for that.
+            schema: their columns: Spark's DDL such as "a DOUBLE, b INT" for JSON and Parquet, the schema's
+                JSON for Avro.
             options: options of Spark's Kafka reader, such as `startingOffsets`: "earliest" unless given. A
                 stream that has a checkpoint goes on from there.
         """

@@ -526,6 +526,28 @@ def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, st
     assert "hush-1" not in told.out + told.err
 
 
+def parquet(ids: list[int]) -> bytes:
+    sink = pa.BufferOutputStream()
+    columns = {"id": ids, "a": [float(n) for n in ids], "b": [n % 7 for n in ids]}
+    moments = pa.array([1_700_000_000_000_000 + n for n in ids], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({**columns, "at": moments}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_messages_that_are_parquet_files_give_all_of_their_rows(kafka: Kafka, stream, scores):
+    topic = kafka.topic()
+    kafka.produce(topic, [(b"x", parquet([0, 1, 2])), (b"y", b"no file"), (b"z", parquet([3, 4]))])
+    source = Source.kafka(kafka.bootstrap, topic, payload="parquet", schema=f"{SCHEMA}, at TIMESTAMP")
+    report = stream(source=source, on_bad_row="quarantine", keep_columns=["id", "at", "kafka_offset"])
+    assert (report.rows_in, report.rows, report.rows_quarantined) == (6, 5, 1)
+    found = scores()
+    assert found["id"].tolist() == [0, 1, 2, 3, 4]
+    assert found["prediction"].tolist() == [n + 10.0 * (n % 7) for n in range(5)]
+    assert found["kafka_offset"].tolist() == [0, 0, 0, 2, 2]
+    assert [int(at.timestamp() * 1e6) % 10 for at in found["at"]] == [0, 1, 2, 3, 4]
+    assert pq.read_table(report.quarantine_uri)["raw_value"].to_pylist() == [b"no file"]
+
+
 @pytest.mark.parametrize(
     ("payload", "frame"),
     [("avro", b""), ("confluent-avro", b"\x00\x00\x00\x00\x07")],

@@ -1,17 +1,19 @@
-"""The values of messages -> columns, in Python workers: a batch of JSON at once, odd messages one by one.
+"""The values of messages -> columns, in Python workers.
 
-Spark decodes JSON row by row and outside of its generated code, which costs five times what reading the
-messages does. pyarrow parses a batch at once, but it says of a batch alone that something is wrong, and not
-everything that is wrong: of two objects in one value it makes two rows, and on a `null` between objects it
-crashes. So it gets only messages of which none of this can be true, and the others, or all of a batch that
-it refuses, are read by Python's own parser. Both take the same for JSON: RFC 8259 in UTF-8, and the numbers
-NaN, Infinity and -Infinity.
+**JSON**: a batch at once, and odd messages one by one. Spark decodes it row by row and outside of its
+generated code, which costs five times what reading the messages does. pyarrow parses a batch at once, but it
+says of a batch alone that something is wrong, and not everything that is wrong: of two objects in one value
+it makes two rows, and on a `null` between objects it crashes. So it gets only messages of which none of this
+can be true, and the others, or all of a batch that it refuses, are read by Python's own parser. Both take the
+same for JSON: RFC 8259 in UTF-8, and the numbers NaN, Infinity and -Infinity.
+
+**Parquet**: each value is a file, of any number of rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
+import pyarrow.parquet as pq
 
 FAULT = "_hydrogen_fault"
 """The column that says why a row could not be decoded; null in every row that could."""
@@ -71,12 +74,7 @@ class JsonValues:
         for batch in batches:
             values = batch.column(VALUE)
             columns, broken = self.decode(values)
-            why = pc.if_else(pc.is_null(values), NO_VALUE, wrong("json"))
-            faults = pc.if_else(pa.array(broken), why, pa.scalar(None, pa.string()))
-            raw = pc.if_else(pa.array(broken), values, pa.scalar(None, values.type))
-            found = {RAW: raw, FAULT: faults, **columns}
-            arrays = [found[name] if name in found else batch.column(name) for name in names]
-            yield pa.RecordBatch.from_arrays(arrays, names=list(names))
+            yield _rows(batch, columns, broken, "json", names)
 
     def decode(self, values: pa.Array) -> tuple[dict[str, pa.Array], np.ndarray]:
         """Decode some values.
@@ -135,6 +133,73 @@ class JsonValues:
             return [_converted(document.get(item.name), item.type) for item in self.schema]
         except (ValueError, RecursionError):  # the first is that of JSON, of UTF-8 and of types
             return None
+
+
+@dataclass(frozen=True)
+class ParquetValues:
+    """Decodes values that are Parquet files.
+
+    A column that is missing is null, and one that the schema does not name is left out. Of a file that is
+    none, or whose columns cannot be cast without a loss, one row is made, which is broken.
+
+    Attributes:
+        schema: names and types.
+    """
+
+    schema: pa.Schema
+
+    def rows(self, batches: Iterable[pa.RecordBatch], names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Decode the messages of a task, as `JsonValues.rows` does, into as many rows as their files have."""
+        nothing = pa.RecordBatch.from_arrays(
+            [pa.nulls(1, item.type) for item in self.schema], schema=self.schema
+        )
+        nothing = pa.Table.from_batches([nothing])
+        for batch in batches:
+            files = [self._file(value) for value in batch.column(VALUE).to_pylist()]
+            tables = [nothing if table is None else table for table in files]
+            counts = [table.num_rows for table in tables]
+            whole = pa.concat_tables(tables).combine_chunks()
+            columns = dict(zip(whole.column_names, map(_flat, whole.columns), strict=True))
+            broken = np.repeat([table is None for table in files], counts)
+            places = pa.array(np.repeat(np.arange(len(files)), counts))
+            yield _rows(batch.take(places), columns, broken, "parquet", names)
+
+    def _file(self, value: bytes | None) -> pa.Table | None:
+        if value is None:
+            return None
+        try:
+            with pq.ParquetFile(pa.BufferReader(value)) as file:
+                there = [name for name in self.schema.names if name in file.schema_arrow.names]
+                table = file.read(columns=there, use_threads=False)
+            columns = [
+                table.column(item.name).cast(item.type)
+                if item.name in there
+                else pa.nulls(table.num_rows, item.type)
+                for item in self.schema
+            ]
+            return pa.table(columns, schema=self.schema)
+        except (pa.ArrowException, OSError):  # the second is what Parquet raises on broken pages
+            return None
+
+
+Values = JsonValues | ParquetValues
+
+
+def _rows(
+    batch: pa.RecordBatch,
+    columns: Mapping[str, pa.Array],
+    broken: np.ndarray,
+    payload: str,
+    names: Sequence[str],
+) -> pa.RecordBatch:
+    """What came of a batch of messages, with a row in it for each of theirs."""
+    values = batch.column(VALUE)
+    why = pc.if_else(pc.is_null(values), NO_VALUE, wrong(payload))
+    faults = pc.if_else(pa.array(broken), why, pa.scalar(None, pa.string()))
+    raw = pc.if_else(pa.array(broken), values, pa.scalar(None, values.type))
+    found = {RAW: raw, FAULT: faults, **columns}
+    arrays = [found[name] if name in found else batch.column(name) for name in names]
+    return pa.RecordBatch.from_arrays(arrays, names=list(names))
 
 
 def _are_alike(values: pa.Array) -> np.ndarray:

@@ -13,7 +13,16 @@ from airflow_hydrogen.contract.errors import ColumnCollisionError, InvalidJobErr
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.data import kafka, sources
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.data.messages import FAULT, NO_VALUE, RAW, VALUE, JsonValues, wrong
+from airflow_hydrogen.runtime.data.messages import (
+    FAULT,
+    NO_VALUE,
+    RAW,
+    VALUE,
+    JsonValues,
+    ParquetValues,
+    Values,
+    wrong,
+)
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 
@@ -54,7 +63,7 @@ class Rows:
 
     frame: DataFrame
     schema: StructType
-    values: JsonValues | None = None
+    values: Values | None = None
 
     def of(self, batch: DataFrame) -> Rows:
         """Those of one batch."""
@@ -69,7 +78,7 @@ class Rows:
 
 
 def _decode(
-    values: JsonValues, names: Sequence[str], batches: Iterator[pa.RecordBatch]
+    values: Values, names: Sequence[str], batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     return values.rows(batches, names)
 
@@ -113,8 +122,8 @@ def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int
         reader = reader.option("maxOffsetsPerTrigger", max_rows)
     value = functions.col(VALUE)
     origins = [functions.col(name.removeprefix("kafka_")).alias(name) for name in KAFKA]
-    if (rows := _json_rows(source, reader, origins)) is not None:
-        return rows
+    if (values := _by_tasks(source)) is not None:
+        return _undecoded(reader.load().select(VALUE, *origins), _schema(source), values)
     decode = _decode_json if source.payload == "json" else _decode_avro
     decoded, names, broken = decode(spark, source, value)
     _require_free(names)
@@ -133,24 +142,29 @@ def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int
     return Rows(frame, frame.schema)
 
 
-def _json_rows(source: Source, reader: Any, origins: Sequence[Column]) -> Rows | None:
-    """JSON that tasks decode; None where the schema has types whose spellings Spark alone knows."""
+def _by_tasks(source: Source) -> Values | None:
+    """What decodes messages in tasks; None where Spark does: Avro, and JSON with types such as dates."""
     import pyarrow as pa
-    from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
-    if source.payload != "json":
+    if source.payload not in ("json", "parquet"):
         return None
     schema = _schema(source)
-    if not all(_is_by_tasks(item.dataType.jsonValue()) for item in schema):
-        return None
     _require_free(schema.names)
     fields = pa.schema([(item.name, arrow_type(item.dataType)) for item in schema])
-    frame = reader.load().select(VALUE, *origins)
-    faults = [StructField(RAW, BinaryType()), StructField(FAULT, StringType())]
+    if source.payload == "parquet":
+        return ParquetValues(fields)
+    is_by_tasks = all(_is_by_tasks(item.dataType.jsonValue()) for item in schema)
+    return JsonValues(fields) if is_by_tasks else None
+
+
+def _undecoded(frame: DataFrame, schema: StructType, values: Values) -> Rows:
+    """Rows of messages that tasks decode."""
+    from pyspark.sql.types import BinaryType, StringType, StructField, StructType
+
     # Whatever the schema says, a field may be missing in a message.
     named = [StructField(item.name, item.dataType) for item in schema]
-    whole = StructType([*named, *frame.schema.fields[1:], *faults])
-    return Rows(frame, whole, JsonValues(fields))
+    faults = [StructField(RAW, BinaryType()), StructField(FAULT, StringType())]
+    return Rows(frame, StructType([*named, *frame.schema.fields[1:], *faults]), values)
 
 
 def _is_by_tasks(type_: Any) -> bool:

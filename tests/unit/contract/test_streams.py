@@ -85,6 +85,13 @@ def test_a_checkpoint_is_no_bucket():
         ({"source": Source.parquet("/lake/t")}, "is for streams, and source parquet '/lake/t' is none"),
         ({"sink": Sink.delta("/lake/t", mode="append")}, "found delta with mode='append'"),
         ({"sink": Sink.jdbc("shop", table="t")}, "found jdbc with mode='replace'"),
+        (
+            {
+                "source": Source.kafka("events", "t", payload="parquet", schema="id INT"),
+                "sink": Sink.delta("/lake/t", mode="merge", keys=["id"]),
+            },
+            "which all rows of a message of payload='parquet' share",
+        ),
         ({"sink": Sink.hive("lake.t", partition={"ds": "1"})}, "found hive with mode='replace'"),
         ({"sink": Sink.parquet("/lake/t", mode="append")}, "found parquet with mode='append'"),
         ({"source": FILES, "sink": Sink.kafka("b:1", "t"), "quarantine": None}, "by their offsets"),

@@ -5,12 +5,13 @@ import math
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_hydrogen.runtime.data import messages
-from airflow_hydrogen.runtime.data.messages import FAULT, NO_VALUE, RAW, VALUE, JsonValues
+from airflow_hydrogen.runtime.data.messages import FAULT, NO_VALUE, RAW, VALUE, JsonValues, ParquetValues
 
 SCHEMA = pa.schema(
     [
@@ -204,3 +205,34 @@ def test_rows_have_the_columns_that_are_wanted_and_say_what_is_wrong():
 def test_batches_that_are_too_large_for_the_parser_are_read_one_by_one(value, monkeypatch):
     monkeypatch.setattr(messages, "_LARGEST", 5)
     assert decoded(value) == [BROKEN if value == b"no" else {"a": 1}]
+
+
+def parquet(**columns: Any) -> bytes:
+    """A file of some columns."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_files_in_messages_become_as_many_rows_as_they_have():
+    whole = parquet(a=[1, 2, 3], f=[0.5, None, 1.5], more=["x", "y", "z"])
+    cut = whole[: len(whole) // 2] + whole[len(whole) // 2 + 8 :]
+    values = [whole, None, parquet(a=pa.array([], pa.int32())), b"no", cut, parquet(f=[4]), parquet(a=[1.5])]
+    batch = pa.record_batch({VALUE: pa.array(values, pa.binary()), "kafka_offset": pa.array(range(7))})
+    schema = pa.schema([("a", pa.int64()), ("f", pa.float32())])
+    (rows,) = ParquetValues(schema).rows([batch], ["kafka_offset", "a", "f", RAW, FAULT])
+    wrong = "the value is not PARQUET of the schema"
+    assert rows.schema.field("f").type == pa.float32()
+    assert rows.to_pydict() == {
+        "kafka_offset": [0, 0, 0, 1, 3, 4, 5, 6],
+        "a": [1, 2, 3, None, None, None, None, None],
+        "f": [0.5, None, 1.5, None, None, None, 4.0, None],
+        RAW: [None, None, None, None, b"no", cut, None, values[6]],
+        FAULT: [None, None, None, NO_VALUE, wrong, wrong, None, wrong],
+    }
+
+
+def test_a_batch_of_files_without_rows_has_none():
+    batch = pa.record_batch({VALUE: pa.array([parquet(a=pa.array([], pa.int32()))], pa.binary())})
+    (rows,) = ParquetValues(pa.schema([("a", pa.int64())])).rows([batch], ["a", FAULT])
+    assert rows.num_rows == 0
