@@ -135,7 +135,8 @@ class PublishJob:
             if not isinstance(value, str) or not value.strip():
                 raise InvalidJobError(f"{argument} must be a URI or a path, found {value!r}")
             uris.require_folder(argument, value)
-        framework_of(self.model)
+        if framework_of(self.model) == KERAS and self.outputs is not None:
+            raise InvalidJobError("outputs of a .keras file cannot be chosen: leave outputs out")
         if is_alias(self.model_uri):
             raise InvalidJobError(
                 f"model_uri {self.model_uri!r} is the name of an alias, and a model is published in a "

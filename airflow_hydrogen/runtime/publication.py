@@ -5,12 +5,10 @@ As a program: `python -m airflow_hydrogen.runtime.publication JOB_FILE`.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import hashlib
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -38,7 +36,6 @@ from airflow_hydrogen.runtime.storage.owners import Ownership
 
 _ONNX_FOLDER = "onnx"  # weights that lie beside the file have names of their own
 _SAVED_MODEL = "saved_model.pb"
-_PR_SET_PDEATHSIG = 1
 
 
 def publish_model(
@@ -248,8 +245,6 @@ def _nothing() -> None:
 
 def main(job_file: Path) -> int:
     """Run the job of a file and write its report: 0 when it succeeded, 1 when the report holds a failure."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = PublishJob.loads(job_file.read_text())
     try:
         report = run_publication(job)

@@ -11,6 +11,8 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import Asset
 
 from airflow_hydrogen.contract.errors import (
     EngineError,
@@ -20,11 +22,13 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.publications import PublishJob
+from airflow_hydrogen.operators.publish import PublishModelOperator
 from airflow_hydrogen.runtime import publication, publish_model
 from airflow_hydrogen.runtime.models import aliases, directory
 from airflow_hydrogen.runtime.rank import foreign
 from airflow_hydrogen.runtime.rank.foreign import Foreign
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.testing import run_task
 from tests.integration import onnx_models
 
 pytestmark = pytest.mark.integration
@@ -304,3 +308,32 @@ def test_a_retry_finds_the_model_of_the_try_before_and_sets_the_alias(tmp_path, 
     cleared = dataclasses.replace(job, run=dataclasses.replace(RUN, clear_number=2))
     assert not publication.run_publication(cleared).reused
     assert json.loads((tmp_path / "model" / "manifest.json").read_text())["run"]["clear_number"] == 2
+
+
+def test_an_operator_publishes_by_a_process_of_its_own(spark, rows, tmp_path, monkeypatch):
+    onnx_models.linear(tmp_path / "late.onnx")
+    monkeypatch.chdir(tmp_path)  # a path on the worker, relative as a user may write it
+
+    def operator(columns):
+        return PublishModelOperator(
+            task_id="publish",
+            model="late.onnx",
+            model_uri=str(tmp_path / "models" / "{{ run_id }}"),
+            columns=columns,
+            alias=str(tmp_path / "models" / "production.alias"),
+            outlets=[Asset("late")],
+        )
+
+    ran = run_task(operator(["a", "b"]))
+    _, found = score(rows, ran.return_value, tmp_path)
+    (expected,) = onnx_runtime("late.onnx").run(None, {"x": found[["a", "b"]].to_numpy("float32")})
+    assert np.array_equal(found["prediction"], expected[:, 0])
+    report = ran.xcoms["report"]
+    version = directory.read_manifest(ran.return_value).version
+    assert (report["framework"], report["model_version"], report["reused"]) == ("onnx", version, False)
+    assert report["inputs"] == {"x": {"columns": ["a", "b"], "dtype": "float32", "shape": [2]}}
+    assert [extra["model_version"] for extra in ran.outlet_extra.values()] == [version]
+    assert run_task(operator(["a", "b"])).xcoms["report"]["reused"]
+    with pytest.raises(AirflowFailException, match=r"UnpublishableModelError: .*takes 2 values a row"):
+        run_task(operator(["a", "b", "id"]))
+    assert aliases.resolve(str(tmp_path / "models" / "production.alias")).version == version
