@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseHook, BaseOperator
 
-from airflow_hydrogen.contract.errors import ApplicationError
+from airflow_hydrogen.contract.errors import ApplicationError, InvalidJobError
 from airflow_hydrogen.contract.jobs import Run
 from airflow_hydrogen.contract.publications import PublishJob, PublishReport
 from airflow_hydrogen.contract.stores import S3Access
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
 _PROGRAM = "airflow_hydrogen.runtime.publication"
+_NEEDS = ("numpy", "pyarrow")
 
 
 class PublishModelOperator(BaseOperator):
@@ -122,6 +124,7 @@ class PublishModelOperator(BaseOperator):
         return self.get_openlineage_facets_on_complete(task_instance)
 
     def _publish(self, context: Context) -> str:
+        _require_installed()
         run = run_of(context)
         self._report = None
         access = self._s3_access()
@@ -191,3 +194,13 @@ class PublishModelOperator(BaseOperator):
         if self.aws_conn_id is None:
             return None
         return stores.s3_access(to_text("aws_conn_id", self.aws_conn_id), BaseHook.get_connection)
+
+
+def _require_installed() -> None:
+    """Find out that the process could not even say what it lacks."""
+    if missing := [module for module in _NEEDS if importlib.util.find_spec(module) is None]:
+        raise InvalidJobError(
+            f"{' and '.join(missing)} is not installed on this Airflow worker, where a model is tried before "
+            "it is published: install airflow-hydrogen[airflow,spark,onnx], or [airflow,spark,tensorflow] "
+            "for a SavedModel"
+        )

@@ -47,8 +47,8 @@ def load(
         raise EngineError(
             uri,
             "onnx",
-            "onnxruntime is not installed where it is scored: install the extra 'onnx' on every executor, or "
-            "set engine to the model's own framework",
+            "onnxruntime is not installed where it is scored: install the extra 'onnx' on every executor"
+            + (", or set engine to the model's own framework" if is_twin else ""),
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

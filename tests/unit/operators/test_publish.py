@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,12 @@ def test_lineage_leads_from_the_file_to_the_version_of_the_model(asked: list[Pub
     assert told.outputs[0].facets["version"].datasetVersion == "ab" * 32
     failed = operator(model="/in/m.onnx", model_uri="/models/m")
     assert "version" not in failed.get_openlineage_facets_on_failure(None).outputs[0].facets
+
+
+def test_a_worker_that_lacks_what_every_model_needs_says_so(
+    asked: list[PublishJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else object())
+    with pytest.raises(AirflowFailException, match=r"^pyarrow is not installed.*\[airflow,spark,onnx\]"):
+        run_task(operator())
+    assert asked == []
