@@ -194,6 +194,11 @@ def attempt(file, columns=("a", "b"), **more):
         (onnx_models.of_one_row, {}, "Reshape"),
         (onnx_models.squeezed, {}, r"has shape \[\] for one row and \[3\] for three"),
         (onnx_models.normalized_by_batch, {}, "something else for a row in a batch of three"),
+        (
+            onnx_models.normalized_by_batch,
+            {"example": {"a": 1, "b": 2}},
+            "something else for a row in a batch of three",
+        ),
         (onnx_models.looked_up, {"columns": ["n"]}, "refuses made-up rows; give a real one.*indices"),
         (onnx_models.looked_up, {"columns": ["n"], "example": {"m": 1}}, "example has no value for 'n'"),
         (onnx_models.looked_up, {"columns": ["n"], "example": {"n": 7}}, "refuses the row of example"),

@@ -110,44 +110,54 @@ def _rehearse(predict: Predict, signature: Signature, example: Mapping[str, Any]
     Raises:
         ModelSignatureError: the model refuses rows, or what it predicts for one depends on the others.
     """
+    one, other = _two_rows(predict, signature, example)
+    alone, again = predict(one), predict(one)
+    together = predict({name: np.concatenate([one[name], other[name], one[name]]) for name in one})
+    for name, values in together.items():
+        shapes = [np.shape(alone[name]), np.shape(values)]
+        if [shape[:1] for shape in shapes] != [(1,), (3,)]:
+            raise ModelSignatureError(
+                f"its output {name!r} has shape {[*shapes[0]]} for one row and {[*shapes[1]]} for three: "
+                "expected a first dimension for the rows of a batch"
+            )
+    # What gives other numbers each time says nothing.
+    is_steady = twins.compare(alone, again) is not None
+    for place in (0, 2) if is_steady else ():
+        if twins.compare(alone, {name: values[place, None] for name, values in together.items()}) is None:
+            raise ModelSignatureError(
+                "it predicts something else for a row in a batch of three than for that row alone, so that "
+                "scores would depend on how rows are cut into batches: was it exported in training mode? "
+                "(PyTorch: model.eval() first)"
+            )
+    return [alone, together]
+
+
+def _two_rows(
+    predict: Predict, signature: Signature, example: Mapping[str, Any] | None
+) -> tuple[Arrays, Arrays]:
+    """Two rows that the model answers: the example, if there is one, and another one, if it answers that.
+
+    Raises:
+        ModelSignatureError: it refuses the example, or made-up rows where there is none.
+    """
     made_up = probe(signature)
     zeros = {name: np.full_like(row, "" if row.dtype == object else 0) for name, row in made_up.items()}
-    rows = [made_up, zeros] if example is None else [_row(example, signature)]
-    answered: list[tuple[Arrays, Arrays]] = []
+    answered: list[Arrays] = []
     problem = ""
-    for row in rows:
+    for row in [made_up, zeros] if example is None else [_row(example, signature), zeros, made_up]:
         try:
-            answered.append((row, predict(row)))
+            predict(row)
         except Exception as error:  # in whichever way its engine refuses rows
-            problem = describe(error)
-    if not answered and example is not None:
-        raise ModelSignatureError(f"it refuses the row of example: {problem}")
+            problem = problem or describe(error)
+            if example is not None and not answered:
+                raise ModelSignatureError(f"it refuses the row of example: {problem}") from None
+        else:
+            answered.append(row)
     if not answered:
         raise ModelSignatureError(
             f"it refuses made-up rows; give a real one, as in example={{'column': value}}: {problem}"
         )
-    one, alone = answered[0]
-    other = answered[-1][0]
-    together = {name: np.concatenate([one[name], other[name], one[name]]) for name in one}
-    answers = predict(together)
-    for name, values in answers.items():
-        if np.ndim(values) == 0 or np.shape(alone[name])[:1] != (1,) or len(values) != 3:
-            raise ModelSignatureError(
-                f"its output {name!r} has shape {list(np.shape(alone[name]))} for one row and "
-                f"{list(np.shape(values))} for three: expected a first dimension for the rows of a batch"
-            )
-    # What gives another number each time says nothing.
-    again = predict(one)
-    if twins.compare(alone, again) is not None:
-        for place in (0, 2):
-            found = {name: values[place : place + 1] for name, values in answers.items()}
-            if twins.compare(alone, found) is None:
-                raise ModelSignatureError(
-                    "it predicts something else for a row in a batch of three than for that row alone, so "
-                    "that scores would depend on how rows are cut into batches: was it exported in training "
-                    "mode? (PyTorch: model.eval() first)"
-                )
-    return [alone, answers]
+    return answered[0], answered[-1]
 
 
 def _row(example: Mapping[str, Any], signature: Signature) -> Arrays:
