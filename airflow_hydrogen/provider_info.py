@@ -35,6 +35,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "airflow_hydrogen.operators.train",
                     "airflow_hydrogen.operators.inference",
+                    "airflow_hydrogen.operators.publish",
                 ],
             }
         ],

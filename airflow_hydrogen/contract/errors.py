@@ -63,7 +63,8 @@ HydrogenError
 │   ├── ModelModuleError            code that the model needs is not here
 │   ├── ModelSignatureError
 │   ├── ModelFailedError            fails whatever the row
-│   └── UnloadableModelError        trained, but no scorer could load it
+│   ├── UnloadableModelError        trained, but no scorer could load it
+│   └── UnpublishableModelError     of another framework, and no scorer could use it
 ├── OptimizerError                  an optimizer that would not average, or ranks that do not fit together
 ├── RanksDivergedError              the ranks train different models
 ├── NonFiniteLossError              the loss is NaN or infinite
@@ -972,6 +973,18 @@ class UnloadableModelError(ModelError):
             "@keras.saving.register_keras_serializable(), put such a layer in the place of a Lambda, or "
             "return an ExportedModel. The checkpoints are kept"
         )
+        self.problem = problem
+
+
+class UnpublishableModelError(ModelError):
+    """A model that was trained elsewhere cannot be scored as it is, and nothing was published.
+
+    Example: an ONNX file that was exported for batches of one row.
+    """
+
+    def __init__(self, model: str, problem: str) -> None:
+        super().__init__(f"model {model!r} is not published: {problem}")
+        self.model = model
         self.problem = problem
 
 

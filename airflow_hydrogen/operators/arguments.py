@@ -61,6 +61,24 @@ def to_texts(argument: str, value: Any) -> list[str]:
     return [to_text(f"{argument}[{index}]", item) for index, item in enumerate(value)]
 
 
+def to_columns(argument: str, value: Any) -> Any:
+    """Columns of a model's inputs: a name, one with a width, a list of these, or a mapping to them.
+
+    Raises:
+        InvalidJobError: something in it is no text, or the text of a list.
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        raise InvalidJobError(f"{argument} must be a list or a mapping, found {value!r}; {_TEXT_OF_ONE}")
+    if isinstance(value, Mapping):
+        found = {str(name): to_columns(f"{argument}[{name!r}]", item) for name, item in value.items()}
+        if set(found) == {"name", "width"} and str(found["width"]).isdigit():
+            found["width"] = int(found["width"])
+        return found
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [to_columns(f"{argument}[{index}]", item) for index, item in enumerate(value)]
+    return to_text(argument, value)
+
+
 def to_mapping(argument: str, value: Any) -> dict[str, Any]:
     """A mapping; None is an empty one.
 

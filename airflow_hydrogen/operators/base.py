@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import secrets
 import tempfile
 from abc import abstractmethod
@@ -24,6 +23,7 @@ from airflow_hydrogen.drivers.hook import ClusterDriverHook
 from airflow_hydrogen.drivers.tries import require_mode
 from airflow_hydrogen.hooks import buckets, connectors, databases, report_files, stores
 from airflow_hydrogen.hooks.connectors import Submission
+from airflow_hydrogen.hooks.programs import write_secretly
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.links.locations import SparkLogLink, SparkUILink, browsable_file
 from airflow_hydrogen.operators import spark_logs
@@ -184,7 +184,7 @@ class HydrogenOperator(ClusterModeOperator):
             AirflowFailException: running the same job again cannot help; there is no retry.
             AirflowException: any other failure.
         """
-        return _with_airflows_errors(lambda: self._run_job(context))
+        return with_airflows_errors(lambda: self._run_job(context))
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on after a deferral: answer with what the driver's report says.
@@ -197,13 +197,13 @@ class HydrogenOperator(ClusterModeOperator):
             AirflowFailException: running the same job again cannot help; there is no retry.
             AirflowException: any other failure.
         """
-        run = _run_of(context)
+        run = run_of(context)
 
         def answer() -> Any:
             self._spark_log = self._spark_log_of(event["report_uri"])
             return self._answer(context, run, self._resume_driver(context, run, event))
 
-        return _with_airflows_errors(answer)
+        return with_airflows_errors(answer)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
         """Tell Airflow's OpenLineage provider what was read and written.
@@ -224,7 +224,7 @@ class HydrogenOperator(ClusterModeOperator):
         return self.get_openlineage_facets_on_complete(task_instance)
 
     def _run_job(self, context: Context) -> Any:
-        run = _run_of(context)
+        run = run_of(context)
         self._report = None
         # The state store outlives a clear, after which the provider's operator is to submit again.
         self.external_id_key = f"{ClusterModeOperator.external_id_key}.{run.clear_number}"
@@ -347,9 +347,7 @@ class HydrogenOperator(ClusterModeOperator):
         application = folder / "airflow_hydrogen_job.py"
         application.write_text(_APPLICATION)
         job_file = folder / "job.json"
-        descriptor = os.open(job_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(jobs.dumps(job))
+        write_secretly(job_file, jobs.dumps(job))
         archives = self._pack_code(folder)
         self.application = str(application)
         self._packed = {"py_files": _join(self.py_files, archives), "application_args": [str(job_file)]}
@@ -437,7 +435,7 @@ class HydrogenOperator(ClusterModeOperator):
         return finite(result)
 
 
-def _with_airflows_errors(run: Callable[[], Any]) -> Any:
+def with_airflows_errors(run: Callable[[], Any]) -> Any:
     """Call, and say by Airflow's exceptions whether a retry can help."""
     try:
         return run()
@@ -446,7 +444,7 @@ def _with_airflows_errors(run: Callable[[], Any]) -> Any:
         raise kind(str(error)) from error.__cause__
 
 
-def _run_of(context: Context) -> Run:
+def run_of(context: Context) -> Run:
     """The run as its tries share it.
 
     `dag_run.clear_number` counts clears of any task of the run, and none made with reset_dag_runs=False. What

@@ -29,6 +29,7 @@ from airflow_hydrogen import __version__
 from airflow_hydrogen.contract.aliases import is_alias
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import InferenceJob
+from airflow_hydrogen.contract.publications import PublishReport
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
@@ -130,6 +131,21 @@ def of_training(
         outputs=outputs,
         run_facets={} if report is None else {TRAINING: _training_facet(report)},
         job_facets=_job_facets(sources.values()),
+    )
+
+
+def of_publication(model: str, model_uri: str, report: PublishReport | None) -> OperatorLineage:
+    """The lineage of a publication of a model that was trained elsewhere.
+
+    Args:
+        model: where it was taken from.
+        model_uri: where it is, or would be.
+        report: None where the task failed.
+    """
+    facets = _model_facets(report.model_version if report else None)
+    return OperatorLineage(
+        inputs=[_Read(dataset_names.of_place(model)).dataset()],
+        outputs=[_output(dataset_names.of_place(model_uri), facets)],
     )
 
 

@@ -13,6 +13,7 @@ from airflow_hydrogen.runtime.runner import HorovodRunner
 
 if TYPE_CHECKING:
     from airflow_hydrogen.runtime import keras
+    from airflow_hydrogen.runtime.publication import publish_model
 
 __all__ = [
     "ExportedModel",
@@ -21,14 +22,19 @@ __all__ = [
     "get_context",
     "get_dataset_shard",
     "keras",
+    "publish_model",
     "report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `keras` on first use: a rank without Keras must not pay the five seconds of TensorFlow."""
+    """Import on first use: a rank without Keras must not pay the five seconds of TensorFlow."""
     if name == "keras":
         import importlib
 
         return importlib.import_module("airflow_hydrogen.runtime.keras")
+    if name == "publish_model":
+        from airflow_hydrogen.runtime.publication import publish_model
+
+        return publish_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.errors import HydrogenError, ModelError, SharedModelUriError
+from airflow_hydrogen.contract.errors import HydrogenError
 from airflow_hydrogen.contract.jobs import Run, TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
 from airflow_hydrogen.runtime import versions
@@ -27,6 +27,13 @@ from airflow_hydrogen.runtime.gang.supervision import GangResult
 from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, Manifest
+from airflow_hydrogen.runtime.models.runs import (
+    finished_model,
+    model_there,
+    refuse_shared_uri,
+    without_clears,
+    work_of,
+)
 from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.rank.task import RankTask
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
@@ -83,11 +90,11 @@ def _train_at(
 ) -> TrainReport:
     """Carry out a training at a model URI that is this application's own."""
     started = time.monotonic()
-    there = _model_there(uri)
+    there = model_there(uri)
     refuse_shared_uri(uri, there, job.run)
     # Of applications that were killed; the URI is ours, so that nobody works there.
     directory.sweep_staging(uri)
-    existing = _finished_model(job, uri, there)
+    existing = finished_model(uri, there, job.run, job.fingerprint())
     if existing is not None:
         _remove_working_files(job, uri)  # that try may not have come to it
         print(f"model {uri} was trained by an earlier try of this run: nothing to do", flush=True)
@@ -182,52 +189,6 @@ def _check_entrypoint(job: TrainJob) -> str | None:
     return None
 
 
-def _model_there(uri: str) -> Manifest | None:
-    """What the model at a URI says of itself, whoever published it; None where there is none to be read."""
-    try:
-        return directory.find_manifest(uri)
-    except ModelError:
-        return None
-
-
-def _finished_model(job: TrainJob, uri: str, there: Manifest | None) -> Manifest | None:
-    """The model that an earlier try of the same run has published, if it is still sound."""
-    if job.run is None or there is None:
-        return None
-    if there.run != dataclasses.asdict(job.run) or there.job != job.fingerprint():
-        return None
-    try:
-        directory.open_model(uri)
-    except ModelError:
-        return None
-    return there
-
-
-def work_of(run: Run | None) -> dict[str, Any]:
-    """What a run works at: the same for all of its tries, after a clear too; empty outside of Airflow."""
-    if run is None:
-        return {}
-    return _without_clears(dataclasses.asdict(run))
-
-
-def _without_clears(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in run.items() if name != "clear_number"}
-
-
-def refuse_shared_uri(uri: str, there: Manifest | None, run: Run | None) -> None:
-    """Refuse to replace what another task of the same DAG run has published.
-
-    Raises:
-        SharedModelUriError: a sweep whose members share a `model_uri`, or two tasks that do.
-    """
-    if run is None or there is None or there.run is None:
-        return
-    same_run = (there.run.get("dag_id"), there.run.get("run_id")) == (run.dag_id, run.run_id)
-    theirs, index = there.run.get("task_id"), there.run.get("map_index", -1)
-    if same_run and (theirs, index) != (run.task_id, run.map_index):
-        raise SharedModelUriError(uri, f"task {theirs}[{index}]" if index >= 0 else f"task {theirs}")
-
-
 def place_of(run: Run | None, there: Manifest | None) -> str:
     """The name of the folders with a run's prepared data and checkpoints, below the model's.
 
@@ -239,7 +200,7 @@ def place_of(run: Run | None, there: Manifest | None) -> str:
         there: the model at its URI.
     """
     work = work_of(run)
-    published = there is not None and _without_clears(there.run or {}) == work
+    published = there is not None and without_clears(there.run or {}) == work
     key = json.dumps([work, there.dumps() if there is not None and published else None], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:12]
 

@@ -66,6 +66,7 @@ def test_the_runtimes_public_surface_is_what_it_says_it_is():
         "get_context",
         "get_dataset_shard",
         "keras",
+        "publish_model",
         "report",
     ]
     public = {name for name, value in vars(hydrogen).items() if not name.startswith("_")}

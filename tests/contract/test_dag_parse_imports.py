@@ -28,6 +28,7 @@ HEAVY = {
 OURS = [
     "airflow_hydrogen.operators.train",
     "airflow_hydrogen.operators.inference",
+    "airflow_hydrogen.operators.publish",
     "airflow_hydrogen.decorators.horovod",
     "airflow_hydrogen.sensors.gpu_cluster",
     "airflow_hydrogen.contract.jobs",

@@ -14,6 +14,7 @@ import pytest
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
+from airflow_hydrogen.contract.publications import PublishJob, PublishReport
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, TrainReport
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.contract.stores import S3Access
@@ -148,6 +149,34 @@ REPORTS = {
     ),
 }
 
+PUBLICATIONS = {
+    "publish_job": PublishJob(
+        model="/exports/late.onnx",
+        model_uri="s3://models/late",
+        columns={"x": ["temp", {"name": "pixels", "width": 3}], "carrier": "carrier"},
+        outputs=["late"],
+        example={"temp": 32.0, "pixels": [0.0, 0.5, 1.0], "carrier": "UA"},
+        alias="s3://models/production.alias",
+        metrics={"auc": 0.91},
+        run=RUN,
+        report_uri="/tmp/report.json",
+        s3=S3Access(conn_id="lake", access_key="AKIA", secret_key="hush", endpoint_url="http://store:7070"),
+    ),
+    "publish_report": PublishReport(
+        model_uri="s3://models/late",
+        model_version="ef" * 32,
+        alias="s3://models/production.alias",
+        framework="onnx",
+        inputs={"x": {"columns": ["temp", "pixels"], "dtype": "float32", "shape": [4]}},
+        outputs={"late": {"dtype": "float32", "shape": [1]}},
+        metrics={"auc": 0.91},
+        seconds={"total": 2.5},
+    ),
+    "publish_report_failure": PublishReport(
+        failure=Failure(error_type="UnpublishableModelError", message="no", retryable=False)
+    ),
+}
+
 MANIFEST = Manifest(
     framework="keras",
     entry="model.keras",
@@ -192,6 +221,13 @@ def test_report_files(name):
     assert reports.loads(text) == REPORTS[name]
 
 
+@pytest.mark.parametrize("name", PUBLICATIONS)
+def test_files_of_publications(name):
+    text = PUBLICATIONS[name].dumps()
+    assert text == _golden(name, text)
+    assert type(PUBLICATIONS[name]).loads(text) == PUBLICATIONS[name]
+
+
 def test_the_manifest():
     text = MANIFEST.dumps()
     assert text == _golden("manifest", text)
@@ -199,4 +235,4 @@ def test_the_manifest():
 
 
 def test_every_golden_file_belongs_to_a_test():
-    assert {path.stem for path in GOLDEN.glob("*.json")} == {*JOBS, *REPORTS, "manifest"}
+    assert {path.stem for path in GOLDEN.glob("*.json")} == {*JOBS, *REPORTS, *PUBLICATIONS, "manifest"}

@@ -24,7 +24,9 @@ from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSp
 from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.hooks import report_files
 from airflow_hydrogen.operators.inference import ArrowInferenceOperator
+from airflow_hydrogen.operators.publish import PublishModelOperator
 from airflow_hydrogen.operators.train import HorovodTrainOperator
+from airflow_hydrogen.runtime.models import aliases
 from airflow_hydrogen.runtime.models.directory import describe_files, publish, staging_uri
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.storage import filesystems, s3
@@ -32,6 +34,7 @@ from airflow_hydrogen.schemas import looks
 from airflow_hydrogen.schemas.unsure import UnsureError
 from airflow_hydrogen.testing import run_task
 from scripts.jars import jars
+from tests.integration import onnx_models
 from tests.integration.object_store import BUCKET, ObjectStore, object_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.large, pytest.mark.timeout(900)]
@@ -307,3 +310,35 @@ def test_sessions_of_one_process_leave_no_keys_to_the_next() -> None:
         check=True,
     )
     assert re.findall(r"^key: (.*)$", ended.stdout, re.MULTILINE) == ["first", "second", "None"]
+
+
+@pytest.mark.medium
+def test_a_model_that_was_trained_elsewhere_is_brought_and_published_by_the_connection(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", store.connection())
+    onnx_models.linear(
+        tmp_path / "made" / "m.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    exports, models = f"s3://{BUCKET}/exports", f"s3a://{BUCKET}/models"
+    with s3.using(store.access):
+        filesystems.upload(tmp_path / "made", exports)
+    for columns in (["a", "b"], ["b", "a"]):
+        ran = run_task(
+            PublishModelOperator(
+                task_id="publish",
+                model=f"{exports}/m.onnx",
+                model_uri=f"{models}/late",
+                columns=columns,
+                alias=f"{models}/late.alias",
+                aws_conn_id="lake",
+            )
+        )
+        with s3.using(store.access):
+            named = aliases.resolve(f"{models}/late.alias")
+            manifest = named.open()
+            left = [name for name, _ in filesystems.list_files(f"s3://{BUCKET}/models")]
+        assert (ran.return_value, named.version) == (named.uri, manifest.version)
+        assert [column.name for column in manifest.signature.columns] == columns
+        assert not [name for name in left if "publish-" in name or "owner" in name]
+        assert len([name for name in left if name.startswith("late/")]) == 3  # manifest, model, weights

@@ -52,7 +52,7 @@ class Manifest:
     """What a model directory says of itself.
 
     Attributes:
-        framework: "keras", "tensorflow" (SavedModel), or a name of the user's, with a predictor.
+        framework: "keras", "tensorflow" (SavedModel), "onnx", or a name of the user's, with a predictor.
         entry: the file or folder that the framework loads, below the model's folder.
         signature: inputs with their columns, and outputs.
         files: every file that loading reads.
@@ -61,7 +61,7 @@ class Manifest:
         twins: the same model for other engines.
         metrics: the last line of history.
         entrypoint: what trained it.
-        np: ranks that trained it.
+        np: ranks that trained it; 0: it was trained elsewhere.
         job: fingerprint of the job.
         data: for each dataset its rows and a hash of the source files' names and sizes.
         versions: package -> version.

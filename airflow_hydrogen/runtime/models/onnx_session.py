@@ -47,8 +47,8 @@ def load(
         raise EngineError(
             uri,
             "onnx",
-            "onnxruntime is not installed where it is scored: install the extra 'onnx' on every executor, or "
-            "set engine to the model's own framework",
+            "onnxruntime is not installed where it is scored: install the extra 'onnx' on every executor"
+            + (", or set engine to the model's own framework" if is_twin else ""),
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -67,6 +67,8 @@ def load(
         for number, spec in enumerate(signature.outputs)
     }
     given = [item.name for item in session.get_outputs()]
+    if not is_twin and len(given) == len(outputs) == 1:  # it was renamed when it was published
+        outputs = dict.fromkeys(outputs, given[0])
     if missing := [name for name in outputs.values() if name not in given]:
         raise ModelSignatureError(f"model {uri!r}: its ONNX file gives {given}, and not {missing}")
     taken = {item.name for item in session.get_inputs()}  # without those that the model does not look at

@@ -141,8 +141,9 @@ def _load_saved_model(path: Path, manifest: Manifest) -> Predict:
 
     def predict(arrays: Arrays) -> Arrays:
         outputs = function(**{name: tf.convert_to_tensor(value) for name, value in arrays.items()})
-        # A single output was renamed when it was published.
-        return dict(zip(names, (value.numpy() for value in outputs.values()), strict=True))
+        if len(outputs) == 1:  # it was renamed when it was published
+            outputs = dict(zip(names, outputs.values(), strict=True))
+        return {name: outputs[name].numpy() for name in names}
 
     predict.keep_alive = loaded  # type: ignore[attr-defined]  # TensorFlow frees what nobody holds
     return predict

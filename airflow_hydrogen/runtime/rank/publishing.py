@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelSignatureError
-from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.contract.publications import given_columns
+from airflow_hydrogen.contract.signatures import InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.data.encoding import FeatureLayout
-from airflow_hydrogen.runtime.models import keras_file
+from airflow_hydrogen.runtime.models import keras_file, matching
 from airflow_hydrogen.runtime.models.directory import describe_files
 from airflow_hydrogen.runtime.models.exports import ExportedModel
 from airflow_hydrogen.runtime.models.manifest import HISTORY, FileEntry, Manifest, Twin
+from airflow_hydrogen.runtime.models.matching import Specs
 from airflow_hydrogen.runtime.rank import rehearsal, twins
 from airflow_hydrogen.runtime.rank.context import TrainContext, dump_history
 from airflow_hydrogen.runtime.storage import filesystems
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 KERAS_FILE = "model.keras"
 SAVED_MODEL_FOLDER = "saved_model"
-SINGLE_OUTPUT = "prediction"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,80 +105,85 @@ def save(value: Any, staged_uri: str, context: TrainContext, exports: Sequence[s
     return published
 
 
-def keras_signature(model: Any, layout: FeatureLayout | None) -> Signature:
-    """The signature of a Keras model whose inputs are known: Functional, Sequential, or built by them."""
+def keras_tensors(model: Any) -> tuple[Specs, Specs]:
+    """Inputs and outputs of a Keras model whose inputs are known: Functional, Sequential, or built by them.
+
+    Raises:
+        ModelSignatureError: it has none, or one of a shape that is not known.
+    """
     inputs = getattr(model, "inputs", None)
     if not inputs:
         raise ModelSignatureError(
             f"{type(model).__name__} has no symbolic inputs: build it with the functional API, or export it "
             "and return an ExportedModel with its inputs"
         )
-    names = [tensor.name for tensor in inputs]
-    specs = {tensor.name: (str(tensor.dtype), _row_shape(tensor.name, tensor.shape)) for tensor in inputs}
     outputs = list(model.outputs)
     structure = None if isinstance(model, sys.modules["keras"].Sequential) else model.output
     if isinstance(structure, Mapping):
         output_names = list(structure)
         outputs = list(structure.values())
     else:
-        output_names = list(model.output_names) if len(outputs) > 1 else [SINGLE_OUTPUT]
-    return Signature(
-        inputs=_match_inputs(names, specs, layout),
-        outputs=tuple(
-            OutputSpec(name, str(tensor.dtype), _row_shape(name, tensor.shape))
+        output_names = list(model.output_names) if len(outputs) > 1 else [matching.SINGLE_OUTPUT]
+    return (
+        {tensor.name: (str(tensor.dtype), _row_shape(tensor.name, tensor.shape)) for tensor in inputs},
+        {
+            name: (str(tensor.dtype), _row_shape(name, tensor.shape))
             for name, tensor in zip(output_names, outputs, strict=True)
-        ),
+        },
     )
 
 
-def saved_model_signature(
-    folder: Path, layout: FeatureLayout | None, columns: Mapping[str, Sequence[str]] | None
-) -> Signature:
-    """The signature of a SavedModel's `serving_default`."""
+def saved_model_tensors(folder: Path) -> tuple[Specs, Specs]:
+    """Inputs and outputs of a SavedModel's `serving_default`.
+
+    Raises:
+        ModelSignatureError: it has none, or one of a shape that is not known.
+    """
     import tensorflow as tf
 
     function = tf.saved_model.load(str(folder)).signatures.get("serving_default")
     if function is None:
         raise ModelSignatureError("the SavedModel has no signature 'serving_default'")
-    specs = {
-        name: (tensor.dtype.name, _row_shape(name, tensor.shape))
-        for name, tensor in function.structured_input_signature[1].items()
-    }
-    if columns is not None:
-        layout_of = {
-            name: [ColumnSpec(column, specs[name][0]) for column in names] for name, names in columns.items()
-        }
-        inputs = tuple(InputSpec(name, tuple(layout_of[name]), *specs[name]) for name in specs)
-    else:
-        inputs = _match_inputs(list(specs), specs, layout)
-    outputs = function.structured_outputs
-    single = len(outputs) == 1
-    return Signature(
-        inputs=inputs,
-        outputs=tuple(
-            OutputSpec(SINGLE_OUTPUT if single else name, tensor.dtype.name, _row_shape(name, tensor.shape))
-            for name, tensor in outputs.items()
-        ),
+    inputs, outputs = function.structured_input_signature[1], function.structured_outputs
+    return (
+        {
+            name: (tensor.dtype.name, matching.row_shape(name, _dimensions(tensor)))
+            for name, tensor in inputs.items()
+        },
+        {name: (tensor.dtype.name, _row_shape(name, tensor.shape)) for name, tensor in outputs.items()},
     )
 
 
-def _match_inputs(
-    names: Sequence[str],
-    specs: Mapping[str, tuple[str, tuple[int, ...]]],
-    layout: FeatureLayout | None,
-) -> tuple[InputSpec, ...]:
+def _saved_model_signature(
+    folder: Path, layout: FeatureLayout | None, columns: Mapping[str, Sequence[str]] | None
+) -> Signature:
+    specs, outputs = saved_model_tensors(folder)
+    if columns is not None:
+        inputs = matching.fill_inputs(specs, given_columns(columns))
+    else:
+        inputs = _match_inputs(specs, layout)
+    return Signature(inputs, _outputs(outputs))
+
+
+def _outputs(specs: Specs) -> tuple[OutputSpec, ...]:
+    single = len(specs) == 1
+    return tuple(OutputSpec(matching.SINGLE_OUTPUT if single else name, *specs[name]) for name in specs)
+
+
+def _match_inputs(specs: Specs, layout: FeatureLayout | None) -> tuple[InputSpec, ...]:
     """Find the columns of each input."""
+    names = [*specs]
     if layout is not None and layout.layout == "matrix":
         width = sum(column.values for column in layout.features)
         if len(names) != 1 or specs[names[0]][1] != (width,):
             raise ModelSignatureError(
-                f"the model has inputs {_show(specs)}, but the dataset gave one matrix of {width} columns; "
-                "use to_tf(..., layout='columns') for named inputs"
+                f"the model has inputs {matching.show(specs)}, but the dataset gave one matrix of {width} "
+                "columns; use to_tf(..., layout='columns') for named inputs"
             )
         return (InputSpec(names[0], layout.features, *specs[names[0]]),)
     if layout is None:
         raise ModelSignatureError(
-            f"the columns of inputs {_show(specs)} are not known: read the dataset with "
+            f"the columns of inputs {matching.show(specs)} are not known: read the dataset with "
             "get_dataset_shard(...).to_tf(...) or to_torch(...), or return an ExportedModel with its inputs"
         )
     columns = {column.name: column for column in layout.features}
@@ -191,7 +197,10 @@ def _match_inputs(
 
 
 def _save_keras(model: Any, folder: Path, layout: FeatureLayout | None) -> Published:
-    signature = keras_signature(model, layout)
+    inputs, outputs = keras_tensors(model)
+    signature = Signature(
+        _match_inputs(inputs, layout), tuple(OutputSpec(name, *outputs[name]) for name in outputs)
+    )
     model.save(folder / KERAS_FILE)
     modules = keras_file.custom_modules(keras_file.named_objects(folder / KERAS_FILE))
     return Published("keras", KERAS_FILE, signature, describe_files(folder, [KERAS_FILE]), modules=modules)
@@ -204,7 +213,7 @@ def _save_exported(model: ExportedModel, folder: Path, layout: FeatureLayout | N
         shutil.copytree(source, folder / entry)
     else:
         shutil.copy2(source, folder / entry)
-    signature = model.signature or saved_model_signature(folder / entry, layout, model.inputs)
+    signature = model.signature or _saved_model_signature(folder / entry, layout, model.inputs)
     return Published(
         model.framework, entry, signature, describe_files(folder, [entry]), predictor=model.predictor
     )
@@ -237,6 +246,12 @@ def _layout(context: TrainContext) -> FeatureLayout | None:
     return next((shard.layout for shard in (*reversed(training), *shards)), None)
 
 
+def _dimensions(tensor: Any) -> list[int | None] | None:
+    """Those of a tensor of TensorFlow; None where not even their number is known."""
+    dimensions: list[int | None] | None = None if tensor.shape.rank is None else tensor.shape.as_list()
+    return dimensions
+
+
 def _row_shape(name: str, shape: Any) -> tuple[int, ...]:
     dimensions = tuple(shape)[1:]
     if any(size is None for size in dimensions):
@@ -244,10 +259,6 @@ def _row_shape(name: str, shape: Any) -> tuple[int, ...]:
             f"tensor {name!r} has shape {tuple(shape)}: every dimension but the first must be known"
         )
     return tuple(int(size) for size in dimensions)
-
-
-def _show(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
-    return ", ".join(f"{name!r} {dtype}{list(shape)}" for name, (dtype, shape) in specs.items())
 
 
 def _is_keras_model(value: Any) -> bool:

@@ -102,7 +102,7 @@ def test_what_a_try_left_that_died_right_after_it_published_is_removed_by_the_ne
     for left in ("model/data/p/train/x", "model/checkpoints/p/x", ".model.publish-0123456789ab/x"):
         (tmp_path / left).mkdir(parents=True)
     (tmp_path / "model" / "model.keras").touch()
-    monkeypatch.setattr(training, "_finished_model", lambda *_: model_of(RUN))
+    monkeypatch.setattr(training, "finished_model", lambda *_: model_of(RUN))
     assert training.run_training(job_at(tmp_path)).reused
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["model", "model.keras"]
 
