@@ -429,6 +429,23 @@ def test_conditions_leave_out_files_and_columns_are_chosen(lake, spark):
     assert sources.read(spark, joined, {}).collect()[0]["n"] == 10
 
 
+def test_files_that_spark_takes_for_hidden_ones_and_files_that_are_there_twice_are_read(lake, spark):
+    """Tables take files that others have written; Spark says nothing of those that it passes over."""
+    schema = pa.schema([("id", pa.int64())])
+    table = lake.catalog.create_table("db.t", schema=schema)
+    names = ["plain", "_part", ".part", "part._COPYING_", "_part=1", "50%20 ü [#]"]
+    files = [str(lake.folder / name) for name in names]
+    for number, file in enumerate(files):
+        pq.write_table(pa.table({"id": [number]}, schema), file)
+    table.add_files(files[-1:])
+    assert opened(spark, lake.source()).frame.inputFiles(), "this one Spark reads"
+    table.add_files(files[:-1])
+    assert lake.ids() == frame_ids(opened(spark, lake.source()).frame) == [0, 1, 2, 3, 4, 5]
+    table.delete("id > 0")
+    table.add_files(files[:1], check_duplicate_files=False)
+    assert lake.ids() == frame_ids(opened(spark, lake.source()).frame) == [0, 0]
+
+
 def test_columns_that_were_renamed_dropped_and_widened_are_read_by_their_numbers(lake, spark):
     from pyiceberg import types
 

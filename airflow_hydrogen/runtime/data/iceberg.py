@@ -163,6 +163,9 @@ class _Reading:
             return False
         if any(task.delete_files or task.file.file_format != FileFormat.PARQUET for task in tasks):
             return False
+        names = {str(task.file.file_path) for task in tasks}
+        if len(names) < len(tasks) or any(_is_passed_over(name) for name in names):
+            return False
         with ThreadPoolExecutor(_FOOTER_THREADS, "footers") as pool:
             return all(pool.map(self._is_plain, tasks))
 
@@ -184,6 +187,12 @@ class _Reading:
             else _is_same(field, found, names)
             for field in self.schema.fields
         )
+
+
+def _is_passed_over(path: str) -> bool:
+    """Whether Spark takes a file for one that is not of the table, by its name, and says nothing."""
+    name = path.rpartition("/")[2]
+    return name.startswith(("_", ".")) or name.endswith("._COPYING_")
 
 
 def _is_same(field: Any, found: Any, names: Sequence[str]) -> bool:
