@@ -19,6 +19,7 @@ import pytest
 from pyspark.sql.types import (
     BooleanType,
     DateType,
+    FloatType,
     IntegerType,
     LongType,
     StringType,
@@ -309,6 +310,34 @@ def test_a_table_that_changes_meanwhile_is_refused_and_left_as_it_is(lake):
         change_and_commit(rows)
     assert lake.ids() == list(range(10))
     assert lake.leftovers() == []
+
+
+def test_a_table_that_is_made_anew_meanwhile_gets_no_column_under_the_number_of_another(lake):
+    schema = StructType([*SCHEMA, StructField("late", FloatType())])
+    put(range(3), lake.sink(DAY), schema=schema, late=lambda _: -1.0)
+    fields = [("id", pa.int64()), ("late", pa.float32()), ("prediction", pa.float32()), ("ds", pa.string())]
+
+    def make_anew_and_commit(rows):
+        stage(rows, [20, 21, 22], late=lambda _: -1.0)
+        lake.catalog.drop_table("db.t")
+        with (
+            lake.catalog.create_table_transaction("db.t", schema=pa.schema(fields)) as making,
+            making.update_spec() as spec,
+        ):
+            spec.add_identity("ds")
+        rows.commit(rows=3, model=None)
+
+    with (
+        iceberg.placing(lake.sink(DAY), RUN, {}, {}, schema) as rows,
+        pytest.raises(UnwritableUriError, match="the table was dropped and made anew meanwhile") as caught,
+    ):
+        make_anew_and_commit(rows)
+    assert caught.value.retryable
+    assert lake.ids() == []
+    assert put(range(30, 33), lake.sink(DAY), schema=schema, late=lambda _: -1.0) == 3
+    assert {row["id"]: (row["prediction"], row["late"]) for row in lake.rows()} == {
+        n: (float(n), -1.0) for n in range(30, 33)
+    }
 
 
 def test_files_of_an_older_partitioning_are_not_given_up_with_the_rows_of_others(lake):

@@ -145,6 +145,7 @@ class Rows(StagedFiles):
     ) -> None:
         super().__init__(str(target.sink), replacement)
         self._target, self._run = target, run
+        self._uuid = table.metadata.table_uuid
         self._made = tables.label_of(schema)
         self._place = f"{_folder(table)}/{replacement.target.rpartition('/')[2]}"
         # Tries count up, whatever the clocks of their hosts say.
@@ -186,6 +187,7 @@ class Rows(StagedFiles):
             TableMismatchError: the table has changed, and does not hold the files any more.
             PartitionTakenError: a newer try has begun, or has committed.
             RowsLostError: the files hold other rows than those that were staged.
+            UnwritableUriError: another table has the name now, or what became of the commit is not known.
         """
         said = {
             f"{_SAID}place": self._of_place,
@@ -224,6 +226,12 @@ class Rows(StagedFiles):
         from pyiceberg.exceptions import CommitFailedException, ValidationException
 
         table = self._target.load()
+        if table.metadata.table_uuid != self._uuid:
+            # Its columns may have other numbers than those in the files, which say no names.
+            anew = (
+                "the table was dropped and made anew meanwhile; run the task again, which looks at this one"
+            )
+            raise UnwritableUriError("sink", self.name, anew)
         if self._is_committed(table):
             return None  # by an attempt that seemed to fail
         # Now that the table was looked at: who takes the place over later, and commits, makes this one fail.
