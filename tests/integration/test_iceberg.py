@@ -243,6 +243,28 @@ def test_an_answer_of_the_catalog_that_is_lost_is_found_in_the_table(lake, monke
     assert lake.leftovers() == []
 
 
+def test_a_try_that_has_committed_does_not_fail_where_leftovers_cannot_be_removed(lake, monkeypatch, caplog):
+    put(range(3), lake.sink(DAY))
+    commit, load = iceberg.Target.commit, iceberg.Target.load
+
+    def refused(target):
+        raise OSError(f"503 Slow Down: {load(target).location()}")
+
+    def committed(*given):
+        snapshot = commit(*given)
+        monkeypatch.setattr(iceberg.Target, "load", refused)
+        return snapshot
+
+    monkeypatch.setattr(iceberg.Target, "commit", committed)
+    assert put(range(5, 9), lake.sink(DAY), other_run("s")) == 4
+    assert "leftovers stay until the next run writes there: OSError: 503 Slow Down" in caplog.text
+    monkeypatch.undo()
+    assert lake.ids() == [5, 6, 7, 8]
+    assert lake.leftovers() != []
+    assert put(range(9), lake.sink(DAY), other_run("t")) == 9
+    assert lake.leftovers() == []
+
+
 @pytest.mark.parametrize("dies", ["while files are brought", "before the commit", "after the commit"])
 def test_a_driver_is_killed_and_the_next_try_sweeps_what_nobody_has(lake, dies):
     put(range(10), lake.sink(DAY))

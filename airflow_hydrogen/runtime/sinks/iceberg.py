@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import logging
 import random
 import re
 import time
@@ -48,6 +49,8 @@ from airflow_hydrogen.runtime.storage.swap import Replacement
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 15
 _LONGEST_WAIT_S = 8.0
@@ -206,7 +209,11 @@ class Rows(StagedFiles):
         except HydrogenError:
             self._take_back(files)
             raise
-        self._sweep_after(self._target.load())
+        try:
+            self._sweep_after(self._target.load())
+        except Exception as error:  # the rows are in place, and a try that fails now would be made again
+            reason = self._target.told(error)
+            log.warning("%s: leftovers stay until the next run writes there: %s", self.name, reason)
 
     def _commit(self, files: Sequence[str], said: Mapping[str, str], rows: int) -> None:
         for attempt in range(ATTEMPTS):
