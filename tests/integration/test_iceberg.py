@@ -442,6 +442,25 @@ def test_every_try_reads_the_snapshot_that_the_first_one_has_found(lake, spark):
         opened(spark, lake.source(), first.snapshot)
 
 
+def test_files_of_a_snapshot_that_are_gone_are_told_whoever_reads_them(lake, spark):
+    put(range(4), lake.sink(DAY))
+    plain = opened(spark, lake.source())
+    with lake.table.update_schema() as update:
+        update.rename_column("prediction", "delay")
+    renamed = opened(spark, lake.source())
+    joined = opened(spark, Source.sql("select * from t", t=lake.source()))
+    for name in lake.contents():
+        Path(name).unlink()
+    gone = (
+        r"source iceberg db.t at snapshot \d+ cannot be read: .*\.parquet.*[^.]\. Clear the task, which reads"
+    )
+    for found in (plain, renamed):
+        with pytest.raises(SourceError, match=f"{gone} the newest version$"), sources.explained(found.source):
+            found.frame.where("id > 0").collect()
+    with pytest.raises(SourceError, match="Clear the task"), sources.explained(joined.source):
+        joined.frame.where("id > 0").collect()
+
+
 def test_conditions_leave_out_files_and_columns_are_chosen(lake, spark):
     for day in range(1, 4):
         put(range(10 * day, 10 * day + 5), lake.sink({"ds": f"2013-01-0{day}"}))

@@ -37,6 +37,9 @@ _CREDENTIALS = ("s3.access-key-id", "s3.session-token", "s3.remote-signing", "ad
 # Types whose order Iceberg's bounds and Spark agree on. NaN has none there, and is the largest number here.
 _PRUNED = ("int", "long", "string", "date", "boolean")
 
+CLEAR = ". Clear the task, which reads the newest version"
+"""What is said where a version of a table has lost a file: every try reads that version."""
+
 Kept = Callable[["DataFrame"], "DataFrame"]
 
 
@@ -76,8 +79,12 @@ def properties_of(place: Source | Sink, access: Access) -> dict[str, str]:
 
 def told(error: Exception, place: Source | Sink, access: Access) -> str:
     """What an error of pyiceberg says, without the secrets of its catalog."""
+    return catalogs.masked(_said(error), properties_of(place, access))
+
+
+def _said(error: Exception) -> str:
     text = next(iter(str(error).splitlines()), "") or repr(error)
-    return catalogs.masked(f"{type(error).__name__}: {text}", properties_of(place, access))
+    return f"{type(error).__name__}: {text}"
 
 
 def newest(spark: SparkSession, source: Source, access: Access) -> int | None:
@@ -371,6 +378,7 @@ def rows_of(where: str, dealt: bytes, number: int) -> Iterator[pa.RecordBatch]:
 
     Raises:
         InvalidJobError: there is no pyiceberg here.
+        SourceError: a file is gone, or cannot be read.
     """
     try:
         import pyiceberg  # noqa: F401
@@ -381,7 +389,12 @@ def rows_of(where: str, dealt: bytes, number: int) -> Iterator[pa.RecordBatch]:
         ) from None
     metadata, io, projected, hands = pickle.loads(dealt)
     for task in hands[number]:
-        yield from _rows(metadata, io, projected, task)
+        try:
+            yield from _rows(metadata, io, projected, task)
+        except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
+            said = catalogs.masked(_said(error), io.properties)
+            gone = CLEAR if isinstance(error, FileNotFoundError) else ""
+            raise SourceError(where, f"{task.file.file_path}: {said}{gone}") from None
 
 
 def _rows(metadata: Any, io: Any, projected: Any, task: Any) -> Iterator[pa.RecordBatch]:
