@@ -543,6 +543,27 @@ def test_columns_that_were_renamed_dropped_and_widened_are_read_by_their_numbers
     assert {row["gone"] for row in old.collect()} == {"x"}
 
 
+def test_types_that_spark_does_not_have_are_left_out_with_columns(lake, spark):
+    from pyiceberg import schema, types
+
+    fields = [
+        types.NestedField(1, "id", types.LongType(), required=True),
+        types.NestedField(2, "at", types.TimeType()),
+        types.NestedField(3, "of", types.StructType(types.NestedField(4, "at", types.TimeType()))),
+        types.NestedField(5, "key", types.UUIDType()),
+    ]
+    table = lake.catalog.create_table("db.t", schema.Schema(*fields, identifier_field_ids=[1]))
+    for number in range(3):
+        table.append(pa.Table.from_pylist([{"id": number}], table.schema().as_arrow()))
+    for name, kind in (("at", "time"), ("of", "struct"), ("key", "uuid")):
+        with pytest.raises(SourceError, match=f"its column '{name}' is of type {kind}.*leave it out"):
+            opened(spark, lake.source(columns=["id", name]))
+    found = opened(spark, lake.source(columns=["id"], where="id = 1")).frame
+    assert (frame_ids(found), len(found.inputFiles())) == ([1], 1), "files are left out as of other tables"
+    with pytest.raises(TableMismatchError, match="its column 'at' is not among the scored ones; .* 'key'"):
+        iceberg.placing(lake.sink(), RUN, {}, {}, StructType(SCHEMA.fields[:1])).__enter__()
+
+
 def test_a_training_reads_the_files_of_a_snapshot_in_place(lake, spark, tmp_path):
     put(range(10), lake.sink(DAY))
     kept = snapshots.Kept(str(tmp_path / "kept.json"), RUN)

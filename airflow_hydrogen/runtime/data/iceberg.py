@@ -8,6 +8,7 @@ rows of them were deleted or columns renamed, tasks read them by pyiceberg.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,12 +29,14 @@ from airflow_hydrogen.runtime.storage import s3
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.types import StructType
+    from pyspark.sql.types import DataType, StructType
 
 _FOOTER_THREADS = 16
 _TASK_BYTES = 128 * 1024 * 1024
 # Of the file store, as a catalog or a connection hands them out: Spark does not know them.
 _CREDENTIALS = ("s3.access-key-id", "s3.session-token", "s3.remote-signing", "adls.", "gcs.")
+# Spark 4.2 knows a time of the day, and reads none.
+_TIME = re.compile(r"(^|[<:,])time\(\d\)")
 # Types whose order Iceberg's bounds and Spark agree on. NaN has none there, and is the largest number here.
 _PRUNED = ("int", "long", "string", "date", "boolean")
 
@@ -235,8 +238,9 @@ def _reading(spark: SparkSession, source: Source, access: Access) -> _Reading:
             raise SourceError(str(source), f"the table has no snapshot {snapshot_id}, or no longer")
         schema = table.schemas()[snapshot.schema_id]
     struct = struct_of(schema, source)
+    is_current = schema.fields == table.schema().fields
     schema = type(schema)(*(field for field in schema.fields if field.name in struct.names))
-    return _Reading(table, snapshot_id, schema, struct, schema == table.schema())
+    return _Reading(table, snapshot_id, schema, struct, is_current)
 
 
 def struct_of(schema: Any, source: Source) -> StructType:
@@ -247,24 +251,36 @@ def struct_of(schema: Any, source: Source) -> StructType:
     Raises:
         SourceError: such a column is wanted.
     """
+    from pyspark.sql.types import StructField, StructType
+
+    types = types_of(schema)
+    wanted = types if source.columns is None else source.columns
+    for field in schema.fields:
+        if types[field.name] is None and field.name in wanted:
+            raise SourceError(
+                str(source),
+                f"its column {field.name!r} is of type {field.field_type}, which Spark does not have; "
+                "leave it out with columns",
+            )
+    return StructType([StructField(name, type_) for name, type_ in types.items() if type_ is not None])
+
+
+def types_of(schema: Any) -> dict[str, DataType | None]:
+    """Column of a table of pyiceberg's -> its type of Spark's; None where Spark has none."""
     from pyiceberg.io.pyarrow import schema_to_pyarrow
     from pyspark.errors import PySparkException
     from pyspark.sql.pandas.types import from_arrow_type
-    from pyspark.sql.types import StructField, StructType
 
-    fields = []
-    for field, column in zip(schema.fields, schema_to_pyarrow(schema, include_field_ids=False), strict=True):
+    types: dict[str, DataType | None] = {}
+    for column in schema_to_pyarrow(schema, include_field_ids=False):
         try:
             # As Spark's own Iceberg reader: with a time zone a point in time, without one none.
-            fields.append(StructField(field.name, from_arrow_type(column.type, prefer_timestamp_ntz=True)))
+            found = from_arrow_type(column.type, prefer_timestamp_ntz=True)
         except PySparkException:
-            if source.columns is None or field.name in source.columns:
-                raise SourceError(
-                    str(source),
-                    f"its column {field.name!r} is of type {field.field_type}, which Spark does not have; "
-                    "leave it out with columns",
-                ) from None
-    return StructType(fields)
+            types[column.name] = None
+        else:
+            types[column.name] = None if _TIME.search(found.simpleString()) else found
+    return types
 
 
 def _milliseconds(spark: SparkSession, source: Source) -> int:

@@ -428,7 +428,13 @@ class Target:
         self.require_partitioned(table)
         found = {item.name: item.dataType.simpleString() for item in schema}
         tables.require_distinct([*found, *self.sink.partition], str(self.sink))
-        wanted = {item.name: item.dataType.simpleString() for item in self._struct(table)}
+        types = iceberg.types_of(table.schema())
+        wanted = {
+            field.name: str(
+                field.field_type if (type_ := types[field.name]) is None else type_.simpleString()
+            )
+            for field in table.schema().fields
+        }
         own = set(self.sink.partition)
         problems = [f"it has no column {name!r}" for name in found if name not in wanted or name in own]
         for name, expected in wanted.items():
@@ -440,12 +446,6 @@ class Target:
                 problems.append(f"its column {name!r} is {expected}, and what is scored is {found[name]}")
         if problems:
             raise TableMismatchError(str(self.sink), problems)
-
-    def _struct(self, table: Any) -> StructType:
-        from airflow_hydrogen.contract.sources import Source
-
-        named: dict[str, Any] = {"conn_id": self.sink.conn_id, "catalog": self.sink.catalog}
-        return iceberg.struct_of(table.schema(), Source(kind="iceberg", table_name=self._name, **named))
 
     def take_values(self, table: Any) -> None:
         """Take the partition's values as those of the table's types.
