@@ -153,6 +153,18 @@ def test_files_that_come_while_others_are_read_change_nothing(score, files, tmp_
     assert (report.failure, report.rows) == (None, 10)
 
 
+def test_files_of_partitions_that_nobody_asks_for_may_be_written_anew(score, tmp_path):
+    parts = tmp_path / "parts"
+    for day in ("1", "2"):
+        (parts / f"day={day}").mkdir(parents=True)
+        write(parts / f"day={day}" / "x.parquet", rows=10)
+    source = Source.parquet(str(parts), where="DAY = 1 and id >= 0")
+    report = score(source, lambda: replace_files(parts / "day=1"), **PREPARE)
+    assert report.failure.error_type == "DatasetChangedError"
+    report = score(source, lambda: replace_files(parts / "day=2"), **PREPARE)
+    assert (report.failure, report.rows) == (None, 7)
+
+
 def test_a_training_tells_the_same(warehouse, files, tmp_path, monkeypatch):
     source, written = Source.parquet(str(files), where="id % 2 >= 0"), staging._write
 

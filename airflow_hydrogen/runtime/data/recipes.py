@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_hydrogen.contract.errors import DatasetChangedError
@@ -33,7 +33,7 @@ _DELTA = "org.apache.spark.sql.delta."
 # Spark sets it by itself, to a folder below where the driver was started.
 _WAREHOUSE = "spark.sql.warehouse.dir"
 
-_STATUS = re.compile(r"path=(.*?); isDirectory=.*; length=(\d+);.*; modification_time=(\d+);")
+_STATUS = re.compile(r"path=(.*?); isDirectory=.*?; length=(\d+);.*?; modification_time=(\d+);")
 
 Recipe = dict[str, str]
 
@@ -150,21 +150,33 @@ def require_same_files(frame: DataFrame, where: str) -> None:
     Raises:
         DatasetChangedError: with the first of them.
     """
-    for leaf in _leaves(frame):
-        if leaf.getClass().getSimpleName() != "LogicalRelation":
+    for location, asked in _scans(frame):
+        if _delta_table(location) is not None:
             continue
-        location = _location(leaf)
-        if location is None or _delta_table(location) is not None:
-            continue
-        before = _by_path(_listed(frame, location))
+        before = _by_path(frame, location, asked)
         try:
             location.refresh()
-            now = _by_path(_listed(frame, location))
+            now = _by_path(frame, location, asked)
         except spark_errors():
             continue  # a folder that was read is gone
         for path, seen in before.items():
             if now.get(path, seen) != seen:
                 raise DatasetChangedError(where, path, "it was written anew")
+
+
+def _scans(frame: DataFrame) -> Iterator[tuple[Any, list[Any]]]:
+    """The lists of files that a plan reads, and what it asks of the partitions of each."""
+    execution, jvm = frame._jdf.queryExecution(), frame.sparkSession._jvm
+    subqueries = jvm.org.apache.spark.sql.catalyst.expressions.SubqueryExpression  # type: ignore[union-attr]
+    for leaf in _sequence(execution.sparkPlan().collectLeaves()):
+        if leaf.getClass().getSimpleName() == "FileSourceScanExec":
+            asked = _sequence(leaf.partitionFilters())
+            yield leaf.relation().location(), [part for part in asked if not subqueries.hasSubquery(part)]
+    for plan in _sequence(execution.optimizedPlan().subqueriesAll()):
+        for leaf in _sequence(plan.collectLeaves()):
+            is_relation = leaf.getClass().getSimpleName() == "LogicalRelation"
+            if is_relation and (location := _location(leaf)) is not None:
+                yield location, []
 
 
 def _leaves(frame: DataFrame) -> list[Any]:
@@ -185,10 +197,12 @@ def _listed(frame: DataFrame, location: Any) -> list[str] | None:
     return re.sub(r"access_time=\d+", "", statuses).splitlines()
 
 
-def _by_path(statuses: Sequence[str] | None) -> dict[str, tuple[str, str]]:
-    """Path -> length and time of change."""
-    found = (_STATUS.search(status) for status in statuses or ())
-    return {match[1]: (match[2], match[3]) for match in found if match}
+def _by_path(frame: DataFrame, location: Any, asked: Sequence[Any]) -> dict[str, tuple[str, str]]:
+    """Path -> length and time of change of the files in the partitions that a plan asks for."""
+    sequence = frame.sparkSession._jvm.PythonUtils.toSeq  # type: ignore[union-attr]
+    # One call for all files.
+    statuses = str(location.listFiles(sequence(list(asked)), sequence([])).mkString("\n"))
+    return {path: (length, changed) for path, length, changed in _STATUS.findall(statuses)}
 
 
 class DeltaTable(NamedTuple):
