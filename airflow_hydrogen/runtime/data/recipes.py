@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_hydrogen.contract.errors import DatasetChangedError
+from airflow_hydrogen.contract.errors import DatasetChangedError, SourceError
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data.code import source_hashes
 from airflow_hydrogen.runtime.data.files import Listing
-from airflow_hydrogen.runtime.session import spark_errors
+from airflow_hydrogen.runtime.session import root_cause, spark_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -149,6 +149,7 @@ def require_same_files(frame: DataFrame, where: str) -> None:
 
     Raises:
         DatasetChangedError: with the first of them.
+        SourceError: the files cannot be listed any more.
     """
     for location, asked in _scans(frame):
         if _delta_table(location) is not None:
@@ -157,8 +158,11 @@ def require_same_files(frame: DataFrame, where: str) -> None:
         try:
             location.refresh()
             now = _by_path(frame, location, asked)
-        except spark_errors():
-            continue  # a folder that was read is gone
+        except spark_errors() as error:
+            if re.search("FileNotFoundException|PATH_NOT_FOUND", str(error)):
+                continue  # a folder that was read is gone
+            reason = f"whether its files have changed meanwhile is not known: {root_cause(error)}"
+            raise SourceError(where, reason) from error
         for path, seen in before.items():
             if now.get(path, seen) != seen:
                 raise DatasetChangedError(where, path, "it was written anew")
