@@ -9,8 +9,11 @@ from typing import Any
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.stores import S3Access
 
-_SECRET = re.compile(r"(?i)credential|token|secret|password|access-key|account-key|connection-string|signer")
-_LOGIN = re.compile(r"//[^/@]*:[^/@]*@")
+_WORDS = r"credential|token|secret|password|passwd|\bpwd\b|access-key|account-key|api-?key|connection-string"
+_SECRET = re.compile(rf"(?i){_WORDS}|signer|authorization")
+# What is behind a colon is a password, and may have a slash in it, unless it is a port.
+_LOGIN = re.compile(r"//[^/@:]*:(?!\d+/).*@")
+_ASKED = re.compile(rf"(?i)[?&;][^=&;]*(?:{_WORDS})[^=&;]*=([^&;]+)")
 
 
 def named_by(catalog: str | Mapping[str, str]) -> dict[str, Any]:
@@ -38,7 +41,7 @@ def require_one(what: str, catalog: Mapping[str, str], conn_id: str | None) -> N
                 f"catalog of an iceberg {what} must map names to texts, found {name!r}: a "
                 f"{type(value).__name__}"
             )
-        if _SECRET.search(name) or _LOGIN.search(value):
+        if any((_SECRET.search(name), _LOGIN.search(value), _ASKED.search(value))):
             raise InvalidJobError(
                 f"catalog of an iceberg {what} has {name!r} with a secret in it: put it into an Airflow "
                 "connection of type iceberg, and name that as catalog; a DAG holds no password"
@@ -55,8 +58,11 @@ def opening_s3(properties: Mapping[str, str], access: S3Access | None) -> dict[s
 def masked(text: str, properties: Mapping[str, str]) -> str:
     """A text without the secrets that properties of a catalog hold."""
     for name, value in properties.items():
-        if _SECRET.search(name) and value:
-            text = text.replace(value, "***")
+        secrets = [*_ASKED.findall(value)]
+        if _SECRET.search(name):
+            secrets += [value, value.partition(":")[2]]  # a client's id and its secret
+        for secret in filter(None, secrets):
+            text = text.replace(secret, "***")
         for login in _LOGIN.findall(value):
             text = text.replace(login, "//***@")
     return text

@@ -19,6 +19,7 @@ import pytest
 from pyspark.sql.types import (
     BooleanType,
     DateType,
+    FloatType,
     IntegerType,
     LongType,
     StringType,
@@ -242,6 +243,28 @@ def test_an_answer_of_the_catalog_that_is_lost_is_found_in_the_table(lake, monke
     assert lake.leftovers() == []
 
 
+def test_a_try_that_has_committed_does_not_fail_where_leftovers_cannot_be_removed(lake, monkeypatch, caplog):
+    put(range(3), lake.sink(DAY))
+    commit, load = iceberg.Target.commit, iceberg.Target.load
+
+    def refused(target):
+        raise OSError(f"503 Slow Down: {load(target).location()}")
+
+    def committed(*given):
+        snapshot = commit(*given)
+        monkeypatch.setattr(iceberg.Target, "load", refused)
+        return snapshot
+
+    monkeypatch.setattr(iceberg.Target, "commit", committed)
+    assert put(range(5, 9), lake.sink(DAY), other_run("s")) == 4
+    assert "leftovers stay until the next run writes there: OSError: 503 Slow Down" in caplog.text
+    monkeypatch.undo()
+    assert lake.ids() == [5, 6, 7, 8]
+    assert lake.leftovers() != []
+    assert put(range(9), lake.sink(DAY), other_run("t")) == 9
+    assert lake.leftovers() == []
+
+
 @pytest.mark.parametrize("dies", ["while files are brought", "before the commit", "after the commit"])
 def test_a_driver_is_killed_and_the_next_try_sweeps_what_nobody_has(lake, dies):
     put(range(10), lake.sink(DAY))
@@ -309,6 +332,34 @@ def test_a_table_that_changes_meanwhile_is_refused_and_left_as_it_is(lake):
         change_and_commit(rows)
     assert lake.ids() == list(range(10))
     assert lake.leftovers() == []
+
+
+def test_a_table_that_is_made_anew_meanwhile_gets_no_column_under_the_number_of_another(lake):
+    schema = StructType([*SCHEMA, StructField("late", FloatType())])
+    put(range(3), lake.sink(DAY), schema=schema, late=lambda _: -1.0)
+    fields = [("id", pa.int64()), ("late", pa.float32()), ("prediction", pa.float32()), ("ds", pa.string())]
+
+    def make_anew_and_commit(rows):
+        stage(rows, [20, 21, 22], late=lambda _: -1.0)
+        lake.catalog.drop_table("db.t")
+        with (
+            lake.catalog.create_table_transaction("db.t", schema=pa.schema(fields)) as making,
+            making.update_spec() as spec,
+        ):
+            spec.add_identity("ds")
+        rows.commit(rows=3, model=None)
+
+    with (
+        iceberg.placing(lake.sink(DAY), RUN, {}, {}, schema) as rows,
+        pytest.raises(UnwritableUriError, match="the table was dropped and made anew meanwhile") as caught,
+    ):
+        make_anew_and_commit(rows)
+    assert caught.value.retryable
+    assert lake.ids() == []
+    assert put(range(30, 33), lake.sink(DAY), schema=schema, late=lambda _: -1.0) == 3
+    assert {row["id"]: (row["prediction"], row["late"]) for row in lake.rows()} == {
+        n: (float(n), -1.0) for n in range(30, 33)
+    }
 
 
 def test_files_of_an_older_partitioning_are_not_given_up_with_the_rows_of_others(lake):
@@ -391,6 +442,25 @@ def test_every_try_reads_the_snapshot_that_the_first_one_has_found(lake, spark):
         opened(spark, lake.source(), first.snapshot)
 
 
+def test_files_of_a_snapshot_that_are_gone_are_told_whoever_reads_them(lake, spark):
+    put(range(4), lake.sink(DAY))
+    plain = opened(spark, lake.source())
+    with lake.table.update_schema() as update:
+        update.rename_column("prediction", "delay")
+    renamed = opened(spark, lake.source())
+    joined = opened(spark, Source.sql("select * from t", t=lake.source()))
+    for name in lake.contents():
+        Path(name).unlink()
+    gone = (
+        r"source iceberg db.t at snapshot \d+ cannot be read: .*\.parquet.*[^.]\. Clear the task, which reads"
+    )
+    for found in (plain, renamed):
+        with pytest.raises(SourceError, match=f"{gone} the newest version$"), sources.explained(found.source):
+            found.frame.where("id > 0").collect()
+    with pytest.raises(SourceError, match="Clear the task"), sources.explained(joined.source):
+        joined.frame.where("id > 0").collect()
+
+
 def test_conditions_leave_out_files_and_columns_are_chosen(lake, spark):
     for day in range(1, 4):
         put(range(10 * day, 10 * day + 5), lake.sink({"ds": f"2013-01-0{day}"}))
@@ -429,6 +499,23 @@ def test_conditions_leave_out_files_and_columns_are_chosen(lake, spark):
     assert sources.read(spark, joined, {}).collect()[0]["n"] == 10
 
 
+def test_files_that_spark_takes_for_hidden_ones_and_files_that_are_there_twice_are_read(lake, spark):
+    """Tables take files that others have written; Spark says nothing of those that it passes over."""
+    schema = pa.schema([("id", pa.int64())])
+    table = lake.catalog.create_table("db.t", schema=schema)
+    names = ["plain", "_part", ".part", "part._COPYING_", "_part=1", "50%20 ü [#]"]
+    files = [str(lake.folder / name) for name in names]
+    for number, file in enumerate(files):
+        pq.write_table(pa.table({"id": [number]}, schema), file)
+    table.add_files(files[-1:])
+    assert opened(spark, lake.source()).frame.inputFiles(), "this one Spark reads"
+    table.add_files(files[:-1])
+    assert lake.ids() == frame_ids(opened(spark, lake.source()).frame) == [0, 1, 2, 3, 4, 5]
+    table.delete("id > 0")
+    table.add_files(files[:1], check_duplicate_files=False)
+    assert lake.ids() == frame_ids(opened(spark, lake.source()).frame) == [0, 0]
+
+
 def test_columns_that_were_renamed_dropped_and_widened_are_read_by_their_numbers(lake, spark):
     from pyiceberg import types
 
@@ -454,6 +541,27 @@ def test_columns_that_were_renamed_dropped_and_widened_are_read_by_their_numbers
     old = opened(spark, lake.source(snapshot=first)).frame
     assert old.columns == ["id", "prediction", "small", "gone", "ds"]
     assert {row["gone"] for row in old.collect()} == {"x"}
+
+
+def test_types_that_spark_does_not_have_are_left_out_with_columns(lake, spark):
+    from pyiceberg import schema, types
+
+    fields = [
+        types.NestedField(1, "id", types.LongType(), required=True),
+        types.NestedField(2, "at", types.TimeType()),
+        types.NestedField(3, "of", types.StructType(types.NestedField(4, "at", types.TimeType()))),
+        types.NestedField(5, "key", types.UUIDType()),
+    ]
+    table = lake.catalog.create_table("db.t", schema.Schema(*fields, identifier_field_ids=[1]))
+    for number in range(3):
+        table.append(pa.Table.from_pylist([{"id": number}], table.schema().as_arrow()))
+    for name, kind in (("at", "time"), ("of", "struct"), ("key", "uuid")):
+        with pytest.raises(SourceError, match=f"its column '{name}' is of type {kind}.*leave it out"):
+            opened(spark, lake.source(columns=["id", name]))
+    found = opened(spark, lake.source(columns=["id"], where="id = 1")).frame
+    assert (frame_ids(found), len(found.inputFiles())) == ([1], 1), "files are left out as of other tables"
+    with pytest.raises(TableMismatchError, match="its column 'at' is not among the scored ones; .* 'key'"):
+        iceberg.placing(lake.sink(), RUN, {}, {}, StructType(SCHEMA.fields[:1])).__enter__()
 
 
 def test_a_training_reads_the_files_of_a_snapshot_in_place(lake, spark, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ import pytest
 from airflow_hydrogen.contract.errors import DatasetChangedError, SourceError
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.runtime import __main__ as runtime
-from airflow_hydrogen.runtime.data import staging
+from airflow_hydrogen.runtime.data import recipes, sources, staging
 from airflow_hydrogen.runtime.scoring import application, sinks
 from airflow_hydrogen.runtime.sinks import hive as hive_sink
 from tests.integration.models import publish_plain
@@ -138,7 +139,8 @@ def test_files_of_a_delta_version_that_are_gone_need_another_version(score, ware
     vacuumed = list(table.glob("*.parquet"))
     report = score(Source.delta(str(table)), lambda: [path.unlink() for path in vacuumed], **PREPARE)
     assert report.failure.error_type == "SourceError"
-    assert report.failure.message.endswith("Clear the task, which reads the newest version")
+    assert "at version 0 cannot be read" in report.failure.message
+    assert report.failure.message.endswith(". Clear the task, which reads the newest version")
 
 
 def test_files_that_were_written_anew_are_no_rows_of_the_same_table(score, files, hive):
@@ -151,6 +153,30 @@ def test_files_that_were_written_anew_are_no_rows_of_the_same_table(score, files
 def test_files_that_come_while_others_are_read_change_nothing(score, files, tmp_path):
     report = score(Source.parquet(str(files)), lambda: write(files / "y.parquet", rows=5), **PREPARE)
     assert (report.failure, report.rows) == (None, 10)
+
+
+def test_files_of_partitions_that_nobody_asks_for_may_be_written_anew(score, tmp_path):
+    parts = tmp_path / "parts"
+    for day in ("1", "2"):
+        (parts / f"day={day}").mkdir(parents=True)
+        write(parts / f"day={day}" / "x.parquet", rows=10)
+    source = Source.parquet(str(parts), where="DAY = 1 and id >= 0")
+    report = score(source, lambda: replace_files(parts / "day=1"), **PREPARE)
+    assert report.failure.error_type == "DatasetChangedError"
+    report = score(source, lambda: replace_files(parts / "day=2"), **PREPARE)
+    assert (report.failure, report.rows) == (None, 7)
+
+
+def test_files_that_cannot_be_listed_again_may_have_changed(warehouse, files, monkeypatch):
+    frame, by_path = sources.read(warehouse, Source.parquet(str(files))), recipes._by_path
+    assert frame.count() == 10
+    looks = iter([lambda *given: by_path(*given), lambda *_: warehouse._jvm.java.lang.Integer.parseInt("x")])
+    with monkeypatch.context() as patched:
+        patched.setattr(recipes, "_by_path", lambda *given: next(looks)(*given))
+        with pytest.raises(SourceError, match="changed meanwhile is not known: .*For input string"):
+            recipes.require_same_files(frame, "files")
+    shutil.rmtree(files)
+    recipes.require_same_files(frame, "files")
 
 
 def test_a_training_tells_the_same(warehouse, files, tmp_path, monkeypatch):

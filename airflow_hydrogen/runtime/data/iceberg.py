@@ -8,6 +8,7 @@ rows of them were deleted or columns renamed, tasks read them by pyiceberg.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,14 +29,19 @@ from airflow_hydrogen.runtime.storage import s3
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.types import StructType
+    from pyspark.sql.types import DataType, StructType
 
 _FOOTER_THREADS = 16
 _TASK_BYTES = 128 * 1024 * 1024
 # Of the file store, as a catalog or a connection hands them out: Spark does not know them.
 _CREDENTIALS = ("s3.access-key-id", "s3.session-token", "s3.remote-signing", "adls.", "gcs.")
+# Spark 4.2 knows a time of the day, and reads none.
+_TIME = re.compile(r"(^|[<:,])time\(\d\)")
 # Types whose order Iceberg's bounds and Spark agree on. NaN has none there, and is the largest number here.
 _PRUNED = ("int", "long", "string", "date", "boolean")
+
+CLEAR = ". Clear the task, which reads the newest version"
+"""What is said where a version of a table has lost a file: every try reads that version."""
 
 Kept = Callable[["DataFrame"], "DataFrame"]
 
@@ -76,8 +82,12 @@ def properties_of(place: Source | Sink, access: Access) -> dict[str, str]:
 
 def told(error: Exception, place: Source | Sink, access: Access) -> str:
     """What an error of pyiceberg says, without the secrets of its catalog."""
+    return catalogs.masked(_said(error), properties_of(place, access))
+
+
+def _said(error: Exception) -> str:
     text = next(iter(str(error).splitlines()), "") or repr(error)
-    return catalogs.masked(f"{type(error).__name__}: {text}", properties_of(place, access))
+    return f"{type(error).__name__}: {text}"
 
 
 def newest(spark: SparkSession, source: Source, access: Access) -> int | None:
@@ -163,6 +173,9 @@ class _Reading:
             return False
         if any(task.delete_files or task.file.file_format != FileFormat.PARQUET for task in tasks):
             return False
+        names = {str(task.file.file_path) for task in tasks}
+        if len(names) < len(tasks) or any(_is_passed_over(name) for name in names):
+            return False
         with ThreadPoolExecutor(_FOOTER_THREADS, "footers") as pool:
             return all(pool.map(self._is_plain, tasks))
 
@@ -184,6 +197,12 @@ class _Reading:
             else _is_same(field, found, names)
             for field in self.schema.fields
         )
+
+
+def _is_passed_over(path: str) -> bool:
+    """Whether Spark takes a file for one that is not of the table, by its name, and says nothing."""
+    name = path.rpartition("/")[2]
+    return name.startswith(("_", ".")) or name.endswith("._COPYING_")
 
 
 def _is_same(field: Any, found: Any, names: Sequence[str]) -> bool:
@@ -219,8 +238,9 @@ def _reading(spark: SparkSession, source: Source, access: Access) -> _Reading:
             raise SourceError(str(source), f"the table has no snapshot {snapshot_id}, or no longer")
         schema = table.schemas()[snapshot.schema_id]
     struct = struct_of(schema, source)
+    is_current = schema.fields == table.schema().fields
     schema = type(schema)(*(field for field in schema.fields if field.name in struct.names))
-    return _Reading(table, snapshot_id, schema, struct, schema == table.schema())
+    return _Reading(table, snapshot_id, schema, struct, is_current)
 
 
 def struct_of(schema: Any, source: Source) -> StructType:
@@ -231,24 +251,36 @@ def struct_of(schema: Any, source: Source) -> StructType:
     Raises:
         SourceError: such a column is wanted.
     """
+    from pyspark.sql.types import StructField, StructType
+
+    types = types_of(schema)
+    wanted = types if source.columns is None else source.columns
+    for field in schema.fields:
+        if types[field.name] is None and field.name in wanted:
+            raise SourceError(
+                str(source),
+                f"its column {field.name!r} is of type {field.field_type}, which Spark does not have; "
+                "leave it out with columns",
+            )
+    return StructType([StructField(name, type_) for name, type_ in types.items() if type_ is not None])
+
+
+def types_of(schema: Any) -> dict[str, DataType | None]:
+    """Column of a table of pyiceberg's -> its type of Spark's; None where Spark has none."""
     from pyiceberg.io.pyarrow import schema_to_pyarrow
     from pyspark.errors import PySparkException
     from pyspark.sql.pandas.types import from_arrow_type
-    from pyspark.sql.types import StructField, StructType
 
-    fields = []
-    for field, column in zip(schema.fields, schema_to_pyarrow(schema, include_field_ids=False), strict=True):
+    types: dict[str, DataType | None] = {}
+    for column in schema_to_pyarrow(schema, include_field_ids=False):
         try:
             # As Spark's own Iceberg reader: with a time zone a point in time, without one none.
-            fields.append(StructField(field.name, from_arrow_type(column.type, prefer_timestamp_ntz=True)))
+            found = from_arrow_type(column.type, prefer_timestamp_ntz=True)
         except PySparkException:
-            if source.columns is None or field.name in source.columns:
-                raise SourceError(
-                    str(source),
-                    f"its column {field.name!r} is of type {field.field_type}, which Spark does not have; "
-                    "leave it out with columns",
-                ) from None
-    return StructType(fields)
+            types[column.name] = None
+        else:
+            types[column.name] = None if _TIME.search(found.simpleString()) else found
+    return types
 
 
 def _milliseconds(spark: SparkSession, source: Source) -> int:
@@ -362,6 +394,7 @@ def rows_of(where: str, dealt: bytes, number: int) -> Iterator[pa.RecordBatch]:
 
     Raises:
         InvalidJobError: there is no pyiceberg here.
+        SourceError: a file is gone, or cannot be read.
     """
     try:
         import pyiceberg  # noqa: F401
@@ -372,7 +405,12 @@ def rows_of(where: str, dealt: bytes, number: int) -> Iterator[pa.RecordBatch]:
         ) from None
     metadata, io, projected, hands = pickle.loads(dealt)
     for task in hands[number]:
-        yield from _rows(metadata, io, projected, task)
+        try:
+            yield from _rows(metadata, io, projected, task)
+        except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
+            said = catalogs.masked(_said(error), io.properties)
+            gone = CLEAR if isinstance(error, FileNotFoundError) else ""
+            raise SourceError(where, f"{task.file.file_path}: {said}{gone}") from None
 
 
 def _rows(metadata: Any, io: Any, projected: Any, task: Any) -> Iterator[pa.RecordBatch]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_hydrogen.contract.errors import DatasetChangedError
+from airflow_hydrogen.contract.errors import DatasetChangedError, SourceError
 from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.data.code import source_hashes
 from airflow_hydrogen.runtime.data.files import Listing
-from airflow_hydrogen.runtime.session import spark_errors
+from airflow_hydrogen.runtime.session import root_cause, spark_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -33,7 +33,7 @@ _DELTA = "org.apache.spark.sql.delta."
 # Spark sets it by itself, to a folder below where the driver was started.
 _WAREHOUSE = "spark.sql.warehouse.dir"
 
-_STATUS = re.compile(r"path=(.*?); isDirectory=.*; length=(\d+);.*; modification_time=(\d+);")
+_STATUS = re.compile(r"path=(.*?); isDirectory=.*?; length=(\d+);.*?; modification_time=(\d+);")
 
 Recipe = dict[str, str]
 
@@ -149,22 +149,38 @@ def require_same_files(frame: DataFrame, where: str) -> None:
 
     Raises:
         DatasetChangedError: with the first of them.
+        SourceError: the files cannot be listed any more.
     """
-    for leaf in _leaves(frame):
-        if leaf.getClass().getSimpleName() != "LogicalRelation":
+    for location, asked in _scans(frame):
+        if _delta_table(location) is not None:
             continue
-        location = _location(leaf)
-        if location is None or _delta_table(location) is not None:
-            continue
-        before = _by_path(_listed(frame, location))
+        before = _by_path(frame, location, asked)
         try:
             location.refresh()
-            now = _by_path(_listed(frame, location))
-        except spark_errors():
-            continue  # a folder that was read is gone
+            now = _by_path(frame, location, asked)
+        except spark_errors() as error:
+            if re.search("FileNotFoundException|PATH_NOT_FOUND", str(error)):
+                continue  # a folder that was read is gone
+            reason = f"whether its files have changed meanwhile is not known: {root_cause(error)}"
+            raise SourceError(where, reason) from error
         for path, seen in before.items():
             if now.get(path, seen) != seen:
                 raise DatasetChangedError(where, path, "it was written anew")
+
+
+def _scans(frame: DataFrame) -> Iterator[tuple[Any, list[Any]]]:
+    """The lists of files that a plan reads, and what it asks of the partitions of each."""
+    execution, jvm = frame._jdf.queryExecution(), frame.sparkSession._jvm
+    subqueries = jvm.org.apache.spark.sql.catalyst.expressions.SubqueryExpression  # type: ignore[union-attr]
+    for leaf in _sequence(execution.sparkPlan().collectLeaves()):
+        if leaf.getClass().getSimpleName() == "FileSourceScanExec":
+            asked = _sequence(leaf.partitionFilters())
+            yield leaf.relation().location(), [part for part in asked if not subqueries.hasSubquery(part)]
+    for plan in _sequence(execution.optimizedPlan().subqueriesAll()):
+        for leaf in _sequence(plan.collectLeaves()):
+            is_relation = leaf.getClass().getSimpleName() == "LogicalRelation"
+            if is_relation and (location := _location(leaf)) is not None:
+                yield location, []
 
 
 def _leaves(frame: DataFrame) -> list[Any]:
@@ -185,10 +201,12 @@ def _listed(frame: DataFrame, location: Any) -> list[str] | None:
     return re.sub(r"access_time=\d+", "", statuses).splitlines()
 
 
-def _by_path(statuses: Sequence[str] | None) -> dict[str, tuple[str, str]]:
-    """Path -> length and time of change."""
-    found = (_STATUS.search(status) for status in statuses or ())
-    return {match[1]: (match[2], match[3]) for match in found if match}
+def _by_path(frame: DataFrame, location: Any, asked: Sequence[Any]) -> dict[str, tuple[str, str]]:
+    """Path -> length and time of change of the files in the partitions that a plan asks for."""
+    sequence = frame.sparkSession._jvm.PythonUtils.toSeq  # type: ignore[union-attr]
+    # One call for all files.
+    statuses = str(location.listFiles(sequence(list(asked)), sequence([])).mkString("\n"))
+    return {path: (length, changed) for path, length, changed in _STATUS.findall(statuses)}
 
 
 class DeltaTable(NamedTuple):

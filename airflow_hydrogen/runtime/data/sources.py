@@ -15,7 +15,7 @@ from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.data import databases, iceberg
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import Listing, list_dataset, read_footers
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
 from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ _FAILED_READ = re.compile(
     r"\[FAILED_READ_FILE\b|\bjdbc\.JDBCRDD\b|\bjdbc\.JdbcUtils\$\$anon|\bkafka010\.KafkaIllegalStateException\b"
 )
 _AFTER_A_FILE_IS_GONE = {
-    "delta": " Clear the task, which reads the newest version",
-    "files_stream": " Bring it back: files of a stream stay until they have been scored",
-    "delta_stream": " Begin anew with another checkpoint and another sink: the table was vacuumed",
+    "files_stream": ". Bring it back: files of a stream stay until they have been scored",
+    "delta_stream": ". Begin anew with another checkpoint and another sink: the table was vacuumed",
 }
 _GLOB = frozenset("*?[]{}\\")
 
@@ -75,16 +74,23 @@ def explained(source: Source) -> Iterator[None]:
     try:
         yield
     except spark_errors() as error:
+        original = original_error(error)
+        if isinstance(original, SourceError):  # of a task that reads without Spark
+            raise original from None
         if not is_failed_read(error):
             raise
         reason = root_cause(error)
         if "FILE_NOT_EXIST" in reason:
-            reason += _AFTER_A_FILE_IS_GONE.get(
-                source.kind, " Run the task again, which lists the files anew"
-            )
+            anew = iceberg.CLEAR if _is_pinned(source) else ". Run the task again, which lists the files anew"
+            reason = reason.rstrip(".") + _AFTER_A_FILE_IS_GONE.get(source.kind, anew)
         elif "data may have been lost" in reason:
             reason += " With the option failOnDataLoss='false' the stream goes on behind them"
         raise SourceError(str(source), reason) from error
+
+
+def _is_pinned(source: Source) -> bool:
+    """Whether every try of a run reads the same version of a source, or of a table of it."""
+    return any(place.version is not None for place in (source, *source.tables.values()))
 
 
 def is_failed_read(error: Exception) -> bool:

@@ -75,9 +75,10 @@ def _run(job: InferenceJob) -> InferenceReport:
             opened = _open(spark, job, kept)
             frame = sources.prepared(opened.frame, prepare, job.prepare_kwargs)
             label = label_of(manifest, job, opened.snapshot)
-            scoring = score(spark, frame, manifest, replace(job, source=opened.source), label)
+            job = replace(job, source=opened.source)
+            scoring = score(spark, frame, manifest, job, label)
         print(
-            f"scoring {opened.source} with {manifest.framework} model {job.model_uri}{ran_by(scoring)}, "
+            f"scoring {job.source} with {manifest.framework} model {job.model_uri}{ran_by(scoring)}, "
             f"version {manifest.version[:12]}{f', by {model.alias}' if model.alias else ''}",
             flush=True,
         )

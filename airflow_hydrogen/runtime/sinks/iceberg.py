@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import logging
 import random
 import re
 import time
@@ -48,6 +49,8 @@ from airflow_hydrogen.runtime.storage.swap import Replacement
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 15
 _LONGEST_WAIT_S = 8.0
@@ -145,6 +148,7 @@ class Rows(StagedFiles):
     ) -> None:
         super().__init__(str(target.sink), replacement)
         self._target, self._run = target, run
+        self._uuid = table.metadata.table_uuid
         self._made = tables.label_of(schema)
         self._place = f"{_folder(table)}/{replacement.target.rpartition('/')[2]}"
         # Tries count up, whatever the clocks of their hosts say.
@@ -186,6 +190,7 @@ class Rows(StagedFiles):
             TableMismatchError: the table has changed, and does not hold the files any more.
             PartitionTakenError: a newer try has begun, or has committed.
             RowsLostError: the files hold other rows than those that were staged.
+            UnwritableUriError: another table has the name now, or what became of the commit is not known.
         """
         said = {
             f"{_SAID}place": self._of_place,
@@ -204,7 +209,11 @@ class Rows(StagedFiles):
         except HydrogenError:
             self._take_back(files)
             raise
-        self._sweep_after(self._target.load())
+        try:
+            self._sweep_after(self._target.load())
+        except Exception as error:  # the rows are in place, and a try that fails now would be made again
+            reason = self._target.told(error)
+            log.warning("%s: leftovers stay until the next run writes there: %s", self.name, reason)
 
     def _commit(self, files: Sequence[str], said: Mapping[str, str], rows: int) -> None:
         for attempt in range(ATTEMPTS):
@@ -224,6 +233,12 @@ class Rows(StagedFiles):
         from pyiceberg.exceptions import CommitFailedException, ValidationException
 
         table = self._target.load()
+        if table.metadata.table_uuid != self._uuid:
+            # Its columns may have other numbers than those in the files, which say no names.
+            anew = (
+                "the table was dropped and made anew meanwhile; run the task again, which looks at this one"
+            )
+            raise UnwritableUriError("sink", self.name, anew)
         if self._is_committed(table):
             return None  # by an attempt that seemed to fail
         # Now that the table was looked at: who takes the place over later, and commits, makes this one fail.
@@ -413,7 +428,13 @@ class Target:
         self.require_partitioned(table)
         found = {item.name: item.dataType.simpleString() for item in schema}
         tables.require_distinct([*found, *self.sink.partition], str(self.sink))
-        wanted = {item.name: item.dataType.simpleString() for item in self._struct(table)}
+        types = iceberg.types_of(table.schema())
+        wanted = {
+            field.name: str(
+                field.field_type if (type_ := types[field.name]) is None else type_.simpleString()
+            )
+            for field in table.schema().fields
+        }
         own = set(self.sink.partition)
         problems = [f"it has no column {name!r}" for name in found if name not in wanted or name in own]
         for name, expected in wanted.items():
@@ -425,12 +446,6 @@ class Target:
                 problems.append(f"its column {name!r} is {expected}, and what is scored is {found[name]}")
         if problems:
             raise TableMismatchError(str(self.sink), problems)
-
-    def _struct(self, table: Any) -> StructType:
-        from airflow_hydrogen.contract.sources import Source
-
-        named: dict[str, Any] = {"conn_id": self.sink.conn_id, "catalog": self.sink.catalog}
-        return iceberg.struct_of(table.schema(), Source(kind="iceberg", table_name=self._name, **named))
 
     def take_values(self, table: Any) -> None:
         """Take the partition's values as those of the table's types.

@@ -19,6 +19,42 @@ def test_secrets_of_a_catalog_are_masked_wherever_they_stand() -> None:
     assert catalogs.masked(text, properties) == "no postgresql://***@db/lake, and *** is refused at s3://lake"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("credential", "id:geheim"),
+        ("header.Authorization", "geheim"),
+        ("header.X-Api-Key", "geheim"),
+        ("uri", "postgresql://:geheim@db/lake"),
+        ("uri", "postgresql+psycopg2://me:geheim/er@db/lake"),
+        ("uri", "postgresql://me:geheim@er@db/lake"),
+        ("uri", "postgresql:///lake?host=db&user=me&password=geheim&sslmode=require"),
+        ("uri", "https://catalog/v1?access_token=geheim"),
+    ],
+)
+def test_a_secret_is_refused_in_a_dag_and_shown_nowhere(name: str, value: str) -> None:
+    assert "geheim" not in catalogs.masked(f"cannot open {value}", {name: value})
+    assert "geheim" not in catalogs.masked("wrong: 'geheim'", {"credential": "id:geheim"})
+    with pytest.raises(InvalidJobError, match=f"has '{name}' with a secret in it") as caught:
+        Sink.iceberg("db.t", catalog={"type": "rest", name: value})
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://catalog:8181",
+        "http://catalog:8181/ws@1",
+        "thrift://a:9083,thrift://b:9083",
+        "sqlite:////a/b:c@d",
+    ],
+)
+def test_an_address_is_no_secret(uri: str) -> None:
+    assert (
+        Sink.iceberg("db.t", catalog={"type": "rest", "uri": uri, "scope": "catalog"}).catalog["uri"] == uri
+    )
+
+
 def test_a_catalog_that_says_nothing_of_s3_gets_what_the_job_has() -> None:
     job = S3Access(conn_id="lake", access_key="A", secret_key="B", endpoint_url="http://store:7070")
     assert catalogs.opening_s3({"type": "sql"}, job) == {
