@@ -7,6 +7,7 @@ makes it the partition's location, whatever store that is on: readers find the o
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,8 @@ from airflow_hydrogen.runtime.storage.swap import Replacement
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructField, StructType
+
+log = logging.getLogger(__name__)
 
 _FORMATS = {
     "org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe": "parquet",
@@ -171,11 +174,19 @@ def _newest(base: str) -> str:
 
 
 def _sweep_others(base: str, own: str) -> None:
-    """Remove old rows, and what tries left behind that died; a newer try's folder stays."""
-    for folder in filesystems.list_folders(base):
+    """Remove old rows, and what tries left behind that died; a newer try's folder stays.
+
+    The rows are in place: what cannot be looked for now is left to the next try.
+    """
+    try:
+        folders, files = filesystems.list_folders(base), filesystems.list_files(base)
+    except OSError as error:
+        log.warning("leftovers in %s stay until the next run writes there: %s", base, error)
+        return
+    for folder in folders:
         if not (_FOLDER.fullmatch(folder) and folder >= own):
             swap.sweep(uris.join(base, folder))
-    for name, _size in filesystems.list_files(base):
+    for name, _size in files:
         if "/" not in name:
             swap.sweep(uris.join(base, name))
 
