@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -50,13 +50,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its size, and begin with the files that take longest: none is left for the end."""
-    large: Counter[str] = Counter()
+    """Give each test its size, and begin with the files that take longest: short ones come at the end."""
+    sizes: dict[str, Counter[str | None]] = defaultdict(Counter)
     for item in items:
         if size := size_of(item):
             item.add_marker(size)
-        large[_unit(item.nodeid)] += size == "large"
-    items.sort(key=lambda item: -large[_unit(item.nodeid)])
+        sizes[_unit(item.nodeid)][size] += 1
+    found = {unit: (-counts["large"], -counts["medium"]) for unit, counts in sizes.items()}
+    items.sort(key=lambda item: found[_unit(item.nodeid)])
 
 
 def _unit(nodeid: str) -> str:
