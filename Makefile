@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 # Processes of pytest: what is slow waits for servers and processes more than it computes.
 WORKERS ?= 2
 
-# Tests of what runs where there is no Airflow: in a process that finds none (tests/unit/conftest.py).
+# Tests of what runs where there is no Airflow: in processes that find none (tests/unit/conftest.py).
 WITHOUT_AIRFLOW := tests/unit/contract tests/unit/runtime tests/unit/horovod_build
 
 .PHONY: setup demo check lint types unit unit-cluster unit-airflow test images soak bench clean
@@ -32,10 +32,10 @@ types:
 unit: unit-cluster unit-airflow
 
 unit-cluster:
-	pytest --durations=10 -p no:xdist $(WITHOUT_AIRFLOW)
+	pytest --numprocesses=$(WORKERS) --durations=20 $(WITHOUT_AIRFLOW)
 
 unit-airflow:
-	pytest --durations=10 -p no:xdist tests/unit $(WITHOUT_AIRFLOW:%=--ignore=%)
+	pytest --durations=20 tests/unit $(WITHOUT_AIRFLOW:%=--ignore=%)
 
 test: setup check ## Everything: real Spark, real Horovod ranks, real Airflow.
 	pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=20 \
