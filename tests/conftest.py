@@ -33,8 +33,8 @@ settings.load_profile("default")
 _MARK, _RUN = "AIRFLOW_HYDROGEN_TEST_RUN", uuid.uuid4().hex
 os.environ[_MARK] = _RUN
 # Most of these JVMs live for seconds, in which the second compiler only costs: a small application of Spark
-# takes 25 s of processor time with it, 15 s without.
-os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+# takes 25 s of processor time with it, 15 s without. Threads that collect beside it cost another second.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 # Airflow writes its settings there when it is first imported, and processes of pytest would do that at once.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-hydrogen-tests-")
 
