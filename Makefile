@@ -8,7 +8,10 @@ unexport PYTHONDONTWRITEBYTECODE
 # Processes of pytest: what is slow waits for servers and processes more than it computes.
 WORKERS ?= 2
 
-.PHONY: setup demo check lint types unit test images soak bench clean
+# Tests of what runs where there is no Airflow: in processes that find none (tests/unit/conftest.py).
+WITHOUT_AIRFLOW := tests/unit/contract tests/unit/runtime tests/unit/horovod_build
+
+.PHONY: setup demo check lint types unit unit-cluster unit-airflow test images soak bench clean
 
 setup: ## Build .venv; WITH=torch adds PyTorch, PYTHON=... chooses the interpreter.
 	@scripts/setup.sh
@@ -16,9 +19,9 @@ setup: ## Build .venv; WITH=torch adds PyTorch, PYTHON=... chooses the interpret
 demo: setup ## Train on two processes and score two days, in Airflow.
 	@$(BIN)/python scripts/demo.py
 
-check: ## Format, lint, types, import rules and unit tests: under a minute, and no Spark, TensorFlow or Horovod.
+check: ## Format, lint, types, import rules and unit tests, side by side: under a minute, and no Spark, TensorFlow or Horovod.
 	@scripts/setup.sh --for check
-	@$(MAKE) --no-print-directory --jobs=2 lint types unit
+	@$(MAKE) --no-print-directory --jobs --output-sync --keep-going unit lint types
 
 lint:
 	ruff format --check .
@@ -28,8 +31,13 @@ lint:
 types:
 	mypy
 
-unit:
-	pytest --numprocesses=$(WORKERS) --durations=20 tests/unit
+unit: unit-cluster unit-airflow
+
+unit-cluster:
+	pytest --numprocesses=$(WORKERS) --durations=20 $(WITHOUT_AIRFLOW)
+
+unit-airflow:
+	pytest --durations=20 tests/unit $(WITHOUT_AIRFLOW:%=--ignore=%)
 
 test: setup check ## Everything: real Spark, real Horovod ranks, real Airflow.
 	pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=20 \

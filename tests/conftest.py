@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,11 @@ from tests.sizes import Budgets, size_of
 # One Airflow with one model in it.
 SHARING = {"tests/e2e/test_scheduler.py": "tests/e2e/test_flights.py"}
 
+# Hundreds of processes import the same, and compile it anew where Python may not keep what it has compiled:
+# TensorFlow takes 9 s then and 3 s otherwise, Airflow 4.4 s and 1.7 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Timings on a shared machine say nothing about the code.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -27,8 +33,8 @@ settings.load_profile("default")
 _MARK, _RUN = "AIRFLOW_HYDROGEN_TEST_RUN", uuid.uuid4().hex
 os.environ[_MARK] = _RUN
 # Most of these JVMs live for seconds, in which the second compiler only costs: a small application of Spark
-# takes 25 s of processor time with it, 15 s without.
-os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+# takes 25 s of processor time with it, 15 s without. Threads that collect beside it cost another second.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 # Airflow writes its settings there when it is first imported, and processes of pytest would do that at once.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-hydrogen-tests-")
 
@@ -44,13 +50,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its size, and begin with the files that take longest: none is left for the end."""
-    large: Counter[str] = Counter()
+    """Give each test its size, and begin with the files that take longest: short ones come at the end."""
+    sizes: dict[str, Counter[str | None]] = defaultdict(Counter)
     for item in items:
         if size := size_of(item):
             item.add_marker(size)
-        large[_unit(item.nodeid)] += size == "large"
-    items.sort(key=lambda item: -large[_unit(item.nodeid)])
+        sizes[_unit(item.nodeid)][size] += 1
+    found = {unit: (-counts["large"], -counts["medium"]) for unit, counts in sizes.items()}
+    items.sort(key=lambda item: found[_unit(item.nodeid)])
 
 
 def _unit(nodeid: str) -> str:

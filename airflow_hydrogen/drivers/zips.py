@@ -5,6 +5,7 @@ A path may go on inside a zip, as `zipimport` spells it: `/dags/flights.zip/help
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,14 +13,21 @@ from pathlib import Path
 
 def write_zip(target: Path, files: Iterable[tuple[Path, Path]]) -> Path:
     """Zip files under other names: (name, file)."""
-    with zipfile.ZipFile(target, "w") as archive:
+    target.write_bytes(zipped(files))
+    return target
+
+
+def zipped(files: Iterable[tuple[Path, Path]]) -> bytes:
+    """The zip of files under other names: (name, file)."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
         for inside, file in sorted(files):
             # A fixed date and mode: the same files give the same bytes.
             entry = zipfile.ZipInfo(inside.as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, read_bytes(file))
-    return target
+    return written.getvalue()
 
 
 def archive_of(path: Path) -> tuple[Path, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.machinery
 import importlib.util
 import os
@@ -164,26 +165,42 @@ def check_function(import_path: str, location: ModuleLocation, argument: str) ->
 
 def imported_top_levels(source: Path) -> set[str]:
     """Top-level names that a file imports, anywhere in it; none when it cannot be parsed."""
-    names: set[str] = set()
-    for node in _nodes(source):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.partition(".")[0])
-    return names
+    return set(_imports_of(source).top_levels)
 
 
 def imports_relatively(source: Path) -> bool:
     """Whether a file imports from its own package by `from . import ...`, anywhere in it."""
-    return any(isinstance(node, ast.ImportFrom) and node.level for node in _nodes(source))
+    return _imports_of(source).relative
 
 
-def _nodes(source: Path) -> Iterator[ast.AST]:
-    """Everything in a file; nothing when it cannot be parsed."""
+@dataclass(frozen=True)
+class _Imports:
+    """What a file imports, anywhere in it: nothing when it cannot be parsed."""
+
+    top_levels: frozenset[str] = frozenset()
+    relative: bool = False
+
+
+def _imports_of(source: Path) -> _Imports:
     try:
-        yield from ast.walk(ast.parse(read_bytes(source)))
+        return _imports_in(read_bytes(source))
     except (SyntaxError, OSError, ValueError):
-        return
+        return _Imports()
+
+
+@functools.lru_cache(maxsize=1024)  # a job's code is looked at when it is checked, hashed and packed
+def _imports_in(source: bytes) -> _Imports:
+    names: set[str] = set()
+    relative = False
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                relative = True
+            elif node.module:
+                names.add(node.module.partition(".")[0])
+    return _Imports(frozenset(names), relative)
 
 
 def _find_top_level(name: str, extra_folders: Sequence[Path]) -> importlib.machinery.ModuleSpec | None:

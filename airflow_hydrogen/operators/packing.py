@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import airflow_hydrogen
 from airflow_hydrogen.contract.errors import InvalidJobError
-from airflow_hydrogen.drivers.zips import files_below, is_file, read_bytes, write_zip
+from airflow_hydrogen.drivers.zips import files_below, is_file, read_bytes, write_zip, zipped
 from airflow_hydrogen.operators.modules import find_module, imported_top_levels
 
 MAX_DATA_FILE_BYTES = 1_000_000
@@ -23,11 +24,17 @@ def pack_runtime(target: Path) -> Path:
 
     The same version gives the same bytes, so that clusters can cache it.
     """
+    target.write_bytes(_runtime())
+    return target
+
+
+@functools.cache  # as of this process: what it imports of the package does not change under it either
+def _runtime() -> bytes:
     package = Path(airflow_hydrogen.__file__).parent
     files = [package / "__init__.py"]
     for part in _RUNTIME:
         files += (package / part).rglob("*.py")
-    return write_zip(target, ((file.relative_to(package.parent), file) for file in files))
+    return zipped((file.relative_to(package.parent), file) for file in files)
 
 
 def project_files(

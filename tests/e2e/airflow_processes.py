@@ -67,10 +67,10 @@ class AirflowProcesses:
         self.stop()
 
     def start(self) -> None:
-        """Start the API server, and when it answers the others: tasks fail that do not reach it."""
+        """Start the API server, and when it answers what starts tasks: they fail that do not reach it."""
         self._start("api-server")
-        self.wait(self._answers, "the API server answers", 120)
         self._start("dag-processor")
+        self.wait(self._answers, "the API server answers", 120)
         self._start("scheduler")
         if self._triggerer:
             self._start("triggerer")

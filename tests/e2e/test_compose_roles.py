@@ -63,10 +63,11 @@ def test_every_role_starts_is_healthy_and_runs_an_example(composition: Compositi
     composition.run("airflow-init", START_S)
     composition.wait_until_healthy("spark-master", timeout_s=START_S)
     composition.start("airflow-api-server")
+    composition.start("airflow-dag-processor")  # which does not depend on it
     composition.wait_until_healthy("airflow-api-server", *store, timeout_s=START_S)
+    composition.start("airflow-scheduler")
+    composition.start("airflow-triggerer")
     others = ["airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"]
-    for name in others:
-        composition.start(name)
     composition.wait_until_healthy(*others, timeout_s=START_S)
     run = an_example_waits_on_the_triggerer_for_workers(composition)
     composition.start("spark-worker")

@@ -109,22 +109,27 @@ def test_a_day_is_scored_with_the_model_of_the_asset(
     assert extra["output_uri"] == scored.xcoms["score"]["return_value"]
 
 
-def test_scoring_a_day_again_changes_nothing(runner: DagRunner, scored: DagRun, read_day: ReadDay) -> None:
+def test_scoring_a_day_again_changes_nothing_also_by_the_params_of_a_run_without_a_logical_date(
+    runner: DagRunner, scored: DagRun, trained: DagRun, read_day: ReadDay
+) -> None:
     before = read_day("scores", "2013-07-01")
-    again = runner.run("flights_score", conf={"ds": "2013-07-01"})
-    assert again.state == "success"
+    given = {"ds": "2013-07-01", "model_uri": trained.xcoms["train"]["return_value"]}
+    again = runner.run("flights_score", logical_date=None, conf=given)
+    assert again.state == "success", again.tasks
     assert again.run_id != scored.run_id
+    assert again.xcoms["plan"]["return_value"] == given
+    assert again.xcoms["score"]["report"]["rows"] == len(before)
     pd.testing.assert_frame_equal(read_day("scores", "2013-07-01"), before)
 
 
-def test_a_run_without_a_logical_date_scores_the_day_of_its_param_with_the_model_of_its_param(
-    runner: DagRunner, trained: DagRun, read_day: ReadDay
+def test_a_day_that_a_param_names_is_planned_with_the_model_of_the_asset(
+    runner: DagRunner, trained: DagRun
 ) -> None:
-    model_uri = trained.xcoms["train"]["return_value"]
-    run = runner.run("flights_score", logical_date=None, conf={"ds": "2013-07-03", "model_uri": model_uri})
-    assert run.state == "success", run.tasks
-    assert run.xcoms["plan"]["return_value"] == {"ds": "2013-07-03", "model_uri": model_uri}
-    assert len(read_day("scores", "2013-07-03")) == len(read_day("lake/flights", "2013-07-03"))
+    run = runner.run("flights_score", conf={"ds": "2013-07-03"}, done="score")
+    assert run.xcoms["plan"]["return_value"] == {
+        "ds": "2013-07-03",
+        "model_uri": trained.events["flight_delay_model"]["model_uri"],
+    }
 
 
 def test_scoring_without_any_model_says_what_to_do(empty_home: Home) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.jars import JarsUnavailableError, jars
-from tests.integration import daemons, servers
+from tests.integration import daemons, servers, spark_classes
 from tests.integration.broker import Kafka, kafka_broker
 from tests.integration.databases import DatabaseServer, mariadb_server, postgres_server
 from tests.integration.metastore import Metastore, hive_metastore
@@ -22,6 +22,12 @@ SESSION = {
     "spark.databricks.delta.snapshotPartitions": "2",  # of tasks that read its log; 50 by itself
 }
 CONNECTORS = ("delta", "avro", "kafka", "postgresql", "mariadb", "mysql")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # pytest-xdist's processes get the environment of this one
+        given = os.environ.get("SPARK_SUBMIT_OPTS", "")
+        os.environ["SPARK_SUBMIT_OPTS"] = f"{spark_classes.options()} {given}".strip()
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[S3A
             """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        serving = threading.Thread(target=server.serve_forever)
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
         serving.start()
         try:
             address = f"http://127.0.0.1:{server.server_address[1]}"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from airflow.sdk.bases.hook import BaseHook
 
+from airflow_hydrogen.triggers import polls
 from airflow_hydrogen.triggers.spark_driver import SparkDriverTrigger
 from tests.unit.clusters.fakes import Server, document, serving
 
@@ -78,11 +79,13 @@ def test_serialize_round_trip() -> None:
 def test_it_fires_once_the_driver_has_ended(
     monkeypatch: pytest.MonkeyPatch, state: str, explanation: str
 ) -> None:
+    monkeypatch.setattr(polls, "MIN_INTERVAL_S", 0.01)
+
     async def test() -> dict[str, Any]:
         shown = page("SUBMITTED")
         async with serving({"/json/": shown}) as server:
             connect(monkeypatch, server)
-            task = asyncio.ensure_future(fire(trigger()))
+            task = asyncio.ensure_future(fire(trigger(0.01)))
             for times, running in ((2, "RUNNING"), (4, "UNKNOWN"), (6, "RELAUNCHING")):
                 await server.asked(times)
                 assert not task.done()

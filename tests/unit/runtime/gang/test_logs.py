@@ -32,17 +32,17 @@ def test_ordinary_output_passes_whole():
 def test_a_flood_is_cut_and_counted():
     clock = Clock()
     queue = LineQueue(clock)
-    for number in range(1_000_000):
+    for number in range(100_000):
         queue.put(str(number))
     first = queue.take()
     assert len(first) == BURST_LINES
     clock.now += 1.0
-    assert queue.take() == [f"... {1_000_000 - BURST_LINES:,} lines were left out: too many at once"]
+    assert queue.take() == [f"... {100_000 - BURST_LINES:,} lines were left out: too many at once"]
     queue.put("the last one")
     assert queue.take() == ["the last one"]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3000), st.floats(0, 20), st.booleans()), max_size=12))
+@given(st.lists(st.tuples(st.integers(0, 3000), st.floats(0, 20), st.booleans()), max_size=6))
 def test_every_line_is_shown_or_counted_and_the_rate_is_kept(bursts):
     clock = Clock()
     queue = LineQueue(clock)

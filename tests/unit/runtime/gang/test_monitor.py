@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.runtime.gang import monitor as monitors
 from airflow_hydrogen.runtime.gang.logs import GangLog
 from airflow_hydrogen.runtime.gang.monitor import GangMonitor
 from airflow_hydrogen.runtime.progress import INIT, Beat
@@ -70,7 +71,8 @@ def test_a_rank_that_has_returned_is_not_waited_for(calls):
         assert not calls.failure.wait(0.8)
 
 
-def test_tasks_that_do_not_hear_are_cancelled_by_spark_soon_after(calls):
+def test_tasks_that_do_not_hear_are_cancelled_by_spark_soon_after(calls, monkeypatch):
+    monkeypatch.setattr(monitors, "_CAUSE_WAIT_S", 0.3)
     with monitor(calls, stall_timeout_s=None) as found:
         found.started(0, "a")
         found.failed(failure())
