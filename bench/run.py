@@ -35,6 +35,7 @@ def main() -> int:
     sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles TensorFlow anew
     from bench import report
 
     machine, versions = report.machine(), report.versions()
