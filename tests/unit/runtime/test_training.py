@@ -94,8 +94,11 @@ def job_at(path: Path) -> TrainJob:
 
 
 def take_over(path: Path) -> None:
-    successor = Owner("theirs", {}, Process("another machine", 1, "1", "far"), at=time.time())
-    (path / ".model.owner.json").write_bytes(successor.dumps())
+    successor = Owner("theirs", {}, Process("another machine", 1, "1", "far"), at=time.time()).dumps()
+    file = path / ".model.owner.json"
+    while not file.exists() or file.read_bytes() != successor:
+        file.write_bytes(successor)
+        time.sleep(0.05)  # a renewal that had begun before is written over it by now
 
 
 def test_what_a_try_left_that_died_right_after_it_published_is_removed_by_the_next(tmp_path, monkeypatch):
