@@ -74,7 +74,7 @@ class JsonValues:
         for batch in batches:
             values = batch.column(VALUE)
             columns, broken = self.decode(values)
-            yield _rows(batch, columns, broken, "json", names)
+            yield _rows(batch, values, columns, broken, "json", names)
 
     def decode(self, values: pa.Array) -> tuple[dict[str, pa.Array], np.ndarray]:
         """Decode some values.
@@ -161,8 +161,11 @@ class ParquetValues:
             whole = pa.concat_tables(tables).combine_chunks()
             columns = dict(zip(whole.column_names, map(_flat, whole.columns), strict=True))
             broken = np.repeat([table is None for table in files], counts)
-            places = pa.array(np.repeat(np.arange(len(files)), counts))
-            yield _rows(batch.take(places), columns, broken, "parquet", names)
+            places = np.repeat(np.arange(len(files)), counts)
+            # A file stands beside the row that says what is wrong with it, and not beside each of its rows.
+            values = batch.column(VALUE).take(pa.array(places, mask=~broken))
+            origins = batch.select([name for name in batch.schema.names if name != VALUE])
+            yield _rows(origins.take(pa.array(places)), values, columns, broken, "parquet", names)
 
     def _file(self, value: bytes | None) -> pa.Table | None:
         if value is None:
@@ -187,13 +190,13 @@ Values = JsonValues | ParquetValues
 
 def _rows(
     batch: pa.RecordBatch,
+    values: pa.Array,
     columns: Mapping[str, pa.Array],
     broken: np.ndarray,
     payload: str,
     names: Sequence[str],
 ) -> pa.RecordBatch:
-    """What came of a batch of messages, with a row in it for each of theirs."""
-    values = batch.column(VALUE)
+    """What came of a batch of messages, with a row in it for each of theirs; values are of those broken."""
     why = pc.if_else(pc.is_null(values), NO_VALUE, wrong(payload))
     faults = pc.if_else(pa.array(broken), why, pa.scalar(None, pa.string()))
     raw = pc.if_else(pa.array(broken), values, pa.scalar(None, values.type))

@@ -236,3 +236,15 @@ def test_a_batch_of_files_without_rows_has_none():
     batch = pa.record_batch({VALUE: pa.array([parquet(a=pa.array([], pa.int32()))], pa.binary())})
     (rows,) = ParquetValues(pa.schema([("a", pa.int64())])).rows([batch], ["a", FAULT])
     assert rows.num_rows == 0
+
+
+def test_a_file_is_not_copied_for_each_of_its_rows():
+    rows = 60_000
+    file = parquet(a=range(rows))
+    assert len(file) * rows > 2**31  # what no column of binary values holds
+    batch = pa.record_batch({VALUE: pa.array([b"no", file], pa.binary()), "kafka_offset": pa.array([7, 8])})
+    (found,) = ParquetValues(pa.schema([("a", pa.int64())])).rows([batch], ["a", "kafka_offset", RAW, FAULT])
+    assert found.column("a").to_pylist() == [None, *range(rows)]
+    assert found.column("kafka_offset").to_pylist() == [7, *[8] * rows]
+    assert found.column(RAW).to_pylist() == [b"no", *[None] * rows]
+    assert found.column(FAULT).null_count == rows
