@@ -180,8 +180,11 @@ class ParquetValues:
                 else pa.nulls(table.num_rows, item.type)
                 for item in self.schema
             ]
-            return pa.table(columns, schema=self.schema)
-        except (pa.ArrowException, OSError):  # the second is what Parquet raises on broken pages
+            found = pa.table(columns, schema=self.schema)
+            found.validate(full=True)  # Parquet does not look whether its texts are UTF-8
+            return found
+        # The second is what Parquet raises on broken pages, the others on names: that are no UTF-8, or twice.
+        except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError):
             return None
 
 

@@ -248,3 +248,17 @@ def test_a_file_is_not_copied_for_each_of_its_rows():
     assert found.column("kafka_offset").to_pylist() == [7, *[8] * rows]
     assert found.column(RAW).to_pylist() == [b"no", *[None] * rows]
     assert found.column(FAULT).null_count == rows
+
+
+def test_files_with_a_column_twice_or_with_texts_that_are_none_are_broken_beside_whole_ones():
+    good, schema = parquet(s=["x"]), pa.schema([("s", pa.string())])
+    no_text = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays([pa.array(["y"]), pa.array(["z"])], names=["s", "s"]), sink)
+    twice = sink.getvalue().to_pybytes()
+    no_name = good.replace(b"\x18\x01s", b"\x18\x01\xff")
+    values = [good, parquet(s=no_text), twice, no_name, good]
+    batch = pa.record_batch({VALUE: pa.array(values, pa.binary())})
+    (rows,) = ParquetValues(schema).rows([batch], ["s", FAULT])
+    assert rows.column("s").to_pylist() == ["x", None, None, None, "x"]
+    assert rows.column(FAULT).is_valid().to_pylist() == [False, True, True, True, False]
