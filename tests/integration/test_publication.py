@@ -195,6 +195,16 @@ def attempt(file, columns=("a", "b"), **more):
         (onnx_models.squeezed, {}, r"has shape \[\] for one row and \[3\] for three"),
         (onnx_models.normalized_by_batch, {}, "something else for a row in a batch of three"),
         (
+            lambda file: onnx_models.normalized_by_batch(file, onnx.TensorProto.INT64),
+            {},
+            "something else for a row in a batch of three",
+        ),
+        (
+            lambda file: onnx_models.normalized_by_batch(file, by="ReduceMax"),
+            {},
+            "something else for a row in a batch of three",
+        ),
+        (
             onnx_models.normalized_by_batch,
             {"example": {"a": 1, "b": 2}},
             "something else for a row in a batch of three",
