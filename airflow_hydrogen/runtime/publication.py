@@ -175,7 +175,9 @@ def _bring(model: str, framework: str, folder: Path) -> str:
     try:
         names = [name for name, _size in filesystems.list_files(model)]
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
-        raise UnpublishableModelError(model, f"it cannot be read: {error}") from error
+        # Of a store that does not answer now there is an OSError.
+        retryable = isinstance(error, OSError)
+        raise UnpublishableModelError(model, f"it cannot be read: {error}", retryable=retryable) from error
     if framework == SAVED_MODEL:
         if _SAVED_MODEL not in names:
             raise UnpublishableModelError(model, _no_folder(names))

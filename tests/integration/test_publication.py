@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -22,12 +23,14 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.publications import PublishJob
+from airflow_hydrogen.contract.reports import Failure
 from airflow_hydrogen.operators.publish import PublishModelOperator
 from airflow_hydrogen.runtime import publication, publish_model
 from airflow_hydrogen.runtime.models import aliases, directory
-from airflow_hydrogen.runtime.rank import foreign
+from airflow_hydrogen.runtime.rank import afresh, foreign
 from airflow_hydrogen.runtime.rank.foreign import Foreign
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.testing import run_task
 from tests.integration import onnx_models
 
@@ -233,6 +236,22 @@ def test_what_is_published_is_what_the_file_says_and_the_model_answers(tmp_path)
     signature = attempt(tmp_path / "m.onnx", ["n"], example={"n": 102})
     assert [(spec.name, spec.shape) for spec in signature.inputs] == [("place", ())]
     assert [(spec.name, spec.shape) for spec in signature.outputs] == [("prediction", ())]
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    ("place", "name", "stand_in", "problem"),
+    [
+        (afresh, "TIMEOUT_S", 0.0, "a fresh process did not end within 0 s"),
+        (filesystems, "list_files", mock.Mock(side_effect=OSError("503")), "it cannot be read: 503"),
+    ],
+)
+def test_a_model_that_is_not_to_blame_is_tried_again(place, name, stand_in, problem, tmp_path, monkeypatch):
+    file = onnx_models.linear(tmp_path / "m.onnx")
+    monkeypatch.setattr(place, name, stand_in)
+    with pytest.raises(UnpublishableModelError, match=problem) as caught:
+        publish_model(file, str(tmp_path / "model"), columns=["a", "b"])
+    assert Failure.of(caught.value).retryable
 
 
 @pytest.mark.small

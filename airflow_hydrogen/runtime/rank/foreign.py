@@ -75,7 +75,8 @@ def examine(model: Foreign) -> Signature:
     try:
         found = afresh.call(attempt, model)
     except afresh.FreshProcessError as error:
-        raise UnpublishableModelError(model.name, str(error)) from None
+        # It may have been killed for the memory of others.
+        raise UnpublishableModelError(model.name, str(error), retryable=True) from None
     if isinstance(found, HydrogenError):
         raise found
     return found
