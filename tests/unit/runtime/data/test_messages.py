@@ -232,6 +232,19 @@ def test_files_in_messages_become_as_many_rows_as_they_have():
     }
 
 
+def test_large_files_are_given_away_before_the_next_one_is_read(monkeypatch):
+    monkeypatch.setattr(messages, "_JOINED", 40)
+    values = [parquet(a=[1, 2]), parquet(a=[3, 4, 5]), b"no", parquet(a=range(6, 16)), parquet(a=[16])]
+    batch = pa.record_batch({VALUE: pa.array(values, pa.binary()), "kafka_offset": pa.array(range(5))})
+    values_of = ParquetValues(pa.schema([("a", pa.int64())]))
+    first, second, third = values_of.rows([batch], ["kafka_offset", "a", RAW])
+    assert first.to_pydict() == {"kafka_offset": [0] * 2 + [1] * 3, "a": [1, 2, 3, 4, 5], RAW: [None] * 5}
+    assert second.column("a").to_pylist() == [None, *range(6, 16)]
+    assert second.column("kafka_offset").to_pylist() == [2, *[3] * 10]
+    assert second.column(RAW).to_pylist() == [b"no", *[None] * 10]
+    assert third.to_pydict() == {"kafka_offset": [4], "a": [16], RAW: [None]}
+
+
 def test_a_batch_of_files_without_rows_has_none():
     batch = pa.record_batch({VALUE: pa.array([parquet(a=pa.array([], pa.int32()))], pa.binary())})
     (rows,) = ParquetValues(pa.schema([("a", pa.int64())])).rows([batch], ["a", FAULT])
