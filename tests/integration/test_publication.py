@@ -333,12 +333,17 @@ def test_a_retry_finds_the_model_of_the_try_before_and_sets_the_alias(tmp_path, 
             publication.run_publication(job)
     (tmp_path / "m.onnx").unlink()
     report = publication.run_publication(job)
-    assert report.reused
+    assert (report.reused, report.alias) == (True, alias)
     assert report.model_version == aliases.resolve(alias).version
     assert aliases.read_alias(alias).set_by["task_id"] == "publish"
+    newer = publish_model(
+        onnx_models.linear(tmp_path / "m.onnx"), str(tmp_path / "newer"), columns=["b", "a"], alias=alias
+    )
+    report = publication.run_publication(job)  # one more try, after a worker was thought to be dead
+    assert (report.reused, report.alias) == (True, None)
+    assert aliases.resolve(alias).uri == newer
     with pytest.raises(SharedModelUriError):
         publication.run_publication(dataclasses.replace(job, run=dataclasses.replace(RUN, task_id="other")))
-    onnx_models.linear(tmp_path / "m.onnx")
     cleared = dataclasses.replace(job, run=dataclasses.replace(RUN, clear_number=2))
     assert not publication.run_publication(cleared).reused
     assert json.loads((tmp_path / "model" / "manifest.json").read_text())["run"]["clear_number"] == 2
