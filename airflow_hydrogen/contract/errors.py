@@ -980,10 +980,16 @@ class UnpublishableModelError(ModelError):
     """A model that was trained elsewhere cannot be scored as it is, and nothing was published.
 
     Example: an ONNX file that was exported for batches of one row.
+
+    Args:
+        model: its URI.
+        problem: what is wrong with it.
+        retryable: the store or the machine may be to blame, and not the model.
     """
 
-    def __init__(self, model: str, problem: str) -> None:
+    def __init__(self, model: str, problem: str, *, retryable: bool = False) -> None:
         super().__init__(f"model {model!r} is not published: {problem}")
+        self.retryable = retryable  # type: ignore[misc]
         self.model = model
         self.problem = problem
 

@@ -151,6 +151,13 @@ class PublishJob:
             raise InvalidUriError(
                 str(self.alias), f"is no name of an alias: expected one that ends in {SUFFIX!r}", "alias"
             )
+        if self.alias is not None and uris.holds(self.model_uri, self.alias):
+            raise InvalidUriError(
+                self.alias,
+                f"lies in the folder of the model {self.model_uri!r}, where the next one takes the place of "
+                "all that is there: give the alias a name beside that folder",
+                "alias",
+            )
         given_columns(self.columns)
         if self.outputs is not None:
             object.__setattr__(self, "outputs", _names("outputs", self.outputs))

@@ -21,6 +21,7 @@ from typing import Any
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelSignatureError, UnpublishableModelError
+from airflow_hydrogen.contract.jobs import Run
 from airflow_hydrogen.contract.publications import ONNX, SAVED_MODEL, PublishJob, PublishReport, framework_of
 from airflow_hydrogen.contract.reports import Failure
 from airflow_hydrogen.contract.signatures import Signature
@@ -110,13 +111,19 @@ def run_publication(job: PublishJob) -> PublishReport:
             directory.sweep_staging(uri)
             earlier = finished_model(uri, there, job.run, _fingerprint(job))
             manifest = earlier or _publish(job, uri, ownership)
+            alias = None
             if job.alias is not None:
-                ownership.require()
-                aliases.set_alias(job.alias, uri, by=work_of(job.run) or None)
+                if earlier is not None and _has_named(job.alias, uri, earlier, job.run):
+                    said = aliases.read_alias(job.alias)
+                else:
+                    ownership.require()
+                    said = aliases.set_alias(job.alias, uri, by=work_of(job.run) or None)
+                is_named = (said.model_uri, said.model_version) == (uri, manifest.version)
+                alias = uris.canonical(job.alias) if is_named else None
     return PublishReport(
         model_uri=uri,
         model_version=manifest.version,
-        alias=None if job.alias is None else uris.canonical(job.alias),
+        alias=alias,
         framework=manifest.framework,
         inputs={
             spec.name: {
@@ -132,6 +139,14 @@ def run_publication(job: PublishJob) -> PublishReport:
         metrics=manifest.metrics,
         reused=earlier is not None,
         seconds={"total": round(time.monotonic() - started, 3)},
+    )
+
+
+def _has_named(alias: str, uri: str, model: Manifest, run: Run | None) -> bool:
+    """Whether an earlier try has set the alias: what it names since then is somebody else's wish."""
+    return any(
+        (said.model_uri, said.model_version, said.set_by) == (uri, model.version, work_of(run))
+        for said in aliases.history(alias)
     )
 
 
@@ -175,7 +190,9 @@ def _bring(model: str, framework: str, folder: Path) -> str:
     try:
         names = [name for name, _size in filesystems.list_files(model)]
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
-        raise UnpublishableModelError(model, f"it cannot be read: {error}") from error
+        # Of a store that does not answer now there is an OSError.
+        retryable = isinstance(error, OSError)
+        raise UnpublishableModelError(model, f"it cannot be read: {error}", retryable=retryable) from error
     if framework == SAVED_MODEL:
         if _SAVED_MODEL not in names:
             raise UnpublishableModelError(model, _no_folder(names))

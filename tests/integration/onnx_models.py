@@ -86,14 +86,15 @@ def looked_up(file):
     return save(file, nodes, [tensor("place", INT64, ("n",))], [tensor("value", FLOAT, ("n",))], constants)
 
 
-def normalized_by_batch(file):
+def normalized_by_batch(file, kind=FLOAT, by="ReduceMean"):
     """x less its mean over the batch, as a model does it that was exported in training mode."""
     nodes = [
-        node("ReduceMean", ["x", "axes"], ["mean"], keepdims=1),
-        node("Sub", ["x", "mean"], ["y"]),
+        node("Cast", ["x"], ["numbers"], to=FLOAT),
+        node(by, ["numbers", "axes"], ["mean"], keepdims=1),
+        node("Sub", ["numbers", "mean"], ["y"]),
     ]
     constants = {"axes": np.array([0], "int64")}
-    return save(file, nodes, [tensor("x")], [tensor("y")], constants)
+    return save(file, nodes, [tensor("x", kind)], [tensor("y")], constants)
 
 
 def squeezed(file):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -22,12 +23,14 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.publications import PublishJob
+from airflow_hydrogen.contract.reports import Failure
 from airflow_hydrogen.operators.publish import PublishModelOperator
 from airflow_hydrogen.runtime import publication, publish_model
 from airflow_hydrogen.runtime.models import aliases, directory
-from airflow_hydrogen.runtime.rank import foreign
+from airflow_hydrogen.runtime.rank import afresh, foreign
 from airflow_hydrogen.runtime.rank.foreign import Foreign
 from airflow_hydrogen.runtime.scoring.application import run_inference
+from airflow_hydrogen.runtime.storage import filesystems
 from airflow_hydrogen.testing import run_task
 from tests.integration import onnx_models
 
@@ -195,6 +198,16 @@ def attempt(file, columns=("a", "b"), **more):
         (onnx_models.squeezed, {}, r"has shape \[\] for one row and \[3\] for three"),
         (onnx_models.normalized_by_batch, {}, "something else for a row in a batch of three"),
         (
+            lambda file: onnx_models.normalized_by_batch(file, onnx.TensorProto.INT64),
+            {},
+            "something else for a row in a batch of three",
+        ),
+        (
+            lambda file: onnx_models.normalized_by_batch(file, by="ReduceMax"),
+            {},
+            "something else for a row in a batch of three",
+        ),
+        (
             onnx_models.normalized_by_batch,
             {"example": {"a": 1, "b": 2}},
             "something else for a row in a batch of three",
@@ -223,6 +236,22 @@ def test_what_is_published_is_what_the_file_says_and_the_model_answers(tmp_path)
     signature = attempt(tmp_path / "m.onnx", ["n"], example={"n": 102})
     assert [(spec.name, spec.shape) for spec in signature.inputs] == [("place", ())]
     assert [(spec.name, spec.shape) for spec in signature.outputs] == [("prediction", ())]
+
+
+@pytest.mark.small
+@pytest.mark.parametrize(
+    ("place", "name", "stand_in", "problem"),
+    [
+        (afresh, "TIMEOUT_S", 0.0, "a fresh process did not end within 0 s"),
+        (filesystems, "list_files", mock.Mock(side_effect=OSError("503")), "it cannot be read: 503"),
+    ],
+)
+def test_a_model_that_is_not_to_blame_is_tried_again(place, name, stand_in, problem, tmp_path, monkeypatch):
+    file = onnx_models.linear(tmp_path / "m.onnx")
+    monkeypatch.setattr(place, name, stand_in)
+    with pytest.raises(UnpublishableModelError, match=problem) as caught:
+        publish_model(file, str(tmp_path / "model"), columns=["a", "b"])
+    assert Failure.of(caught.value).retryable
 
 
 @pytest.mark.small
@@ -304,12 +333,17 @@ def test_a_retry_finds_the_model_of_the_try_before_and_sets_the_alias(tmp_path, 
             publication.run_publication(job)
     (tmp_path / "m.onnx").unlink()
     report = publication.run_publication(job)
-    assert report.reused
+    assert (report.reused, report.alias) == (True, alias)
     assert report.model_version == aliases.resolve(alias).version
     assert aliases.read_alias(alias).set_by["task_id"] == "publish"
+    newer = publish_model(
+        onnx_models.linear(tmp_path / "m.onnx"), str(tmp_path / "newer"), columns=["b", "a"], alias=alias
+    )
+    report = publication.run_publication(job)  # one more try, after a worker was thought to be dead
+    assert (report.reused, report.alias) == (True, None)
+    assert aliases.resolve(alias).uri == newer
     with pytest.raises(SharedModelUriError):
         publication.run_publication(dataclasses.replace(job, run=dataclasses.replace(RUN, task_id="other")))
-    onnx_models.linear(tmp_path / "m.onnx")
     cleared = dataclasses.replace(job, run=dataclasses.replace(RUN, clear_number=2))
     assert not publication.run_publication(cleared).reused
     assert json.loads((tmp_path / "model" / "manifest.json").read_text())["run"]["clear_number"] == 2

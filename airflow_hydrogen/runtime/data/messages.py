@@ -39,6 +39,7 @@ _OBJECT = r"(?s)\A[ \t\r\n]*\{.*\}[ \t\r\n]*\z"
 _ODD = r"\}[ \t\r\n]*[^ \t\r\n,\]}]|Inf|NaN"
 _DEEPEST = 500  # nested brackets of a value that pyarrow gets: it recurses, and would run out of stack
 _LARGEST = 2**30  # bytes of a batch that pyarrow gets
+_JOINED = 2**26  # bytes of rows of files, from which on they are given away
 _NOT_FINITE = ("NaN", "Infinity", "+Infinity", "-Infinity", "INF", "+INF", "-INF")
 _LONGEST_INTEGER = 20
 
@@ -74,7 +75,7 @@ class JsonValues:
         for batch in batches:
             values = batch.column(VALUE)
             columns, broken = self.decode(values)
-            yield _rows(batch, columns, broken, "json", names)
+            yield _rows(batch, values, columns, broken, "json", names)
 
     def decode(self, values: pa.Array) -> tuple[dict[str, pa.Array], np.ndarray]:
         """Decode some values.
@@ -149,20 +150,36 @@ class ParquetValues:
     schema: pa.Schema
 
     def rows(self, batches: Iterable[pa.RecordBatch], names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Decode the messages of a task, as `JsonValues.rows` does, into as many rows as their files have."""
-        nothing = pa.RecordBatch.from_arrays(
-            [pa.nulls(1, item.type) for item in self.schema], schema=self.schema
-        )
-        nothing = pa.Table.from_batches([nothing])
+        """Decode the messages of a task, as `JsonValues.rows` does, into as many rows as their files have.
+
+        Yields:
+            The rows of as many messages at once as are together of some size.
+        """
         for batch in batches:
-            files = [self._file(value) for value in batch.column(VALUE).to_pylist()]
-            tables = [nothing if table is None else table for table in files]
-            counts = [table.num_rows for table in tables]
-            whole = pa.concat_tables(tables).combine_chunks()
-            columns = dict(zip(whole.column_names, map(_flat, whole.columns), strict=True))
-            broken = np.repeat([table is None for table in files], counts)
-            places = pa.array(np.repeat(np.arange(len(files)), counts))
-            yield _rows(batch.take(places), columns, broken, "parquet", names)
+            files: list[pa.Table | None] = []
+            start = size = 0
+            for place, value in enumerate(batch.column(VALUE)):
+                files.append(self._file(value.as_py()))
+                size += files[-1].nbytes if files[-1] is not None else 0
+                if size >= _JOINED or place == batch.num_rows - 1:
+                    yield self._joined(batch.slice(start, len(files)), files, names)
+                    files, start, size = [], place + 1, 0
+
+    def _joined(
+        self, batch: pa.RecordBatch, files: Sequence[pa.Table | None], names: Sequence[str]
+    ) -> pa.RecordBatch:
+        """The rows of some messages, each with its file, or None where that is broken."""
+        nothing = pa.table([pa.nulls(1, item.type) for item in self.schema], schema=self.schema)
+        tables = [nothing if table is None else table for table in files]
+        counts = [table.num_rows for table in tables]
+        whole = pa.concat_tables(tables).combine_chunks()
+        columns = dict(zip(whole.column_names, map(_flat, whole.columns), strict=True))
+        broken = np.repeat([table is None for table in files], counts)
+        places = np.repeat(np.arange(len(files)), counts)
+        # A file stands beside the row that says what is wrong with it, and not beside each of its rows.
+        values = batch.column(VALUE).take(pa.array(places, mask=~broken))
+        origins = batch.select([name for name in batch.schema.names if name != VALUE])
+        return _rows(origins.take(pa.array(places)), values, columns, broken, "parquet", names)
 
     def _file(self, value: bytes | None) -> pa.Table | None:
         if value is None:
@@ -177,8 +194,11 @@ class ParquetValues:
                 else pa.nulls(table.num_rows, item.type)
                 for item in self.schema
             ]
-            return pa.table(columns, schema=self.schema)
-        except (pa.ArrowException, OSError):  # the second is what Parquet raises on broken pages
+            found = pa.table(columns, schema=self.schema)
+            found.validate(full=True)  # Parquet does not look whether its texts are UTF-8
+            return found
+        # The second is what Parquet raises on broken pages, the others on names: that are no UTF-8, or twice.
+        except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError):
             return None
 
 
@@ -187,13 +207,13 @@ Values = JsonValues | ParquetValues
 
 def _rows(
     batch: pa.RecordBatch,
+    values: pa.Array,
     columns: Mapping[str, pa.Array],
     broken: np.ndarray,
     payload: str,
     names: Sequence[str],
 ) -> pa.RecordBatch:
-    """What came of a batch of messages, with a row in it for each of theirs."""
-    values = batch.column(VALUE)
+    """What came of a batch of messages, with a row in it for each of theirs; values are of those broken."""
     why = pc.if_else(pc.is_null(values), NO_VALUE, wrong(payload))
     faults = pc.if_else(pa.array(broken), why, pa.scalar(None, pa.string()))
     raw = pc.if_else(pa.array(broken), values, pa.scalar(None, values.type))

@@ -76,10 +76,30 @@ def fill_inputs(specs: Specs, columns: Mapping[str | None, Sequence[GivenColumn]
         problem = "no columns are given for" if missing else "columns are given for"
         names = ", ".join(sorted(map(repr, missing or strangers)))
         raise ModelSignatureError(f"the model has inputs {show(specs)}, and {problem} {names}")
-    return tuple(
+    inputs = tuple(
         InputSpec(name, _columns_of(name, dtype, shape, columns[name]), dtype, shape)
         for name, (dtype, shape) in specs.items()
     )
+    _require_one_kind(inputs)
+    return inputs
+
+
+def _require_one_kind(inputs: Sequence[InputSpec]) -> None:
+    """Refuse a column of which two inputs take what no one column is."""
+    kinds: dict[str, tuple[str, tuple[bool, int | None]]] = {}
+    for spec in inputs:
+        for column in spec.columns:
+            kind = (column.dtype == "string", column.width)
+            other, found = kinds.setdefault(column.name, (spec.name, kind))
+            if found != kind:
+                raise ModelSignatureError(
+                    f"column {column.name!r} is given to inputs {other!r} and {spec.name!r}, and holds "
+                    f"{_called(*found)} for the one and {_called(*kind)} for the other"
+                )
+
+
+def _called(is_string: bool, width: int | None) -> str:
+    return "strings" if is_string else "numbers" if width is None else f"lists of {width} numbers"
 
 
 def require_dtypes(specs: Specs) -> None:

@@ -75,7 +75,8 @@ def examine(model: Foreign) -> Signature:
     try:
         found = afresh.call(attempt, model)
     except afresh.FreshProcessError as error:
-        raise UnpublishableModelError(model.name, str(error)) from None
+        # It may have been killed for the memory of others.
+        raise UnpublishableModelError(model.name, str(error), retryable=True) from None
     if isinstance(found, HydrogenError):
         raise found
     return found
@@ -111,7 +112,7 @@ def _rehearse(predict: Predict, signature: Signature, example: Mapping[str, Any]
         ModelSignatureError: the model refuses rows, or what it predicts for one depends on the others.
     """
     one, other = _two_rows(predict, signature, example)
-    alone, again = predict(one), predict(one)
+    alone, again, others = predict(one), predict(one), predict(other)
     together = predict({name: np.concatenate([one[name], other[name], one[name]]) for name in one})
     for name, values in together.items():
         shapes = [np.shape(alone[name]), np.shape(values)]
@@ -122,8 +123,8 @@ def _rehearse(predict: Predict, signature: Signature, example: Mapping[str, Any]
             )
     # What gives other numbers each time says nothing.
     is_steady = twins.compare(alone, again) is not None
-    for place in (0, 2) if is_steady else ():
-        if twins.compare(alone, {name: values[place, None] for name, values in together.items()}) is None:
+    for place, expected in ((0, alone), (1, others), (2, alone)) if is_steady else ():
+        if twins.compare(expected, {name: values[place, None] for name, values in together.items()}) is None:
             raise ModelSignatureError(
                 "it predicts something else for a row in a batch of three than for that row alone, so that "
                 "scores would depend on how rows are cut into batches: was it exported in training mode? "
@@ -141,10 +142,15 @@ def _two_rows(
         ModelSignatureError: it refuses the example, or made-up rows where there is none.
     """
     made_up = probe(signature)
-    zeros = {name: np.full_like(row, "" if row.dtype == object else 0) for name, row in made_up.items()}
+    # Of whole numbers and of words alone, what is made up are zeros and empty texts.
+    ones, zeros = (
+        {name: np.full_like(row, text if row.dtype == object else number) for name, row in made_up.items()}
+        for number, text in ((1, "1"), (0, ""))
+    )
     answered: list[Arrays] = []
     problem = ""
-    for row in [made_up, zeros] if example is None else [_row(example, signature), zeros, made_up]:
+    first = made_up if example is None else _row(example, signature)
+    for row in (first, ones, zeros, made_up):
         try:
             predict(row)
         except Exception as error:  # in whichever way its engine refuses rows
@@ -157,7 +163,10 @@ def _two_rows(
         raise ModelSignatureError(
             f"it refuses made-up rows; give a real one, as in example={{'column': value}}: {problem}"
         )
-    return answered[0], answered[-1]
+    others = [
+        row for row in answered if any(not np.array_equal(row[name], answered[0][name]) for name in row)
+    ]
+    return answered[0], others[-1] if others else answered[0]
 
 
 def _row(example: Mapping[str, Any], signature: Signature) -> Arrays:

@@ -38,6 +38,7 @@ REASON = "reason"
 """The column of what is wrong with a bad row."""
 
 _TOLD = 200
+_LARGEST = 2**30  # bytes of batches that are joined: a column of texts holds 2 GB
 _SetAside = Callable[[pa.RecordBatch, BadRows], None]
 
 # One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
@@ -211,7 +212,10 @@ def _counted(batches: Iterable[pa.RecordBatch], account: Account) -> Iterator[pa
 
 
 def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Cut and join batches to `rows` rows each, the last one shorter; whole ones pass without a copy."""
+    """Cut and join batches to `rows` rows each, the last one shorter; whole ones pass without a copy.
+
+    Where that many rows are more than fits into a batch, there are several of fewer rows.
+    """
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
@@ -219,19 +223,20 @@ def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
         while batch.num_rows - start >= rows - count:
             piece = batch.slice(start, rows - count)
             start += piece.num_rows
-            yield _joined([*waiting, piece])
+            yield from _joined([*waiting, piece])
             waiting, count = [], 0
         if start < batch.num_rows:
             waiting.append(batch.slice(start))
             count += batch.num_rows - start
     if waiting:
-        yield _joined(waiting)
+        yield from _joined(waiting)
 
 
-def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+def _joined(batches: Sequence[pa.RecordBatch]) -> Sequence[pa.RecordBatch]:
+    """One batch; those that are too large for a column of one stay as they are."""
+    if len(batches) == 1 or sum(batch.nbytes for batch in batches) > _LARGEST:
+        return batches
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()
 
 
 def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:

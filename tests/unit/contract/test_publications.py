@@ -77,6 +77,10 @@ def test_the_name_says_what_kind_of_model_it_is(model, framework):
         ({"model": "/models"}, "are one folder, or one lies in the other"),
         ({"model": "s3a://b/m", "model_uri": "s3://b/m/"}, "are one folder"),
         ({"alias": "/models/production"}, r"is no name of an alias: expected one that ends in '\.alias'"),
+        (
+            {"model_uri": "s3a://b/m", "alias": "s3://b/m/p.alias"},
+            "lies in the folder of the model 's3a://b/m'",
+        ),
         ({"outputs": "y"}, "outputs must be a list of names"),
         ({"outputs": []}, "outputs must be a list of names"),
         ({"outputs": ["y", "y"]}, "names an output twice"),

@@ -232,7 +232,46 @@ def test_files_in_messages_become_as_many_rows_as_they_have():
     }
 
 
+def test_large_files_are_given_away_before_the_next_one_is_read(monkeypatch):
+    monkeypatch.setattr(messages, "_JOINED", 40)
+    values = [parquet(a=[1, 2]), parquet(a=[3, 4, 5]), b"no", parquet(a=range(6, 16)), parquet(a=[16])]
+    batch = pa.record_batch({VALUE: pa.array(values, pa.binary()), "kafka_offset": pa.array(range(5))})
+    values_of = ParquetValues(pa.schema([("a", pa.int64())]))
+    first, second, third = values_of.rows([batch], ["kafka_offset", "a", RAW])
+    assert first.to_pydict() == {"kafka_offset": [0] * 2 + [1] * 3, "a": [1, 2, 3, 4, 5], RAW: [None] * 5}
+    assert second.column("a").to_pylist() == [None, *range(6, 16)]
+    assert second.column("kafka_offset").to_pylist() == [2, *[3] * 10]
+    assert second.column(RAW).to_pylist() == [b"no", *[None] * 10]
+    assert third.to_pydict() == {"kafka_offset": [4], "a": [16], RAW: [None]}
+
+
 def test_a_batch_of_files_without_rows_has_none():
     batch = pa.record_batch({VALUE: pa.array([parquet(a=pa.array([], pa.int32()))], pa.binary())})
     (rows,) = ParquetValues(pa.schema([("a", pa.int64())])).rows([batch], ["a", FAULT])
     assert rows.num_rows == 0
+
+
+def test_a_file_is_not_copied_for_each_of_its_rows():
+    rows = 60_000
+    file = parquet(a=range(rows))
+    assert len(file) * rows > 2**31  # what no column of binary values holds
+    batch = pa.record_batch({VALUE: pa.array([b"no", file], pa.binary()), "kafka_offset": pa.array([7, 8])})
+    (found,) = ParquetValues(pa.schema([("a", pa.int64())])).rows([batch], ["a", "kafka_offset", RAW, FAULT])
+    assert found.column("a").to_pylist() == [None, *range(rows)]
+    assert found.column("kafka_offset").to_pylist() == [7, *[8] * rows]
+    assert found.column(RAW).to_pylist() == [b"no", *[None] * rows]
+    assert found.column(FAULT).null_count == rows
+
+
+def test_files_with_a_column_twice_or_with_texts_that_are_none_are_broken_beside_whole_ones():
+    good, schema = parquet(s=["x"]), pa.schema([("s", pa.string())])
+    no_text = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays([pa.array(["y"]), pa.array(["z"])], names=["s", "s"]), sink)
+    twice = sink.getvalue().to_pybytes()
+    no_name = good.replace(b"\x18\x01s", b"\x18\x01\xff")
+    values = [good, parquet(s=no_text), twice, no_name, good]
+    batch = pa.record_batch({VALUE: pa.array(values, pa.binary())})
+    (rows,) = ParquetValues(schema).rows([batch], ["s", FAULT])
+    assert rows.column("s").to_pylist() == ["x", None, None, None, "x"]
+    assert rows.column(FAULT).is_valid().to_pylist() == [False, True, True, True, False]

@@ -40,6 +40,11 @@ def test_columns_fill_inputs_by_name_in_the_models_order():
     }
 
 
+def test_a_column_may_fill_two_inputs():
+    specs = {"x": ("float32", (1,)), "y": ("int64", ())}
+    assert filled(specs, {"x": "a", "y": "a"}) == {"x": [("a", None)], "y": [("a", None)]}
+
+
 @pytest.mark.parametrize(
     ("specs", "columns", "message"),
     [
@@ -55,6 +60,16 @@ def test_columns_fill_inputs_by_name_in_the_models_order():
         ),
         ({"x": ("float32", ()), "y": ("int64", ())}, {"x": "a"}, "no columns are given for 'y'"),
         ({"x": ("float32", ())}, {"x": "a", "z": "b"}, "columns are given for 'z'"),
+        (
+            {"x": ("float32", (4,)), "y": ("float32", (3,))},
+            {"x": "a", "y": "a"},
+            "'a' is given to inputs 'x' and 'y', and holds lists of 4 numbers for the one and lists of 3",
+        ),
+        (
+            {"x": ("string", ()), "y": ("float32", ())},
+            {"x": "a", "y": "a"},
+            "holds strings for the one and numbers for the other",
+        ),
     ],
 )
 def test_columns_that_do_not_fit_are_told_what_the_model_takes(specs, columns, message):

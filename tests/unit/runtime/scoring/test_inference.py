@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gc
+import mmap
 import weakref
 from contextlib import contextmanager
 
@@ -48,6 +49,16 @@ def test_whole_batches_are_not_copied():
     batch = _batch(x=pa.array([1, 2, 3]))
     [made] = rebatch([batch], 3)
     assert made.column("x").buffers()[1].address == batch.column("x").buffers()[1].address
+
+
+def test_no_row_is_lost_of_batches_that_are_too_large_to_be_joined():
+    size = 900 * 2**20
+    nothing = pa.py_buffer(mmap.mmap(-1, size))  # of which no page is touched
+    places = pa.py_buffer(np.array([0, size], "int32"))
+    raw = pa.BinaryArray.from_buffers(pa.binary(), 1, [None, places, nothing])
+    batches = [pa.record_batch({"a": pa.array([row]), "raw": raw}) for row in range(5)]
+    made = list(rebatch(batches, 4))
+    assert [batch.column("a").to_pylist() for batch in made] == [[0], [1], [2], [3], [4]]
 
 
 def _columns(*names, width=None, dtype="float32"):
