@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -17,6 +18,7 @@ from airflow.sdk import Asset
 
 from airflow_hydrogen.contract.errors import (
     EngineError,
+    ModelSignatureError,
     NotAnAliasError,
     SharedModelUriError,
     UnpublishableModelError,
@@ -24,9 +26,11 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.publications import PublishJob
 from airflow_hydrogen.contract.reports import Failure
+from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.operators.publish import PublishModelOperator
 from airflow_hydrogen.runtime import publication, publish_model
-from airflow_hydrogen.runtime.models import aliases, directory
+from airflow_hydrogen.runtime.models import aliases, directory, engines, predictors
+from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.rank import afresh, foreign
 from airflow_hydrogen.runtime.rank.foreign import Foreign
 from airflow_hydrogen.runtime.scoring.application import run_inference
@@ -154,6 +158,13 @@ def test_a_saved_model_scores_as_tensorflow_itself_does(spark, rows, saved_model
     assert "unwanted" not in found
     with pytest.raises(EngineError, match="it is there for 'tensorflow' alone"):
         score(rows, uri, tmp_path, engine="onnx")
+
+
+def test_outputs_that_a_savedmodel_does_not_give_are_told_when_it_is_loaded(saved_model):
+    signature = Signature((), (OutputSpec("total", "float32", (1,)), OutputSpec("letters", "int32", ())))
+    manifest = Manifest(framework="tensorflow", entry="", signature=signature, files=())
+    with pytest.raises(ModelSignatureError, match=r"gives the outputs .*'length'.*, and not \['letters'\]"):
+        predictors.load("m", manifest, Path(saved_model), None, 1, engines.PREDICTOR)
 
 
 def test_a_keras_file_that_needs_no_code(tmp_path):

@@ -138,6 +138,9 @@ def _load_saved_model(path: Path, manifest: Manifest) -> Predict:
     loaded = tf.saved_model.load(str(path))
     function = loaded.signatures["serving_default"]
     names = [spec.name for spec in manifest.signature.outputs]
+    given = [*function.structured_outputs]
+    if len(given) > 1 and (missing := [name for name in names if name not in given]):
+        raise ModelSignatureError(f"the SavedModel gives the outputs {given}, and not {missing}")
 
     def predict(arrays: Arrays) -> Arrays:
         outputs = function(**{name: tf.convert_to_tensor(value) for name, value in arrays.items()})

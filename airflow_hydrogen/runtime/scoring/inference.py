@@ -236,7 +236,8 @@ def _joined(batches: Sequence[pa.RecordBatch]) -> Sequence[pa.RecordBatch]:
     """One batch; those that are too large for a column of one stay as they are."""
     if len(batches) == 1 or sum(batch.nbytes for batch in batches) > _LARGEST:
         return batches
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()
+    joined: Sequence[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return joined
 
 
 def output_column(spec: OutputSpec, outputs: Arrays, rows: int) -> pa.Array:
