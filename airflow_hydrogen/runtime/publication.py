@@ -106,6 +106,7 @@ def run_publication(job: PublishJob) -> PublishReport:
         if job.alias is not None and filesystems.exists(job.alias):
             aliases.read_alias(job.alias)
         with Ownership(uri, "model_uri", work_of(job.run), on_lost=_nothing) as ownership:
+            directory.require_replaceable(uri)
             there = model_there(uri)
             refuse_shared_uri(uri, there, job.run)
             directory.sweep_staging(uri)

@@ -26,7 +26,7 @@ from airflow_hydrogen.runtime.gang.slots import require_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult
 from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.models import directory
-from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, Manifest
+from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, DATA, EVENTS, Manifest
 from airflow_hydrogen.runtime.models.runs import (
     finished_model,
     model_there,
@@ -40,8 +40,6 @@ from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
 from airflow_hydrogen.runtime.session import spark_session
 from airflow_hydrogen.runtime.storage import filesystems, s3
 from airflow_hydrogen.runtime.storage.owners import Ownership
-
-DATA = "data"
 
 _SNAPSHOTS = "_SNAPSHOTS.json"
 
@@ -90,6 +88,7 @@ def _train_at(
 ) -> TrainReport:
     """Carry out a training at a model URI that is this application's own."""
     started = time.monotonic()
+    directory.require_replaceable(uri)
     there = model_there(uri)
     refuse_shared_uri(uri, there, job.run)
     # Of applications that were killed; the URI is ours, so that nobody works there.

@@ -15,17 +15,22 @@ from pathlib import Path
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     FilesLostError,
+    InvalidUriError,
     ModelChangedError,
     ModelReplacedError,
     NotAModelError,
 )
 from airflow_hydrogen.contract.signatures import MANIFEST
 from airflow_hydrogen.runtime.models import copies
-from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, EVENTS, FileEntry, Manifest
+from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, DATA, EVENTS, FileEntry, Manifest
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.hashing import sha256_of
 
 _STAGING = re.compile(r"publish-[0-9a-f]{12}")
+# What there is in the folder of a model before its first manifest: of runs, and of a publication that died.
+_OF_A_RUN = re.compile(r"[0-9a-f]{12}")
+_BROUGHT = re.compile(r"files-[0-9a-f]{12}")
+_SHOWN = 3
 
 
 def find_manifest(uri: str) -> Manifest | None:
@@ -166,6 +171,33 @@ def sweep_staging(model_uri: str) -> None:
     """
     for left in filesystems.list_siblings(model_uri, _STAGING):
         filesystems.remove(left)
+
+
+def require_replaceable(model_uri: str) -> None:
+    """Find out that a folder holds other things than a model, all of which a publication would remove.
+
+    What is hidden does not count.
+
+    Raises:
+        InvalidUriError: naming some of them.
+    """
+    found = [name for name, _ in filesystems.list_names(model_uri) if not name.startswith(".")]
+    if MANIFEST in found:
+        return
+    others = [
+        name for name in found if name not in (CHECKPOINTS, DATA, EVENTS) and not _BROUGHT.fullmatch(name)
+    ]
+    for folder in {CHECKPOINTS, DATA} & set(found):
+        inner = [name for name, _ in filesystems.list_names(uris.join(model_uri, folder))]
+        others += [f"{folder}/{name}" for name in inner if not _OF_A_RUN.fullmatch(name)]
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
+        raise InvalidUriError(
+            model_uri,
+            f"is a folder without a model that holds {shown}: a model takes the place of all that is there. "
+            "Name a folder of its own",
+            "model_uri",
+        )
 
 
 def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpoints: bool) -> Manifest:

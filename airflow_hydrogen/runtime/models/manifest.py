@@ -16,6 +16,7 @@ from airflow_hydrogen.contract.signatures import FORMAT_VERSION, Signature
 
 HISTORY = "history.jsonl"
 CHECKPOINTS = "checkpoints"
+DATA = "data"
 EVENTS = "events"
 
 

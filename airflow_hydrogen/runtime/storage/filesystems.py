@@ -145,11 +145,16 @@ def list_files(uri: str) -> list[tuple[str, int]]:
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders right below a folder, sorted."""
+    return [name for name, is_folder in list_names(uri) if is_folder]
+
+
+def list_names(uri: str) -> list[tuple[str, bool]]:
+    """What lies right below a folder as (name, whether it is a folder), sorted."""
     from pyarrow.fs import FileSelector, FileType
 
     filesystem, path = resolve(uri)
     infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in infos if info.type == FileType.Directory)
+    return sorted((info.base_name, info.type == FileType.Directory) for info in infos)
 
 
 def list_siblings(uri: str, purpose: re.Pattern[str]) -> list[str]:

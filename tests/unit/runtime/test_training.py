@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from airflow_hydrogen.contract.errors import NonFiniteLossError, OwnershipLostError, SharedModelUriError
+from airflow_hydrogen.contract.errors import (
+    InvalidUriError,
+    NonFiniteLossError,
+    OwnershipLostError,
+    SharedModelUriError,
+)
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, Run, TrainJob
-from airflow_hydrogen.contract.signatures import Signature
+from airflow_hydrogen.contract.signatures import MANIFEST, Signature
 from airflow_hydrogen.runtime import training
 from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles
 from airflow_hydrogen.runtime.data.staging import StagedDataset
@@ -104,10 +109,19 @@ def take_over(path: Path) -> None:
 def test_what_a_try_left_that_died_right_after_it_published_is_removed_by_the_next(tmp_path, monkeypatch):
     for left in ("model/data/p/train/x", "model/checkpoints/p/x", ".model.publish-0123456789ab/x"):
         (tmp_path / left).mkdir(parents=True)
-    (tmp_path / "model" / "model.keras").touch()
+    for name in (MANIFEST, "model.keras"):
+        (tmp_path / "model" / name).touch()
     monkeypatch.setattr(training, "finished_model", lambda *_: model_of(RUN))
     assert training.run_training(job_at(tmp_path)).reused
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["model", "model.keras"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["model", MANIFEST, "model.keras"])
+
+
+def test_a_folder_that_holds_other_things_is_left_alone(tmp_path):
+    """A training sweeps `data/` of earlier runs before it begins, and replaces the folder at its end."""
+    (tmp_path / "model" / "data" / "flights").mkdir(parents=True)
+    with pytest.raises(InvalidUriError, match="holds data/flights: a model takes the place of all"):
+        training.run_training(job_at(tmp_path))
+    assert (tmp_path / "model" / "data" / "flights").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pyarrow.fs import LocalFileSystem
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     CheckpointError,
+    InvalidUriError,
     ModelChangedError,
     ModelFormatError,
     ModelModuleError,
@@ -448,6 +449,38 @@ def test_whatever_operation_fails_a_checkpoint_saved_again_is_the_old_one_or_the
             save(uri, "last")
             assert load(uri) == "last"
     assert found == outcomes
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        [],
+        [".gitkeep"],
+        ["checkpoints/0123456789ab/x", "data/ba9876543210/train/x", "events/x", "files-0123456789ab/x"],
+        ["manifest.json", "notes.txt"],
+    ],
+)
+def test_the_folder_of_a_model_or_of_one_that_begins_may_be_replaced(there, tmp_path):
+    for name in there:
+        filesystems.write_bytes(f"{tmp_path}/model/{name}", b"")
+    directory.require_replaceable(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("there", "shown"),
+    [
+        (["part-0.parquet"], "part-0.parquet"),
+        (["a/x", "b", "c", "d"], "a, b, c, ..."),
+        (["data/flights/x", "checkpoints/0123456789ab/x"], "data/flights"),
+        (["checkpoints/epoch-1"], "checkpoints/epoch-1"),
+        (["files-of-mine/x"], "files-of-mine"),
+    ],
+)
+def test_a_folder_that_holds_other_things_is_not_replaced(there, shown, tmp_path):
+    for name in there:
+        filesystems.write_bytes(f"{tmp_path}/model/{name}", b"")
+    with pytest.raises(InvalidUriError, match=f"holds {shown}: a model takes the place of all"):
+        directory.require_replaceable(str(tmp_path / "model"))
 
 
 def test_what_a_killed_application_has_not_published_is_swept_and_nothing_else(tmp_path):
