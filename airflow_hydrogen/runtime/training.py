@@ -10,7 +10,8 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
@@ -68,12 +69,26 @@ def _train_alone(job: TrainJob) -> TrainReport:
     filesystems.require_writable("model_uri", uri)
     ownership = Ownership(uri, "model_uri", work_of(job.run), on_lost=_interrupt)
     try:
-        with ownership:
+        with ownership, _interruptible():
             return _train_at(job, uri, prepare, script, ownership)
     except KeyboardInterrupt:
         if ownership.lost:
             ownership.require()
         raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have an interrupt end what runs: a shell has all that it starts in the background ignore it."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _interrupt() -> None:

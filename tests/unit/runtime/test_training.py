@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import socket
 import threading
 import time
@@ -157,7 +158,11 @@ def test_one_that_has_lost_its_uri_leaves_the_next_ones_files_alone(tmp_path, mo
     assert not staged.exists()
 
 
-def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background of a shell"]
+)
+def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monkeypatch, handler):
+    before = signal.signal(signal.SIGINT, handler)
     monkeypatch.setattr(owners, "BEAT_S", 0.01)
     here, spark = socket.socketpair()
     late = threading.Timer(20, spark.sendall, [b"done"])
@@ -172,7 +177,9 @@ def test_one_that_has_lost_its_uri_ends_while_it_waits_for_spark(tmp_path, monke
         with here, spark, pytest.raises(OwnershipLostError, match="far"):
             training.run_training(job_at(tmp_path))
         assert late.is_alive(), "it ended before Spark answered"
+        assert signal.getsignal(signal.SIGINT) is handler
     finally:
+        signal.signal(signal.SIGINT, before)
         late.cancel()
         late.join()
 
