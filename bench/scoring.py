@@ -23,6 +23,7 @@ from airflow_hydrogen.contract.signatures import ColumnSpec
 from airflow_hydrogen.runtime.data import sources
 from airflow_hydrogen.runtime.data.dataset import DatasetShard
 from airflow_hydrogen.runtime.models import directory, engines
+from airflow_hydrogen.runtime.models.matching import SINGLE_OUTPUT
 from airflow_hydrogen.runtime.models.predictors import Predict, load_predictor
 from airflow_hydrogen.runtime.rank import publishing
 from airflow_hydrogen.runtime.rank.context import TrainContext
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 FEATURES = tuple(f"f{number:02d}" for number in range(32))
 KEY = "id"
-OUTPUT = publishing.SINGLE_OUTPUT
+OUTPUT = SINGLE_OUTPUT
 INPUT = "features"
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _FILES = 8
