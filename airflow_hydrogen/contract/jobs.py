@@ -14,17 +14,18 @@ from typing import Any, ClassVar, Literal
 
 from airflow_hydrogen.contract import CONTRACT_VERSION, uris
 from airflow_hydrogen.contract.aliases import SUFFIX, is_alias
-from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError
+from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
 from airflow_hydrogen.contract.sinks import run_partition
 from airflow_hydrogen.contract.sources import Source as Source  # likewise
-from airflow_hydrogen.contract.stores import S3Access, is_s3
+from airflow_hydrogen.contract.stores import S3Access, buckets_of
 from airflow_hydrogen.contract.streams import BATCH_COLUMN, Batch, StreamOptions
 from airflow_hydrogen.contract.values import (
     refuse_unknown_fields,
     require_int,
     require_json,
+    require_version,
     unless_none,
 )
 
@@ -219,7 +220,7 @@ class TrainJob:
     @property
     def buckets(self) -> dict[str, str]:
         """The buckets of S3 that the job names, and a place in each."""
-        return _buckets([self.model_uri, *(source.uri for source in self.sources)])
+        return buckets_of([self.model_uri, *(source.uri for source in self.sources)])
 
     def fingerprint(self) -> str:
         """Hash of what decides the model: a retry has the same one, a changed job another.
@@ -547,7 +548,7 @@ class InferenceJob:
         """The buckets of S3 that the job names, and a place in each."""
         written = [self.sink.uri, self.sink.work_uri, self.quarantine_uri]
         checkpoint = None if self.stream is None else self.stream.checkpoint_uri
-        return _buckets([self.model_uri, *(source.uri for source in self.sources), *written, checkpoint])
+        return buckets_of([self.model_uri, *(source.uri for source in self.sources), *written, checkpoint])
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -626,9 +627,7 @@ def loads(text: str) -> Job:
 
 def _checked_fields(cls: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(document)
-    version = fields.pop("contract_version", None)
-    if version != CONTRACT_VERSION:
-        raise ContractVersionError("the job file", version, CONTRACT_VERSION)
+    require_version(fields, "the job file")
     fields.pop("kind", None)
     refuse_unknown_fields(cls, fields)
     return fields
@@ -640,10 +639,6 @@ def _plain(access: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]
 
 def _s3_of(fields: Mapping[str, Any]) -> S3Access | None:
     return S3Access.from_dict(fields["s3"]) if fields.get("s3") else None
-
-
-def _buckets(places: Iterable[str | None]) -> dict[str, str]:
-    return {uris.parse(uri).authority: uri for uri in places if uri is not None and is_s3(uri)}
 
 
 def _require_limit(argument: str, value: object) -> None:

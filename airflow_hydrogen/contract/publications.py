@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 from airflow_hydrogen.contract import CONTRACT_VERSION, uris
 from airflow_hydrogen.contract.aliases import SUFFIX, is_alias
-from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError, InvalidUriError
+from airflow_hydrogen.contract.errors import InvalidJobError, InvalidUriError
 from airflow_hydrogen.contract.jobs import Run
 from airflow_hydrogen.contract.reports import Failure
-from airflow_hydrogen.contract.stores import S3Access, is_s3
-from airflow_hydrogen.contract.values import refuse_unknown_fields, require_json, unless_none
+from airflow_hydrogen.contract.stores import S3Access, buckets_of
+from airflow_hydrogen.contract.values import refuse_unknown_fields, require_json, require_version, unless_none
 
 ONNX, SAVED_MODEL, KERAS = "onnx", "tensorflow", "keras"
 _SUFFIXES = {".onnx": ONNX, ".keras": KERAS}
@@ -169,8 +169,7 @@ class PublishJob:
     @property
     def buckets(self) -> dict[str, str]:
         """The buckets of S3 that the job names, and a place in each."""
-        places = [place for place in (self.model, self.model_uri, self.alias) if place and is_s3(place)]
-        return {uris.parse(place).authority: place for place in places}
+        return buckets_of([self.model, self.model_uri, self.alias])
 
     def parts(self) -> dict[str, Any]:
         """What decides the published model, as JSON."""
@@ -306,9 +305,7 @@ def _require_metrics(metrics: Any) -> None:
 
 def _fields(text: str, kind: str, what: str) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(text)
-    version = fields.pop("contract_version", None)
-    if version != CONTRACT_VERSION:
-        raise ContractVersionError(what, version, CONTRACT_VERSION)
+    require_version(fields, what)
     if (found := fields.pop("kind", None)) != kind:
         raise InvalidJobError(f"{what} has kind {found!r}, expected {kind!r}")
     return fields

@@ -9,12 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from airflow_hydrogen.contract import CONTRACT_VERSION
-from airflow_hydrogen.contract.errors import (
-    ApplicationError,
-    ContractVersionError,
-    HydrogenError,
-    InvalidJobError,
-)
+from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError, InvalidJobError
+from airflow_hydrogen.contract.values import require_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +149,7 @@ def loads(text: str) -> Report:
         InvalidJobError: not a report.
     """
     document = json.loads(text)
-    version = document.pop("contract_version", None)
-    if version != CONTRACT_VERSION:
-        raise ContractVersionError("the report", version, CONTRACT_VERSION)
+    require_version(document, "the report")
     kind = document.pop("kind", None)
     if kind not in _REPORTS:
         raise InvalidJobError(f"report kind {kind!r} is not known; expected one of {', '.join(_REPORTS)}")

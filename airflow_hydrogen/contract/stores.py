@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,3 +121,8 @@ class S3Access:
 def is_s3(uri: str | None) -> bool:
     """Whether a URI, if there is one, is of S3, however that is spelled."""
     return uri is not None and uris.parse(uri).store == "s3"
+
+
+def buckets_of(places: Iterable[str | None]) -> dict[str, str]:
+    """The buckets of S3 among some places, and a place in each."""
+    return {uris.parse(uri).authority: uri for uri in places if uri is not None and is_s3(uri)}

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow_hydrogen.contract.errors import InvalidJobError, KwargsError
+from airflow_hydrogen.contract import CONTRACT_VERSION
+from airflow_hydrogen.contract.errors import ContractVersionError, InvalidJobError, KwargsError
 
 
 def require_json(argument: str, value: object) -> None:
@@ -42,6 +43,21 @@ def require_int(argument: str, value: object) -> None:
     """Raise InvalidJobError unless `value` is an integer, which a boolean is not."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidJobError(f"{argument} must be an integer, found {value!r}")
+
+
+def require_version(document: dict[str, Any], what: str) -> None:
+    """Take the version of the contract out of a file's document.
+
+    Args:
+        document: loses its `contract_version`.
+        what: the file, for messages.
+
+    Raises:
+        ContractVersionError: another version of the package has written it.
+    """
+    version = document.pop("contract_version", None)
+    if version != CONTRACT_VERSION:
+        raise ContractVersionError(what, version, CONTRACT_VERSION)
 
 
 def refuse_unknown_fields(cls: type[Any], document: Mapping[str, Any]) -> None:
