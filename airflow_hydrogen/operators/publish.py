@@ -40,7 +40,8 @@ class PublishModelOperator(BaseOperator):
 
     Args:
         model: the file or the folder of the model, a path on the worker or a URI (templated).
-        model_uri: where it is published; what lies there is replaced, at once (templated).
+        model_uri: where it is published; the model that lies there is replaced, at once, and a folder that
+            holds other things is refused (templated).
         columns: the columns of the model's one input, in their order, or input -> column or columns; see
             `airflow_hydrogen.runtime.publish_model` (templated).
         outputs: which of the model's outputs become columns; None: all of them (templated).

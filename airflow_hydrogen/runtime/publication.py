@@ -28,7 +28,7 @@ from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime import versions
 from airflow_hydrogen.runtime.models import aliases, directory, onnx_file
 from airflow_hydrogen.runtime.models.manifest import Manifest
-from airflow_hydrogen.runtime.models.runs import finished_model, model_there, refuse_shared_uri, work_of
+from airflow_hydrogen.runtime.models.runs import look_at, work_of
 from airflow_hydrogen.runtime.rank import foreign
 from airflow_hydrogen.runtime.rank.foreign import Foreign
 from airflow_hydrogen.runtime.rank.publishing import KERAS_FILE, SAVED_MODEL_FOLDER
@@ -56,7 +56,8 @@ def publish_model(
     Args:
         model: an ONNX file (`.onnx`), the folder of a TensorFlow SavedModel or a `.keras` file: a path or a
             URI.
-        model_uri: where it is published; what lies there is replaced, at once.
+        model_uri: where it is published; the model that lies there is replaced, at once, and a folder that
+            holds other things is refused.
         columns: the columns that fill the model's one input, in their order, as in `["temp", "wind"]`; or
             input -> column or columns, as in `{"x": ["temp", "wind"], "carrier": "carrier"}`. A column of
             lists that shares an input with others is `{"name": "pixels", "width": 784}`.
@@ -106,11 +107,7 @@ def run_publication(job: PublishJob) -> PublishReport:
         if job.alias is not None and filesystems.exists(job.alias):
             aliases.read_alias(job.alias)
         with Ownership(uri, "model_uri", work_of(job.run), on_lost=_nothing) as ownership:
-            directory.require_replaceable(uri)
-            there = model_there(uri)
-            refuse_shared_uri(uri, there, job.run)
-            directory.sweep_staging(uri)
-            earlier = finished_model(uri, there, job.run, _fingerprint(job))
+            _there, earlier = look_at(uri, job.run, _fingerprint(job))
             manifest = earlier or _publish(job, uri, ownership)
             alias = None
             if job.alias is not None:

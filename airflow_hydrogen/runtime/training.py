@@ -28,13 +28,7 @@ from airflow_hydrogen.runtime.gang.supervision import GangResult
 from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.manifest import CHECKPOINTS, DATA, EVENTS, Manifest
-from airflow_hydrogen.runtime.models.runs import (
-    finished_model,
-    model_there,
-    refuse_shared_uri,
-    without_clears,
-    work_of,
-)
+from airflow_hydrogen.runtime.models.runs import look_at, without_clears, work_of
 from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.rank.task import RankTask
 from airflow_hydrogen.runtime.runner import HorovodRunner, read_script
@@ -103,12 +97,7 @@ def _train_at(
 ) -> TrainReport:
     """Carry out a training at a model URI that is this application's own."""
     started = time.monotonic()
-    directory.require_replaceable(uri)
-    there = model_there(uri)
-    refuse_shared_uri(uri, there, job.run)
-    # Of applications that were killed; the URI is ours, so that nobody works there.
-    directory.sweep_staging(uri)
-    existing = finished_model(uri, there, job.run, job.fingerprint())
+    there, existing = look_at(uri, job.run, job.fingerprint())
     if existing is not None:
         _remove_working_files(job, uri)  # that try may not have come to it
         print(f"model {uri} was trained by an earlier try of this run: nothing to do", flush=True)

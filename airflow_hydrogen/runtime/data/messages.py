@@ -89,23 +89,23 @@ class JsonValues:
         alike = _are_alike(values)
         parsed = self._parse(values if alike.all() else values.filter(pa.array(alike)))
         if parsed is None:
-            parsed, alike = self.schema.empty_table().columns, np.zeros(len(values), bool)
+            parsed, alike = self.schema.empty_table(), np.zeros(len(values), bool)
         odd = [self._row(value) for value in values.filter(pa.array(~alike)).to_pylist()]
         broken = np.zeros(len(values), bool)
         broken[~alike] = [row is None for row in odd]
+        columns = {name: parsed.column(name).combine_chunks() for name in self.schema.names}
         if not odd:
-            return dict(zip(self.schema.names, map(_flat, parsed), strict=True)), broken
+            return columns, broken
         places = pa.array(np.argsort(np.concatenate([np.flatnonzero(alike), np.flatnonzero(~alike)])))
-        columns = {}
         for number, item in enumerate(self.schema):
             others = pa.array([row and row[number] for row in odd], item.type)
-            columns[item.name] = pa.concat_arrays([_flat(parsed[number]), others]).take(places)
+            columns[item.name] = pa.concat_arrays([columns[item.name], others]).take(places)
         return columns, broken
 
-    def _parse(self, values: pa.Array) -> list[pa.ChunkedArray] | None:
+    def _parse(self, values: pa.Array) -> pa.Table | None:
         """The columns of values that are alike; None where one of them is not what the schema says."""
         if not len(values):
-            return list(self.schema.empty_table().columns)
+            return self.schema.empty_table()
         whole = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
         try:
             text = pc.binary_join(whole.cast(pa.list_(pa.string())), "\n")[0].as_buffer()
@@ -118,7 +118,7 @@ class JsonValues:
             table.validate(full=True)  # escapes can make text that is no UTF-8
         except (pa.ArrowException, UnicodeDecodeError):
             return None
-        return list(table.columns) if table.num_rows == len(values) else None
+        return table if table.num_rows == len(values) else None
 
     def _row(self, value: bytes | None) -> list[Any] | None:
         """One value's fields; None where it is not what the schema says."""
@@ -172,8 +172,8 @@ class ParquetValues:
         nothing = pa.table([pa.nulls(1, item.type) for item in self.schema], schema=self.schema)
         tables = [nothing if table is None else table for table in files]
         counts = [table.num_rows for table in tables]
-        whole = pa.concat_tables(tables).combine_chunks()
-        columns = dict(zip(whole.column_names, map(_flat, whole.columns), strict=True))
+        whole = pa.concat_tables(tables)
+        columns = {name: whole.column(name).combine_chunks() for name in self.schema.names}
         broken = np.repeat([table is None for table in files], counts)
         places = np.repeat(np.arange(len(files)), counts)
         # A file stands beside the row that says what is wrong with it, and not beside each of its rows.
@@ -234,11 +234,6 @@ def _are_alike(values: pa.Array) -> np.ndarray:
         brackets = pc.add(pc.count_substring(taken, "["), pc.count_substring(taken, "{"))
         mask[long] &= pc.less(brackets, _DEEPEST).fill_null(False).to_numpy(zero_copy_only=False)
     return np.asarray(mask)
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
 class _Number(str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
@@ -73,14 +72,8 @@ class Rows:
         """All columns of all rows."""
         if self.values is None:
             return self.frame
-        run = partial(_decode, self.values, self.schema.names)
+        run = partial(self.values.rows, names=self.schema.names)
         return self.frame.mapInArrow(run, self.schema)
-
-
-def _decode(
-    values: Values, names: Sequence[str], batches: Iterator[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    return values.rows(batches, names)
 
 
 def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> Rows:

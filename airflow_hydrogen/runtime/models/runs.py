@@ -12,6 +12,30 @@ from airflow_hydrogen.runtime.models import directory
 from airflow_hydrogen.runtime.models.manifest import Manifest
 
 
+def look_at(uri: str, run: Run | None, job: str) -> tuple[Manifest | None, Manifest | None]:
+    """See what lies at the URI of a model, which is this application's own, before one is made there.
+
+    What applications have left there that were killed is removed: nobody else works at the URI.
+
+    Args:
+        uri: the model's.
+        run: what makes it.
+        job: fingerprint of that.
+
+    Returns:
+        The model that lies there, and the same if an earlier try of the run has published it.
+
+    Raises:
+        InvalidUriError: other things lie there.
+        SharedModelUriError: another task of the run has published a model there.
+    """
+    directory.require_replaceable(uri)
+    there = model_there(uri)
+    refuse_shared_uri(uri, there, run)
+    directory.sweep_staging(uri)
+    return there, finished_model(uri, there, run, job)
+
+
 def work_of(run: Run | None) -> dict[str, Any]:
     """What a run works at: the same for all of its tries, after a clear too; empty outside of Airflow."""
     if run is None:

@@ -24,11 +24,13 @@ from airflow_hydrogen.runtime import training
 from airflow_hydrogen.runtime.data.files import DataFile, DatasetFiles
 from airflow_hydrogen.runtime.data.staging import StagedDataset
 from airflow_hydrogen.runtime.gang.supervision import GangResult
+from airflow_hydrogen.runtime.models import runs
 from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.models.runs import refuse_shared_uri
 from airflow_hydrogen.runtime.rank.publishing import Outcome, Published
 from airflow_hydrogen.runtime.storage import owners
 from airflow_hydrogen.runtime.storage.owners import Owner, Process
-from airflow_hydrogen.runtime.training import place_of, refuse_shared_uri
+from airflow_hydrogen.runtime.training import place_of
 
 RUN = Run(dag_id="d", task_id="t", run_id="r", map_index=1)
 
@@ -112,7 +114,7 @@ def test_what_a_try_left_that_died_right_after_it_published_is_removed_by_the_ne
         (tmp_path / left).mkdir(parents=True)
     for name in (MANIFEST, "model.keras"):
         (tmp_path / "model" / name).touch()
-    monkeypatch.setattr(training, "finished_model", lambda *_: model_of(RUN))
+    monkeypatch.setattr(runs, "finished_model", lambda *_: model_of(RUN))
     assert training.run_training(job_at(tmp_path)).reused
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["model", MANIFEST, "model.keras"])
 
