@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import secrets
@@ -182,7 +183,7 @@ def require_replaceable(model_uri: str) -> None:
         InvalidUriError: naming some of them.
     """
     found = [name for name, _ in filesystems.list_names(model_uri) if not name.startswith(".")]
-    if MANIFEST in found:
+    if MANIFEST in found and not _is_another_manifest(model_uri):
         return
     others = [
         name for name in found if name not in (CHECKPOINTS, DATA, EVENTS) and not _BROUGHT.fullmatch(name)
@@ -198,6 +199,14 @@ def require_replaceable(model_uri: str) -> None:
             "Name a folder of its own",
             "model_uri",
         )
+
+
+def _is_another_manifest(model_uri: str) -> bool:
+    """Whether `manifest.json` is that of something else. One that cannot be read may be a model's."""
+    try:
+        return "format_version" not in json.loads(filesystems.read_bytes(uris.join(model_uri, MANIFEST)))
+    except (ValueError, TypeError, FileNotFoundError):
+        return False
 
 
 def publish(staged_uri: str, model_uri: str, manifest: Manifest, *, keep_checkpoints: bool) -> Manifest:

@@ -483,6 +483,16 @@ def test_a_folder_that_holds_other_things_is_not_replaced(there, shown, tmp_path
         directory.require_replaceable(str(tmp_path / "model"))
 
 
+def test_a_folder_with_the_manifest_of_something_else_is_not_replaced(tmp_path):
+    """Browsers' extensions, dbt and others have files of that name too."""
+    (tmp_path / "manifest.json").write_text('{"metadata": {"dbt_version": "1.9.0"}}')
+    (tmp_path / "run_results.json").write_text("{}")
+    with pytest.raises(InvalidUriError, match="holds manifest.json, run_results.json: a model takes"):
+        directory.require_replaceable(str(tmp_path))
+    _publish(tmp_path / "model")
+    directory.require_replaceable(str(tmp_path / "model"))
+
+
 def test_what_a_killed_application_has_not_published_is_swept_and_nothing_else(tmp_path):
     _publish(tmp_path / "m")
     staged = Path(directory.staging_uri(str(tmp_path / "m")))
