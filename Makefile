@@ -5,8 +5,9 @@ export PATH := $(BIN):$(PATH)
 # Where it is set, each of hundreds of processes compiles TensorFlow and Airflow anew: 6 s and 3 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Processes of pytest: what is slow waits for servers and processes more than it computes.
-WORKERS ?= 2
+# Processes of pytest, unless WORKERS says otherwise: unit tests compute, what is slow waits for servers, too.
+UNIT_WORKERS := $(or $(WORKERS),2)
+SLOW_WORKERS := $(or $(WORKERS),3)
 
 # Tests of what runs where there is no Airflow: in processes that find none (tests/unit/conftest.py).
 WITHOUT_AIRFLOW := tests/unit/contract tests/unit/runtime tests/unit/horovod_build
@@ -34,13 +35,13 @@ types:
 unit: unit-cluster unit-airflow
 
 unit-cluster:
-	pytest --numprocesses=$(WORKERS) --durations=20 $(WITHOUT_AIRFLOW)
+	pytest --numprocesses=$(UNIT_WORKERS) --durations=20 $(WITHOUT_AIRFLOW)
 
 unit-airflow:
 	pytest --durations=20 tests/unit $(WITHOUT_AIRFLOW:%=--ignore=%)
 
 test: setup check ## Everything: real Spark, real Horovod ranks, real Airflow.
-	pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=20 \
+	pytest --numprocesses=$(SLOW_WORKERS) --dist=loadfile --no-loadscope-reorder --durations=20 \
 		tests/e2e tests/integration tests/contract
 
 images: setup ## Build the container images without an engine and run out of them: root, 30 GB, half an hour.

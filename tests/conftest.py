@@ -34,7 +34,11 @@ _MARK, _RUN = "AIRFLOW_HYDROGEN_TEST_RUN", uuid.uuid4().hex
 os.environ[_MARK] = _RUN
 # Most of these JVMs live for seconds, in which the second compiler only costs: a small application of Spark
 # takes 25 s of processor time with it, 15 s without. Threads that collect beside it cost another second.
-os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+# With the first alone Java keeps 48 MB of compiled code and no more, which a session of Spark that lives long
+# fills: what it needs is thrown away then and compiled anew.
+os.environ.setdefault(
+    "JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
+)
 # Airflow writes its settings there when it is first imported, and processes of pytest would do that at once.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-hydrogen-tests-")
 
