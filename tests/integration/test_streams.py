@@ -437,6 +437,11 @@ def test_an_interval_ends_after_its_time(incoming, stream, scores):
         ),
         ({"source": Source.files_stream("{folder}", schema="a b c")}, InvalidJobError, "Spark's DDL"),
         (
+            {"source": Source.files_stream("{folder}", schema="a STRUCT<b: VARCHAR(5)>")},
+            InvalidJobError,
+            r"varchar\(5\) is for tables alone; use STRING",
+        ),
+        (
             {"source": Source.files_stream("{folder}", schema="a INT, A INT")},
             InvalidJobError,
             "a more than once",

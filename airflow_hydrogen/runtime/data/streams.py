@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ from airflow_hydrogen.runtime.session import root_cause, spark_errors
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructType
+
+# Spark has no values of these types: it checks them where it writes a table, and reads nothing as them.
+_SIZED = re.compile(r"\b(?:var)?char\(\d+\)")
 
 KAFKA = ("kafka_key", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp", "kafka_headers")
 """What rows of Kafka have beside the columns of their values."""
@@ -278,6 +282,8 @@ def _schema(source: Source) -> StructType:
     names = Counter(name.lower() for name in schema.names)
     if twice := [name for name, times in names.items() if times > 1]:
         raise _no_schema(source, "Spark's DDL of columns", f"it has {', '.join(twice)} more than once")
+    if sized := _SIZED.search(schema.simpleString()):
+        raise _no_schema(source, "Spark's DDL of columns", f"{sized[0]} is for tables alone; use STRING")
     return schema
 
 

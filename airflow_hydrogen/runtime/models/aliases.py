@@ -106,7 +106,7 @@ def set_alias(uri: str, model_uri: str, *, by: Mapping[str, Any] | None = None) 
         What the alias says now; where it has named that very model before, what it said then.
 
     Raises:
-        InvalidUriError: not the name of an alias.
+        InvalidUriError: not the name of an alias, or in the folder of the model.
         NotAnAliasError: something else has that name.
         ModelError: there is no whole model.
     """
@@ -114,6 +114,10 @@ def set_alias(uri: str, model_uri: str, *, by: Mapping[str, Any] | None = None) 
     if not is_alias(uri):
         raise InvalidUriError(uri, f"is no name of an alias: expected one that ends in {SUFFIX!r}", "alias")
     model = resolve(model_uri)
+    if uris.holds(model.uri, uri):
+        raise InvalidUriError(
+            uri, f"lies in the folder of the model {model.uri}, which the next model there replaces", "alias"
+        )
     manifest = model.open()
     before = _find(uri)
     if before is not None:

@@ -85,6 +85,12 @@ def test_the_name_of_an_alias_tells_that_it_is_one(tmp_path, name):
         set_alias(str(tmp_path / name), uri)
 
 
+def test_an_alias_in_the_folder_of_its_model_would_go_with_it(tmp_path):
+    uri, _ = model(tmp_path, "m1")
+    with pytest.raises(InvalidUriError, match="which the next model there replaces"):
+        set_alias(f"{uri}/production.alias", uri)
+
+
 def test_what_is_no_whole_model_gets_no_alias(tmp_path, alias):
     with pytest.raises(NotAModelError):
         set_alias(alias, str(tmp_path / "nothing"))
