@@ -19,7 +19,7 @@ _PINS = ROOT / "requirements" / "peers.txt"
 
 
 def peers_python() -> str:
-    """Its interpreter, after making it where there is none: two minutes, and 3 GB.
+    """Its interpreter, after making it where there is none, which takes a minute and 2 GB.
 
     Raises:
         subprocess.CalledProcessError: it cannot be made here, for a reason that has been printed.

@@ -45,7 +45,7 @@ _FILES = 8
 
 def measure(folder: Path, quick: bool) -> list[Result]:
     """Score flights, and 200,000 images."""
-    with local_spark() as spark:
+    with local_spark(settings={"spark.driver.memory": "4g"}) as spark:  # Spark reads images by the thousand
         return [_flights(spark, folder / "flights", quick), _images(spark, folder / "images", quick)]
 
 
