@@ -151,7 +151,7 @@ def _images(spark: SparkSession, folder: Path, quick: bool) -> Result:
         model,
         (source, count),
         ways,
-        (256, 1_024),
+        (256, 1_024, 4_096),
         1.3,
         folder,
         quick,

@@ -59,11 +59,11 @@ def to_markdown(document: dict[str, Any]) -> str:
         [
             "# Results of `make bench`",
             "",
-            "Written by `bench/run.py`; docs/benchmarks.md says what is measured, and how.",
+            "Written by `bench/run.py`; docs/benchmarks.md says what is measured, and how, and has plots.",
             "",
             *table(document["results"]),
             "",
-            *plots(document["results"]),
+            *ranks(document["results"]),
             f"On {system['cores']} cores ({system['cpu']}), {system['memory_gb']} GB, {system['system']}; "
             f"load average before: {system['load_before']}.",
             f"With {', '.join(f'{name} {packages[name]}' for name in used if name in packages)}.",
@@ -86,8 +86,8 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def plots(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Charts (Mermaid, which GitHub draws) of the results that have seconds by number of ranks."""
+def ranks(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The seconds by number of ranks, where results have them."""
     lines = []
     for result in results:
         if seconds := result["details"].get("seconds_by_np"):
@@ -98,13 +98,6 @@ def plots(results: Sequence[dict[str, Any]]) -> list[str]:
                 f"| np | {' | '.join(seconds)} |",
                 "|---|" + "---|" * len(seconds),
                 f"| seconds | {' | '.join(numbers)} |",
-                "",
-                "```mermaid",
-                "xychart-beta",
-                f'    x-axis "np" [{", ".join(seconds)}]',
-                '    y-axis "seconds" 0 --> ' + f"{max(seconds.values()) * 1.1:.0f}",
-                f"    line [{', '.join(numbers)}]",
-                "```",
                 "",
             ]
     return lines
