@@ -51,7 +51,9 @@ class Task:
         model: the file.
         source: folder of Parquet files: a key and features.
         target: folder to write; it is there and empty.
-        gate: folder in which workers find each other; it is there and empty.
+        few: folder of Parquet files of a few rows: a system reads and writes them first, without a model, so
+            that the processes which it has for that are there when the clock starts.
+        gate: folder in which workers find each other, and those few rows go; it is there and empty.
         settings: the system's own.
     """
 
@@ -60,13 +62,18 @@ class Task:
     model: str
     source: str
     target: str
+    few: str
     gate: str
     settings: dict[str, Any]
 
     @property
     def files(self) -> list[str]:
         """The files to read."""
-        return sorted(map(str, Path(self.source).glob("*.parquet")))
+        return _files(self.source)
+
+
+def _files(folder: str) -> list[str]:
+    return sorted(map(str, Path(folder).glob("*.parquet")))
 
 
 def main(argument: str) -> None:
@@ -194,19 +201,22 @@ def _by_ray(task: Task) -> float:
             log_to_driver=False,
             _temp_dir=folder,
         )
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.wait_for_min_actors_s = int(_WAIT_S)
-        scored = ray.data.read_parquet(task.files).map_batches(
-            Scorer,
-            batch_format="pyarrow",
-            batch_size=settings["batch_rows"],
-            compute=ray.data.ActorPoolStrategy(size=WORKERS),
-            num_cpus=settings["cpus_per_actor"],
-        )
-        scored.write_parquet(task.target)
-        ended = time.time()
-        ray.shutdown()
+        try:
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.wait_for_min_actors_s = int(_WAIT_S)
+            ray.data.read_parquet(_files(task.few)).write_parquet(f"{task.gate}/few")
+            scored = ray.data.read_parquet(task.files).map_batches(
+                Scorer,
+                batch_format="pyarrow",
+                batch_size=settings["batch_rows"],
+                compute=ray.data.ActorPoolStrategy(size=WORKERS),
+                num_cpus=settings["cpus_per_actor"],
+            )
+            scored.write_parquet(task.target)
+            ended = time.time()
+        finally:
+            ray.shutdown()  # before its folder goes
     return ended
 
 
@@ -227,6 +237,7 @@ def _by_daft(task: Task) -> float:
             return pa.array(self._model([column.to_arrow().to_numpy() for column in columns]))
 
     scorer = Scorer(task.engine, task.model, task.gate)
+    daft.read_parquet(_files(task.few)).write_parquet(f"{task.gate}/few")
     rows = daft.read_parquet(task.files)
     features = [daft.col(name) for name in rows.column_names if name != KEY]
     scored = rows.select(daft.col(KEY), scorer.score(*features).alias(PREDICTION))

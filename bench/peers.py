@@ -161,14 +161,14 @@ def measure(folder: Path, quick: bool) -> list[Result]:
     """Score 5,000,000 rows with each, in TensorFlow and in ONNX Runtime."""
     rows, rounds = (200_000, 1) if quick else (5_000_000, 3)
     source = write_rows(folder / "rows", rows)
+    few = min(rows, 200_000)
+    few_rows = write_rows(folder / "few", few)
     model = publish_model(folder, source)
     python = peers_python()
     contests = {
         engine: [_contest(peer, engine, folder, source, model, python, rows) for peer in PEERS]
         for engine in ENGINES
     }
-    few = min(rows, 200_000)
-    awaking = write_rows(folder / "few", few)
     our_rates: dict[Engine, list[float]] = {engine: [] for engine in ENGINES}
     with local_spark() as spark:
         expected = _ours_once(spark, model, source, folder, rows)
@@ -182,7 +182,7 @@ def measure(folder: Path, quick: bool) -> list[Result]:
                 found = []
                 for contest in contests[engine]:
                     # Workers that had nothing to do for a minute are gone; others may have the other engine.
-                    score_rows(spark, model, awaking, str(folder / "ours"), few, engine)
+                    score_rows(spark, model, few_rows, str(folder / "ours"), few, engine)
                     found.append(score_rows(spark, model, source, str(folder / "ours"), rows, engine))
                     print(f"    ours{_IN[engine]}: {found[-1]:,.0f} rows/s", flush=True)
                     contest.pair(found[-1])
@@ -224,6 +224,7 @@ def _run(
         "model": str(Path(model) / (twin.entry if engine == "onnx" else manifest.entry)),
         "source": source,
         "target": str(target),
+        "few": str(folder / "few"),
         "gate": str(gate),
         "settings": peer.tried[settings],
     }

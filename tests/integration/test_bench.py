@@ -58,6 +58,7 @@ def test_plain_processes_score_every_row_once(tmp_path: Path):
         "model": onnx_models.linear(tmp_path / "model.onnx"),
         "source": str(tmp_path / "rows"),
         "target": str(tmp_path / "scores"),
+        "few": str(tmp_path / "rows"),
         "gate": str(tmp_path / "gate"),
         "settings": {"batch_rows": 1},
     }
