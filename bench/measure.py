@@ -123,7 +123,12 @@ def compare(
 
 def python(*args: str, **environment: str) -> str:
     """Run this interpreter and return the last line of its output."""
-    return _last_line([sys.executable, *args], environment)
+    return run_python(sys.executable, *args, **environment)
+
+
+def run_python(interpreter: str, *args: str, **environment: str) -> str:
+    """Run an interpreter and return the last line of its output."""
+    return _last_line([interpreter, *args], environment)
 
 
 def horovodrun(module: str, *args: str) -> str:

@@ -84,7 +84,7 @@ def read(reader: str, uri: str, rows: int) -> dict[str, Any]:
     tf.reduce_sum(tf.ones((8, 8))).numpy()  # TensorFlow's thread pools
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    before, started = _status_mb("VmRSS"), time.perf_counter()
+    before, started = status_mb("VmRSS"), time.perf_counter()
     found = 0
     if reader == "to_batches":
         for batch in shard.to_batches(_BATCH_ROWS):
@@ -93,11 +93,12 @@ def read(reader: str, uri: str, rows: int) -> dict[str, Any]:
         for features, _label in shard.to_tf(_BATCH_ROWS, label="f000"):
             found += features.shape[0]
     assert found == rows == len(shard), (os.getpid(), found)
-    return {"peak_mb": _status_mb("VmHWM") - before, "seconds": time.perf_counter() - started}
+    return {"peak_mb": status_mb("VmHWM") - before, "seconds": time.perf_counter() - started}
 
 
-def _status_mb(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def status_mb(field: str, process: int | str = "self") -> float:
+    """A line of /proc/PID/status, such as `VmHWM`, in MB."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    raise RuntimeError(f"/proc/{process}/status has no {field}")

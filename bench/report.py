@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,19 +44,30 @@ def write(folder: Path, document: dict[str, Any]) -> None:
 def to_markdown(document: dict[str, Any]) -> str:
     """The table, and what it was measured on."""
     system, packages = document["machine"], document["versions"]
-    used = ("python", "java", "pyspark", "pyarrow", "tensorflow", "keras", "horovod", "apache-airflow")
+    used = (
+        "python",
+        "java",
+        "pyspark",
+        "pyarrow",
+        "tensorflow",
+        "keras",
+        "onnxruntime",
+        "horovod",
+        "apache-airflow",
+    )
     return "\n".join(
         [
             "# Results of `make bench`",
             "",
-            "Written by `bench/run.py`; docs/benchmarks.md says what is measured, and how.",
+            "Written by `bench/run.py`; docs/benchmarks.md says what is measured, and how, and has plots.",
             "",
             *table(document["results"]),
             "",
-            *plots(document["results"]),
+            *ranks(document["results"]),
             f"On {system['cores']} cores ({system['cpu']}), {system['memory_gb']} GB, {system['system']}; "
             f"load average before: {system['load_before']}.",
             f"With {', '.join(f'{name} {packages[name]}' for name in used if name in packages)}.",
+            *peers(document["results"]),
             "",
         ]
     )
@@ -75,8 +86,8 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def plots(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Charts (Mermaid, which GitHub draws) of the results that have seconds by number of ranks."""
+def ranks(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The seconds by number of ranks, where results have them."""
     lines = []
     for result in results:
         if seconds := result["details"].get("seconds_by_np"):
@@ -88,15 +99,21 @@ def plots(results: Sequence[dict[str, Any]]) -> list[str]:
                 "|---|" + "---|" * len(seconds),
                 f"| seconds | {' | '.join(numbers)} |",
                 "",
-                "```mermaid",
-                "xychart-beta",
-                f'    x-axis "np" [{", ".join(seconds)}]',
-                '    y-axis "seconds" 0 --> ' + f"{max(seconds.values()) * 1.1:.0f}",
-                f"    line [{', '.join(numbers)}]",
-                "```",
-                "",
             ]
     return lines
+
+
+def peers(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the systems beside ours ran with."""
+    found = {
+        result["details"]["peer"]: result["details"]["versions"]
+        for result in results
+        if "peer" in result["details"]
+    }
+    return [
+        f"{name} ran with {', '.join(f'{package} {version}' for package, version in packages.items())}."
+        for name, packages in found.items()
+    ]
 
 
 def _verdict(result: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ ROOT = BENCH.parent
 BENCHMARKS = (
     *("imports", "sensors", "deferred", "memory", "scale"),
     *("startup", "forks", "cold", "hosts", "faults", "overheads", "training", "bridge", "scoring", "streams"),
+    *("peers", "kinds", "stores", "sizes"),
 )
 
 
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, to try the code: writes no results"
     )
+    parser.add_argument("--plots", action="store_true", help="draw the plots of the results, measure nothing")
     options = parser.parse_args()
     # The interpreters that the benchmarks start, Spark's and Horovod's, import from here too.
     paths = [str(ROOT), str(ROOT / "dags")]
@@ -36,8 +38,11 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles TensorFlow anew
-    from bench import report
+    from bench import plots, report
 
+    if options.plots:
+        plots.redraw()
+        return 0
     machine, versions = report.machine(), report.versions()
     results: list[dict[str, Any]] = []
     for name in [options.only] if options.only else BENCHMARKS:
@@ -52,6 +57,7 @@ def main() -> int:
         if options.only:
             results = _merged(results)
         report.write(BENCH, {"machine": machine, "versions": versions, "results": results})
+        plots.redraw()
     return 0 if all(result["holds"] for result in results) else 1
 
 

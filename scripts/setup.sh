@@ -9,6 +9,9 @@
 # --for check installs as much as `make check` needs: no Spark, TensorFlow, Horovod, Java or compiler, and so a minute
 # at most. Without it the rest is added to the same environment.
 #
+# --for peers installs what the benchmarks compare with, and nothing else: bench/environment.py says so, with a VENV
+# for it.
+#
 # --with torch adds PyTorch and builds Horovod for it too. On x86-64, PyPI's torch wheel brings several GB of
 # CUDA libraries; where PyTorch's own index can be reached, UV_TORCH_BACKEND=cpu chooses the small CPU wheel.
 #
@@ -32,12 +35,13 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 PURPOSE=all
 while (($#)); do
     case $1 in
-        --for) PURPOSE=${2:-}; shift 2 || fail "--for needs a purpose: check" ;;
+        --for) PURPOSE=${2:-}; shift 2 || fail "--for needs a purpose: check, peers" ;;
         --with) WITH=${2:-}; shift 2 || fail "--with needs a name: torch" ;;
         *) fail "unknown argument $1; see the head of scripts/setup.sh" ;;
     esac
 done
-[[ $PURPOSE == all || $PURPOSE == check ]] || fail "--for $PURPOSE is unknown; there is: check"
+[[ $PURPOSE == all || $PURPOSE == check || $PURPOSE == peers ]] \
+    || fail "--for $PURPOSE is unknown; there are: check, peers"
 [[ -z $WITH || $WITH == torch ]] || fail "--with $WITH is unknown; there is: torch"
 
 # --- What the system has to have -------------------------------------------------------------------------
@@ -168,21 +172,33 @@ key_of() { { cat "$@"; echo "$PYTHON_VERSION $PWD"; } | sha256sum | cut -c1-64; 
 inputs=(requirements/{check.in,dev.txt} pyproject.toml scripts/setup.sh)
 check_key=$(key_of "${inputs[@]}") check_stamp=$VENV/.check-stamp
 all_key=$(key_of "${inputs[@]}" airflow_hydrogen/horovod_build/*.{py,patch})$WITH all_stamp=$VENV/.setup-stamp
-if [[ $PURPOSE == check ]]; then key=$check_key stamp=$check_stamp; else key=$all_key stamp=$all_stamp; fi
+peers_key=$(key_of requirements/peers.txt scripts/setup.sh) peers_stamp=$VENV/.peers-stamp
+case $PURPOSE in
+    check) key=$check_key stamp=$check_stamp ;;
+    peers) key=$peers_key stamp=$peers_stamp ;;
+    *) key=$all_key stamp=$all_stamp ;;
+esac
 if [[ -f $stamp && $(<"$stamp") == "$key" && -x $VENV/bin/python ]]; then
     say "$VENV is up to date"
     exit 0
 fi
 
-[[ $PURPOSE == check ]] || check_system
+[[ $PURPOSE != all ]] || check_system
 find_uv
 if [[ $("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) != "$PYTHON_VERSION" ]]; then
     say "making $VENV with Python $PYTHON_VERSION"
     rm -rf "$VENV"
     "$UV" venv --quiet --no-project --python "$("$PYTHON" -c 'import sys; print(sys.executable)')" "$VENV"
 fi
-rm -f "$check_stamp" "$all_stamp"
+rm -f "$check_stamp" "$all_stamp" "$peers_stamp"
 install=("$UV" pip install --quiet --python "$VENV/bin/python")
+if [[ $PURPOSE == peers ]]; then
+    say "installing requirements/peers.txt"
+    "${install[@]}" -r requirements/peers.txt
+    echo "$peers_key" >"$peers_stamp"
+    say "$VENV is ready"
+    exit 0
+fi
 if [[ $PURPOSE == check ]]; then
     say "installing requirements/check.in in the versions of requirements/dev.txt"
     "${install[@]}" -r requirements/check.in -c requirements/dev.txt
