@@ -33,6 +33,7 @@ class Requirement:
         memory_per_process_bytes: memory of each process, on the same node; 0: what an executor takes decides.
         executor_cores: cores of an executor of the gang, which holds as many processes as they allow; 0: not
             said.
+        executors: `np` counts executors of a scoring, and what is said of a process holds for each of them.
         executor_memory_bytes: memory of an executor, as `spark.executor.memory`; 0: memory is not looked at.
         free_now: free at this moment; False: in total, whoever uses it.
 
@@ -49,6 +50,7 @@ class Requirement:
     cpus_per_process: int = 1
     memory_per_process_bytes: int = 0
     executor_cores: int = 0
+    executors: bool = False
     executor_memory_bytes: int = 0
     free_now: bool = True
 
@@ -103,9 +105,13 @@ class Requirement:
         if self.memory_bytes:
             parts.append(f"{format_bytes(self.memory_bytes)} of memory")
         if self.np:
-            parts.append(f"a gang of {self.np} processes of {self._process()} each")
+            gang = "" if self.executors else "a gang of "
+            parts.append(f"{gang}{self.np} {self._what()} of {self._process()} each")
         where = f" on at least {self.hosts} hosts" if self.hosts > 1 else ""
         return f"{' and '.join(parts) or 'a core'}{where}, {'free now' if self.free_now else 'in total'}"
+
+    def _what(self) -> str:
+        return "executors" if self.executors else "processes"
 
     def _process(self) -> str:
         parts = [f"{self.gpus_per_process} {GPU}"] if self.gpus_per_process else []
@@ -160,7 +166,7 @@ def fits(snapshot: ClusterSnapshot, requirement: Requirement) -> Decision:
         places = sum(process_places(amounts, requirement, snapshot.master) for _host, amounts in nodes)
         if places < requirement.np:
             missing.append(
-                f"needs {requirement.np} places for processes of {requirement._process()}"
+                f"needs {requirement.np} places for {requirement._what()} of {requirement._process()}"
                 f"{_in_executors(requirement, snapshot.master)}, found {places}: {len(nodes)} nodes have "
                 f"{found.resources.get(GPU, 0)} {GPU}, {found.cores} cores and "
                 f"{format_bytes(found.memory_bytes)} in all"

@@ -17,6 +17,7 @@ HydrogenError
 │   ├── NetworkInterfaceError       no interface over which the ranks could speak
 │   ├── PortRangeError              all ports of the range are taken
 │   ├── AcceleratorError            fewer GPUs than a rank wants
+│   ├── WorkerDevicesError          a Python worker holds other GPUs than its task was given
 │   ├── NeverEnoughError            a machine that will never have what is waited for
 │   └── ContractVersionError        a job or report of another version
 ├── DataError                       the data does not fit the job
@@ -222,6 +223,23 @@ class AcceleratorError(InvalidJobError):
         )
         super().__init__(f"rank {rank} wants gpus_per_process={wanted}, but {problem}")
         self.rank = rank
+
+
+class WorkerDevicesError(InvalidJobError):
+    """A Python worker that holds a model on some GPUs got a task to which Spark gave others.
+
+    Example: two jobs of one Spark session, of which the first had no GPUs.
+    """
+
+    def __init__(self, held: list[str], assigned: list[str]) -> None:
+        super().__init__(
+            f"a Python worker holds a model on GPUs {', '.join(held) or 'none'}, and Spark gave its next "
+            f"task {', '.join(assigned) or 'none'}: set spark.python.worker.reuse to false for this "
+            "application, or give each executor the GPUs of one task alone, by "
+            "spark.executor.resource.gpu.amount"
+        )
+        self.held = held
+        self.assigned = assigned
 
 
 class NeverEnoughError(InvalidJobError):

@@ -16,6 +16,7 @@ from airflow_hydrogen.contract import CONTRACT_VERSION, uris
 from airflow_hydrogen.contract.aliases import SUFFIX, is_alias
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.contract.gpus import gpu_share
 from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
 from airflow_hydrogen.contract.sinks import run_partition
 from airflow_hydrogen.contract.sources import Source as Source  # likewise
@@ -327,6 +328,7 @@ class InferenceJob:
             to a table of their own.
         quarantine: that table; None: beside the sink's. Its partition is always the sink's.
         max_bad_rows: how many there may be, as a number or, below 1, as a share of all rows; None: any.
+        gpus_per_task: GPUs of a task that scores, or 1/n: n tasks share one.
         run: the Airflow run, or None outside Airflow.
         stream: when and how long a stream is scored; None where the source is none.
         batch: the micro-batch that is scored; None: all. It does not travel.
@@ -350,6 +352,7 @@ class InferenceJob:
     on_bad_row: OnBadRow = "fail"
     quarantine: Sink | None = None
     max_bad_rows: int | float | None = None
+    gpus_per_task: float = 0
     run: Run | None = None
     stream: StreamOptions | None = None
     batch: Batch | None = None
@@ -377,6 +380,7 @@ class InferenceJob:
             )
         if self.batch_rows < 1:
             raise InvalidJobError(f"batch_rows must be at least 1, found {self.batch_rows}")
+        object.__setattr__(self, "gpus_per_task", gpu_share("gpus_per_task", self.gpus_per_task))
         self._check_bad_rows()
         self._check_stream()
 
@@ -569,6 +573,7 @@ class InferenceJob:
             "on_bad_row": self.on_bad_row,
             "quarantine": self.quarantine.to_dict() if self.quarantine else None,
             "max_bad_rows": self.max_bad_rows,
+            **unless_none("gpus_per_task", self.gpus_per_task or None),
             "run": dataclasses.asdict(self.run) if self.run else None,
             **unless_none("stream", self.stream.to_dict() if self.stream else None),
             **unless_none("report_nonce", self.report_nonce),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_hydrogen.contract.gpus import gpu_share
 from airflow_hydrogen.contract.jobs import Engine, InferenceJob, OnBadRow, Run, Sink, Source
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.links.locations import OutputLocationLink, SparkLogLink, SparkUILink
@@ -23,6 +24,7 @@ from airflow_hydrogen.operators.arguments import (
     to_uri,
 )
 from airflow_hydrogen.operators.base import HydrogenOperator
+from airflow_hydrogen.operators.gang_conf import scoring_conf
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -60,6 +62,8 @@ class ArrowInferenceOperator(HydrogenOperator):
             `_quarantine` behind it (templated).
         max_bad_rows: fail the task, and replace nothing, where more rows than that are bad: a number, or a
             share between 0 and 1. None: no limit. Of a stream, in one micro-batch (templated).
+        gpus_per_task: GPUs of a task that scores, which sees no others, or a part of one: with 0.25 four
+            tasks share a GPU. Tasks that prepare hold none (templated).
         trigger: of a stream: "available_now" scores what is new and ends, an interval such as "30 seconds"
             goes on until something ends it (templated).
         checkpoint_uri: of a stream: a folder for its position, of this stream alone (templated).
@@ -85,6 +89,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         "on_bad_row",
         "quarantine",
         "max_bad_rows",
+        "gpus_per_task",
         "trigger",
         "checkpoint_uri",
         "max_rows_per_trigger",
@@ -117,6 +122,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         on_bad_row: OnBadRow = "fail",
         quarantine: Sink | Mapping[str, Any] | None = None,
         max_bad_rows: float | str | None = None,
+        gpus_per_task: float | str = 0,
         trigger: str | None = None,
         checkpoint_uri: str | None = None,
         max_rows_per_trigger: int | str | None = None,
@@ -126,6 +132,8 @@ class ArrowInferenceOperator(HydrogenOperator):
         super().__init__(**kwargs)
         refuse_callable("prepare", prepare)
         refuse_callable("predictor", predictor)
+        if isinstance(gpus_per_task, (int, float)):  # else a template, or what another task returns
+            gpu_share("gpus_per_task", gpus_per_task)
         self.model_uri = model_uri
         self.source = as_template(source)
         self.sink = as_template(sink)
@@ -139,6 +147,7 @@ class ArrowInferenceOperator(HydrogenOperator):
         self.on_bad_row = on_bad_row
         self.quarantine = as_template(quarantine)
         self.max_bad_rows = max_bad_rows
+        self.gpus_per_task = gpus_per_task
         self.trigger = trigger
         self.checkpoint_uri = checkpoint_uri
         self.max_rows_per_trigger = max_rows_per_trigger
@@ -173,8 +182,17 @@ class ArrowInferenceOperator(HydrogenOperator):
             on_bad_row=self.on_bad_row,
             quarantine=None if self.quarantine is None else to_sink("quarantine", self.quarantine),
             max_bad_rows=to_limit("max_bad_rows", self.max_bad_rows),
+            gpus_per_task=gpu_share("gpus_per_task", self.gpus_per_task),
             run=run,
             stream=to_stream(self.trigger, self.checkpoint_uri, self.max_rows_per_trigger, self.stop_after_s),
+        )
+
+    def _resource_conf(self, master: str) -> dict[str, str]:
+        return scoring_conf(
+            master,
+            gpus_per_task=gpu_share("gpus_per_task", self.gpus_per_task),
+            executor_cores=self._executor_cores,
+            given=self.conf or {},
         )
 
     def _check_data(self, context: Context, job: InferenceJob, hook: HydrogenSparkSubmitHook) -> None:

@@ -20,7 +20,7 @@ from airflow_hydrogen.runtime.gang import attempt, warming
 from airflow_hydrogen.runtime.gang.logs import GangLog
 from airflow_hydrogen.runtime.gang.preload import Preload, named, plan
 from airflow_hydrogen.runtime.gang.restarts import RestartPolicy
-from airflow_hydrogen.runtime.gang.slots import require_slots, task_slots
+from airflow_hydrogen.runtime.gang.slots import gang_slots, require_slots
 from airflow_hydrogen.runtime.gang.supervision import GangResult, run_supervised
 from airflow_hydrogen.runtime.gang.templates import TemplateSpec, secret_of_driver
 from airflow_hydrogen.runtime.progress import beat_interval_s
@@ -110,8 +110,8 @@ class HorovodRunner:
         return run_supervised(
             lambda task, size: attempt.run_on_spark(spark, task, size, options, log, template),
             task,
-            self._policy(require_slots(spark, self.np, options.start_timeout_s, log.event)),
-            free_slots=lambda: task_slots(spark).free,
+            self._policy(require_slots(spark, self.np, options, log.event)),
+            free_slots=lambda: gang_slots(spark, options).free,
             say=log.event,
         )
 
@@ -129,7 +129,7 @@ class HorovodRunner:
         if self.np < 0:
             warming.warm(template, attempt.local_threads(-self.np))
         else:
-            size = self.np or task_slots(spark).total
+            size = self.np or gang_slots(spark, self.options).total
             self._warming = warming.warm_executors(
                 spark, template, size, GangLog(self.options.driver_log_verbosity).event
             )

@@ -98,6 +98,11 @@ def spark_session(
     return spark
 
 
+def is_local(spark: SparkSession) -> bool:
+    """Whether the application runs inside the driver's own JVM."""
+    return str(spark.sparkContext.master).startswith("local")
+
+
 def _store_settings(access: S3Access | None, given: SparkConf) -> dict[str, str]:
     """Settings that open S3 to Spark, and hide the keys where the user has said what else is to be hidden."""
     if access is None:

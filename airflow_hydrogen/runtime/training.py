@@ -113,7 +113,7 @@ def _train_at(
     place = place_of(job.run, there)
     _sweep(uris.join(uri, DATA), place)
     spark = spark_session(job)
-    size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang.start_timeout_s)
+    size = -job.np if job.np < 0 else require_slots(spark, job.np, job.gang)
     runner = HorovodRunner(job.np, **job.gang.to_dict())
     runner.warm(spark, job.entrypoint, script)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from airflow_hydrogen.clusters.managers import endpoint_of, take_snapshot
 from airflow_hydrogen.clusters.requirement import Requirement, fits, parse_memory, resource_amounts
 from airflow_hydrogen.clusters.snapshot import GPU
 from airflow_hydrogen.contract.errors import HydrogenError, InvalidJobError, NeverEnoughError
+from airflow_hydrogen.contract.gpus import gpu_share, tasks_on, whole_gpus
 from airflow_hydrogen.triggers.polls import DEFAULT_MAX_WAIT_S
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class GPUClusterSensor(BaseSensorOperator):
         cpus_per_process: cores of each process of the gang.
         memory_per_process: memory of each process of the gang on its node, where that is more than its part
             of `executor_memory`: tensors lie outside of the heap.
+        gpus_per_task: GPUs of a task that scores, as for ArrowInferenceOperator: there has to be a place for
+            its executors, each with the GPUs of one task, or the one that its tasks share, on one node.
+        num_executors: how many of these executors; one is enough to score.
         executor_cores: the operator's `executor_cores`: an executor holds as many processes as they allow.
         executor_memory: the operator's `executor_memory`, or Spark's default; its overhead is added as the
             cluster manager adds it.
@@ -78,6 +82,8 @@ class GPUClusterSensor(BaseSensorOperator):
         "gpus_per_process",
         "cpus_per_process",
         "memory_per_process",
+        "gpus_per_task",
+        "num_executors",
         "executor_cores",
         "executor_memory",
         "conn_id",
@@ -97,6 +103,8 @@ class GPUClusterSensor(BaseSensorOperator):
         gpus_per_process: int | str = 0,
         cpus_per_process: int | str = 1,
         memory_per_process: int | str | None = None,
+        gpus_per_task: float | str | None = None,
+        num_executors: int | str | None = None,
         executor_cores: int | str | None = None,
         executor_memory: int | str = DEFAULT_EXECUTOR_MEMORY,
         free_now: bool = True,
@@ -115,6 +123,8 @@ class GPUClusterSensor(BaseSensorOperator):
         self.gpus_per_process = gpus_per_process
         self.cpus_per_process = cpus_per_process
         self.memory_per_process = memory_per_process
+        self.gpus_per_task = gpus_per_task
+        self.num_executors = num_executors
         self.executor_cores = executor_cores
         self.executor_memory = executor_memory
         self.free_now = free_now
@@ -214,7 +224,7 @@ class GPUClusterSensor(BaseSensorOperator):
                 faults.append(str(error))
                 return 0
 
-        numbers = {
+        numbers: dict[str, Any] = {
             argument: number(argument)
             for argument in (
                 "cores",
@@ -222,6 +232,7 @@ class GPUClusterSensor(BaseSensorOperator):
                 "np",
                 "gpus_per_process",
                 "cpus_per_process",
+                "num_executors",
                 "executor_cores",
             )
         }
@@ -232,10 +243,15 @@ class GPUClusterSensor(BaseSensorOperator):
             faults.append("resource and amount go together")
         elif self.resource:
             amounts.append((self.resource, number("amount")))
-        memories = {
+        memories: dict[str, Any] = {
             f"{argument}_bytes": size(argument)
             for argument in ("memory", "memory_per_process", "executor_memory")
         }
+        num_executors = numbers.pop("num_executors")
+        if self.gpus_per_task not in (None, ""):
+            numbers.update(self._executors(num_executors, numbers, faults))
+        elif num_executors:
+            faults.append("num_executors needs gpus_per_task: they are of a scoring")
         if not numbers["np"]:
             memories["executor_memory_bytes"] = 0  # there is no gang, and so no executor
         if faults:
@@ -245,3 +261,25 @@ class GPUClusterSensor(BaseSensorOperator):
             for name, amount in resource_amounts(dict([pair])).items():
                 resources[name] = resources.get(name, 0) + amount
         return Requirement(resources=resources, free_now=self.free_now, **numbers, **memories)
+
+    def _executors(self, count: int, numbers: Mapping[str, int], faults: list[str]) -> dict[str, Any]:
+        """What executors of a scoring take, as the operator asks for them; adds what makes no sense."""
+        try:
+            gpus = gpu_share("gpus_per_task", self.gpus_per_task)
+        except InvalidJobError as error:
+            faults.append(str(error))
+            return {}
+        if not gpus:
+            faults.append("gpus_per_task=0 needs no GPUs: leave it out")
+        if numbers["np"] or numbers["gpus_per_process"]:
+            faults.append(
+                "np and gpus_per_process are of a gang, and gpus_per_task of a scoring: leave one out"
+            )
+        cores = numbers["executor_cores"] or numbers["cpus_per_process"] * tasks_on(gpus)
+        return {
+            "executors": True,
+            "np": count or 1,
+            "gpus_per_process": whole_gpus(gpus),
+            "cpus_per_process": cores,
+            "executor_cores": cores,
+        }

@@ -79,6 +79,13 @@ JOBS = {
         quarantine=Sink.parquet("/bad"),
         max_bad_rows=0.01,
     ),
+    "inference_job_gpus": InferenceJob(
+        model_uri="/models/flight_delay",
+        source=Source.parquet("/lake/flights/ds=2013-07-01"),
+        sink=Sink.parquet("/scores"),
+        report_uri="/tmp/report.json",
+        gpus_per_task=0.25,
+    ),
     "inference_job_stream": InferenceJob(
         model_uri="/models/flight_delay",
         source=Source.kafka("events", "flights", schema="temp DOUBLE", startingOffsets="latest"),

@@ -52,13 +52,13 @@ def load_plain(path):
     return lambda arrays: {"prediction": arrays["x"][:, 0] + 10 * arrays["x"][:, 1]}
 
 
-def publish_plain(folder):
-    """Publish a model whose predictor is `load_plain`."""
+def publish_plain(folder, text="{}"):
+    """Publish a model, a file with a text, whose predictor is `load_plain`."""
     columns = (ColumnSpec("a", "float32"), ColumnSpec("b", "float32"))
     signature = Signature(
         (InputSpec("x", columns, "float32", (2,)),), (OutputSpec("prediction", "float32", ()),)
     )
-    (folder / "model.json").write_text("{}")
+    (folder / "model.json").write_text(text)
     value = ExportedModel(
         path=str(folder / "model.json"),
         framework="none",

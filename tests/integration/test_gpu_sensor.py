@@ -113,6 +113,12 @@ def test_an_idle_cluster_has_everything_on_two_hosts(cluster: StandaloneCluster)
     assert not sensor(np=2, gpus_per_process=1, executor_memory="2g").poke({})
     assert not sensor(np=4, gpus_per_process=1).poke({})  # 1 GiB each, where a worker has one
     assert not sensor(np=1, gpus_per_process=3).poke({})
+    assert sensor(gpus_per_task=1, num_executors=2).poke({})
+    assert sensor(gpus_per_task=0.5, num_executors=2).poke({})  # each takes a worker's memory and two cores
+    assert not sensor(gpus_per_task=0.25, executor_memory="512m").poke(
+        {}
+    )  # four cores, where a worker has two
+    assert not sensor(gpus_per_task=0.5, num_executors=3, executor_memory="512m").poke({})
 
 
 def test_gpus_that_an_application_takes_are_waited_for_until_it_ends(

@@ -7,8 +7,6 @@ from itertools import takewhile
 
 from airflow_hydrogen.contract.errors import AcceleratorError
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-
 
 def visible_devices(
     assigned: Sequence[str], given: str | None, gpus_per_process: int, local_rank: int, rank: int
@@ -47,11 +45,3 @@ def _entries(given: str) -> list[str]:
     """The devices that CUDA takes from the variable: those before the first that is none, such as -1."""
     entries = (entry.strip() for entry in given.split(","))
     return list(takewhile(lambda entry: entry and not entry.startswith("-"), entries))
-
-
-def environment(devices: Sequence[str]) -> dict[str, str]:
-    """The variable that hides all other GPUs; CUDA reads it when a device is first used.
-
-    An empty list hides all of them.
-    """
-    return {VISIBLE: ",".join(devices)}

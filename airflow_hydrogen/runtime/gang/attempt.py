@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract.errors import GangError, GangLostError
 from airflow_hydrogen.contract.gang import GangOptions
-from airflow_hydrogen.runtime.gang import accelerators, network, rendezvous
+from airflow_hydrogen.runtime import devices as gpus
+from airflow_hydrogen.runtime.gang import accelerators, network, profiles, rendezvous
 from airflow_hydrogen.runtime.gang.channel import DriverChannel
 from airflow_hydrogen.runtime.gang.logs import GangLog
 from airflow_hydrogen.runtime.gang.monitor import GangMonitor
@@ -84,7 +85,10 @@ def run_on_spark(
         stage = RankStage(task, channel.address, threads, given_omp_threads(spark), options, template)
         try:
             # A data-free RDD: Spark refuses barrier stages over unions, coalesced RDDs and the like.
-            answers = context.parallelize(range(size), size).barrier().mapPartitions(stage).collect()
+            ranks = context.parallelize(range(size), size)
+            if (profile := profiles.of_gang(spark, options.gpus_per_process)) is not None:
+                ranks = ranks.withResources(profile)
+            answers = ranks.barrier().mapPartitions(stage).collect()
         except Exception as error:
             failure = _why(monitor, error)
             failure.tasks_ended = False
@@ -154,7 +158,7 @@ def run_locally(
             for place in placements:
                 devices = accelerators.visible_devices(
                     [],
-                    os.environ.get(accelerators.VISIBLE),
+                    os.environ.get(gpus.VISIBLE),
                     options.gpus_per_process,
                     place.local_rank,
                     place.rank,
@@ -162,7 +166,7 @@ def run_locally(
                 environment = {
                     **rendezvous.horovod_environment(place, here, (here.address, server.port), ports),
                     **threads,
-                    **accelerators.environment(devices),
+                    **gpus.environment(devices),
                 }
                 monitor.started(place.rank, place.host)
                 processes.append(

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract.errors import InvalidJobError, NotEnoughSlotsError
+from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.runtime.gang import profiles
 from airflow_hydrogen.runtime.gang.rendezvous import OMP_THREADS
+from airflow_hydrogen.runtime.session import is_local
 
 if TYPE_CHECKING:
+    from pyspark.resource import ResourceProfile
     from pyspark.sql import SparkSession
 
 _POLL_S = 0.1
@@ -41,28 +45,42 @@ class Slots:
         return f"{self.free} of {self.total} task slots are free, on {self.executors} executors"
 
 
-def is_local(spark: SparkSession) -> bool:
-    """Whether the application runs inside the driver's own JVM."""
-    return str(spark.sparkContext.master).startswith("local")
+def gang_slots(spark: SparkSession, options: GangOptions) -> Slots:
+    """The slots of the application now on which ranks can run."""
+    return task_slots(spark, profiles.of_gang(spark, options.gpus_per_process))
 
 
-def task_slots(spark: SparkSession) -> Slots:
-    """The slots of the application now."""
+def task_slots(spark: SparkSession, profile: ResourceProfile | None = None) -> Slots:
+    """The slots of the application now.
+
+    Args:
+        spark: the session.
+        profile: of the tasks that are to run on them; None: the application's own.
+    """
     context = spark.sparkContext._jsc.sc()
-    total = int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+    manager = context.resourceProfileManager()
+    total = int(
+        context.maxNumConcurrentTasks(
+            manager.defaultResourceProfile() if profile is None else profile._java_resource_profile
+        )
+    )
     executors = list(context.statusTracker().getExecutorInfos())
     busy = sum(int(executor.numRunningTasks()) for executor in executors)
     # The driver is among them, and only on a local master does it run tasks.
     return Slots(total, busy, len(executors) - (0 if is_local(spark) else 1))
 
 
-def require_slots(spark: SparkSession, np: int, timeout_s: float, say: Callable[[str], None] = print) -> int:
+def require_slots(
+    spark: SparkSession, np: int, options: GangOptions, say: Callable[[str], None] = print
+) -> int:
     """Find the size of the gang, waiting for slots that are busy or not registered yet.
+
+    Tasks that hold no GPU count as busy here too: a gang waits for those that prepare its data.
 
     Args:
         spark: the session.
         np: ranks; 0 for one on every slot.
-        timeout_s: how long to wait, in seconds.
+        options: of the gang: how long to wait, and the GPUs of a rank.
         say: called with a line now and then while it waits.
 
     Returns:
@@ -74,11 +92,12 @@ def require_slots(spark: SparkSession, np: int, timeout_s: float, say: Callable[
             because it never gets more.
     """
     _refuse_dynamic_allocation(spark)
+    timeout_s = options.start_timeout_s
     started = time.monotonic()
     said_at = float("-inf")
     master = f"master {spark.sparkContext.master}"
     # With np=0 the busy ones are waited for too: those of a stage that was cancelled are free within seconds.
-    while (slots := task_slots(spark)).free < (wanted := np or max(1, slots.total)):
+    while (slots := gang_slots(spark, options)).free < (wanted := np or max(1, slots.total)):
         if is_local(spark) and slots.total < wanted:
             raise NotEnoughSlotsError(np, slots.total, master)
         waited_s = time.monotonic() - started

@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow_hydrogen.contract.errors import HydrogenError
 from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.runtime import devices as gpus
 from airflow_hydrogen.runtime.gang import accelerators, network, rendezvous
 from airflow_hydrogen.runtime.gang.channel import ChannelAddress, TaskChannel
 from airflow_hydrogen.runtime.gang.network import GangAddress
@@ -113,18 +114,17 @@ class RankStage:
             return process.wait(channel.stopped)
 
     def _accelerators(self, barrier: Any, placement: Placement, channel: TaskChannel) -> dict[str, str]:
-        gpus = barrier.resources().get("gpu")
-        assigned = list(gpus.addresses) if gpus else []
-        given = os.environ.get(accelerators.VISIBLE)
+        assigned = gpus.assigned(barrier)
+        given = os.environ.get(gpus.VISIBLE)
         devices = accelerators.visible_devices(
             assigned, given, self.options.gpus_per_process, placement.local_rank, placement.rank
         )
         if devices and not assigned:
-            which = "" if given is None else f" among {accelerators.VISIBLE}={given}"
+            which = "" if given is None else f" among {gpus.VISIBLE}={given}"
             channel.line(
                 f"GPU {', '.join(devices)} by local rank{which}: Spark's resource scheduling gave none"
             )
-        return accelerators.environment(devices)
+        return gpus.environment(devices)
 
 
 def of_this_executor(template: TemplateSpec) -> TemplateSpec:

@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
 
-from airflow_hydrogen.runtime.gang import accelerators
+from airflow_hydrogen.runtime import devices
 from airflow_hydrogen.runtime.rank.task import MARK_VARIABLE, NO_MARK, PEER, TEMPLATE_MODULE, Launch
 
 UNSEEN = 1 << 16
@@ -42,7 +42,7 @@ _OUTPUT_BYTES = 65536
 _END_S = 1.0  # for a process that has closed its files
 _ANSWER_BYTES = 4096
 # Set for each rank, and read by nobody before `hvd.init()` or the first use of a device.
-_OF_A_RANK = re.compile(rf"HOROVOD_[A-Z_]+|{accelerators.VISIBLE}")
+_OF_A_RANK = re.compile(rf"HOROVOD_[A-Z_]+|{devices.VISIBLE}")
 # Of an executor, a task or a test, and of no meaning for a framework.
 _NO_MATTER = re.compile(
     r"(?:SPARK|PYSPARK|PYTHON_WORKER|PYTHON_UNIX_DOMAIN|PYTEST|AIRFLOW|CONTAINER)_\w+|PWD|OLDPWD|SHLVL|_"
@@ -266,7 +266,7 @@ def _owner(spec: TemplateSpec) -> int:
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What a template starts with: a rank's environment, less what only one rank has."""
     whole = {**os.environ, **environment}
-    ranks_own = {name for name in environment if _OF_A_RANK.fullmatch(name)} | {accelerators.VISIBLE}
+    ranks_own = {name for name in environment if _OF_A_RANK.fullmatch(name)} | {devices.VISIBLE}
     return {name: value for name, value in whole.items() if name not in ranks_own and name != MARK_VARIABLE}
 
 

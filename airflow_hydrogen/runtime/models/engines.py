@@ -9,13 +9,14 @@ from airflow_hydrogen.contract.jobs import Engine
 from airflow_hydrogen.runtime.models.manifest import Manifest
 
 ONNX = "onnx"
+TENSORFLOW = "tensorflow"
 PREDICTOR = "predictor"
 """Neither: a function of the user's loads the model."""
 
-_OF_FRAMEWORKS = {"keras": "tensorflow", "tensorflow": "tensorflow", ONNX: ONNX}
+_OF_FRAMEWORKS = {"keras": TENSORFLOW, "tensorflow": TENSORFLOW, ONNX: ONNX}
 
 
-def choose(uri: str, manifest: Manifest, wanted: Engine, predictor: str | None) -> str:
+def choose(uri: str, manifest: Manifest, wanted: Engine, predictor: str | None, gpus: float = 0) -> str:
     """The engine that scores with a model. It is chosen once, so that all workers have the same.
 
     Args:
@@ -23,6 +24,8 @@ def choose(uri: str, manifest: Manifest, wanted: Engine, predictor: str | None) 
         manifest: the model's.
         wanted: "auto" takes ONNX Runtime where the model is there for it and it is installed here.
         predictor: the job's own loader, or None.
+        gpus: of a task. With some, "auto" takes the model's own framework: that it predicts the same in ONNX
+            Runtime was seen on processors, and not on GPUs.
 
     Raises:
         EngineError: the model is not there for the engine that is wanted.
@@ -35,7 +38,11 @@ def choose(uri: str, manifest: Manifest, wanted: Engine, predictor: str | None) 
     own = _OF_FRAMEWORKS.get(manifest.framework, PREDICTOR)
     found = [own, *(twin.engine for twin in manifest.twins)]
     if wanted == "auto":
-        return ONNX if ONNX in found and importlib.util.find_spec("onnxruntime") is not None else own
+        return (
+            ONNX
+            if not gpus and ONNX in found and importlib.util.find_spec("onnxruntime") is not None
+            else own
+        )
     if wanted not in found:
         mend = (
             ": train it with exports=('onnx',), and look in its log where it has none"

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from airflow_hydrogen.contract.errors import EngineError, ModelSignatureError
 from airflow_hydrogen.contract.signatures import Signature
+from airflow_hydrogen.runtime import devices
 
 _FATAL_ALONE = 4  # errors are raised as well
 # Where twins are compared with their models: a GPU adds in another precision.
 _PROVIDERS = ("CPUExecutionProvider",)
+_CUDA = "CUDAExecutionProvider"
+# Other workers may have a part of the GPU: memory is taken as it is needed, and not twice as much each time.
+_CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested"}
+
+
+_NO_GPU = (
+    "install onnxruntime-gpu in place of onnxruntime, and the CUDA that it needs, on every executor; or set "
+    "engine to the model's own framework, or leave gpus_per_task out"
+)
 
 
 def twin_input(number: int) -> str:
@@ -38,7 +49,7 @@ def load(
         is_twin: the file's inputs and outputs have names of ours, in the order of the signature.
 
     Raises:
-        EngineError: ONNX Runtime is not installed here.
+        EngineError: ONNX Runtime is not installed here, or does not run on the GPUs of this worker.
         ModelSignatureError: the file gives other outputs than the signature says.
     """
     try:
@@ -56,7 +67,9 @@ def load(
     # The cores are other workers' as well: threads that wait have to sleep.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _FATAL_ALONE
-    session = onnxruntime.InferenceSession(str(file), options, providers=_PROVIDERS)
+    session = onnxruntime.InferenceSession(str(file), options, providers=_providers(uri, onnxruntime))
+    if devices.held() and _CUDA not in session.get_providers():  # it goes on without, and says nothing
+        raise EngineError(uri, "onnx", f"it cannot open GPU {', '.join(devices.held())}: {_NO_GPU}")
 
     inputs = {
         spec.name: twin_input(number) if is_twin else spec.name
@@ -78,3 +91,15 @@ def load(
         return dict(zip(outputs, session.run(list(outputs.values()), feed), strict=True))
 
     return predict
+
+
+def _providers(uri: str, onnxruntime: Any) -> Sequence[str | tuple[str, dict[str, str]]]:
+    """What runs the model: the GPUs that this worker holds, or processors."""
+    if not devices.held():
+        return _PROVIDERS
+    found = onnxruntime.get_available_providers()
+    if _CUDA not in found:
+        raise EngineError(
+            uri, "onnx", f"ONNX Runtime has {', '.join(found)} where tasks with GPUs run: {_NO_GPU}"
+        )
+    return [(_CUDA, _CUDA_OPTIONS), *_PROVIDERS]

@@ -31,6 +31,7 @@ class Account:
         bad_files: those that hold such rows, by their names.
         unproven: see `Sifter`.
         failure: likewise.
+        notes: what the driver's log has to say.
     """
 
     rows_in: int = 0
@@ -40,6 +41,7 @@ class Account:
     bad_files: list[str] = field(default_factory=list)
     unproven: int = 0
     failure: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def rows_bad(self) -> int:
@@ -68,6 +70,7 @@ class Account:
             total.bad_files += account.bad_files
             total.unproven += account.unproven
             total.failure = total.failure or account.failure
+            total.notes += [note for note in account.notes if note not in total.notes]
         return total
 
     def require_working_model(self) -> None:

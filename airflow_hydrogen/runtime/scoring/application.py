@@ -73,7 +73,8 @@ def _run(job: InferenceJob) -> InferenceReport:
         warming.warm_workers(spark, _say)
         with log_group("Preparation", folded=job.run is not None):
             opened = _open(spark, job, kept)
-            frame = sources.prepared(opened.frame, prepare, job.prepare_kwargs)
+            with warming.prepared_apart(spark, job.gpus_per_task):
+                frame = sources.prepared(opened.frame, prepare, job.prepare_kwargs)
             label = label_of(manifest, job, opened.snapshot)
             job = replace(job, source=opened.source)
             scoring = score(spark, frame, manifest, job, label)
@@ -91,6 +92,8 @@ def _run(job: InferenceJob) -> InferenceReport:
             raise original from None
     seconds = time.monotonic() - started
     print(f"wrote {written.rows:,} rows to {job.sink}", flush=True)
+    for note in written.notes:
+        _say(note)
     if written.bad:
         where = "dropped" if job.quarantine_uri is None else f"quarantined in {job.quarantine_uri}"
         print(f"{written.bad.total():,} of {written.rows_in:,} rows {where}:", flush=True)
@@ -142,7 +145,7 @@ def usable_model(job: InferenceJob, model: NamedModel) -> Manifest:
     predictor = job.predictor or manifest.predictor
     if predictor:
         resolve_import_path(predictor)
-    elif engines.choose(model.uri, manifest, job.engine, None) != engines.ONNX:
+    elif engines.choose(model.uri, manifest, job.engine, None, job.gpus_per_task) != engines.ONNX:
         require_modules(model.uri, manifest)
     return manifest
 

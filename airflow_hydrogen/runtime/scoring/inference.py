@@ -21,7 +21,9 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.signatures import OutputSpec
 from airflow_hydrogen.contract.stores import S3Access
+from airflow_hydrogen.runtime import devices
 from airflow_hydrogen.runtime.data.messages import FAULT, RAW
+from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.inputs import model_inputs, value_beyond
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
@@ -78,6 +80,7 @@ class Scorer:
         output: where scored rows are written; None: Spark gets them.
         bad_output: where rows go that cannot be scored; None: they are dropped.
         s3: what opens S3.
+        hides_gpus: a worker sees no GPUs but those that Spark gave to its task, which may be none.
     """
 
     model_uri: str
@@ -94,6 +97,7 @@ class Scorer:
     bad_output: TaskFiles | None = None
     added: Mapping[str, str] = field(default_factory=dict)
     s3: S3Access | None = field(default=None, repr=False)
+    hides_gpus: bool = False
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Score one task's batches; the model is loaded when the first row comes.
@@ -103,6 +107,8 @@ class Scorer:
             itself there is a row for each batch instead, the account for the last: Spark sees how far it is.
         """
         s3.use(self.s3)  # each task anew: the process may have scored for another job
+        if self.hides_gpus:
+            devices.hold(devices.of_this_task())
         account, schema = Account(), ANSWER
         score: Callable[[pa.RecordBatch], list[pa.RecordBatch]] | None = None
         sifter = None
@@ -128,6 +134,7 @@ class Scorer:
             return  # no rows
         account.files = [written.name] if written is not None and written.name else []
         account.bad_files = [bad.name] if bad is not None and bad.name else []
+        account.notes = _notes(self.engine)
         if sifter is not None:
             account.unproven, account.failure = sifter.unproven, sifter.failure
         yield _rows_of_nulls(schema).set_column(
@@ -178,6 +185,22 @@ class Scorer:
                 arrays.append(output_column(spec, outputs, batch.num_rows))
         arrays += [pa.repeat(pa.scalar(text, pa.string()), batch.num_rows) for text in self.added.values()]
         return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values(), *self.added])
+
+
+def _notes(engine: str) -> list[str]:
+    """What the driver's log has to say of a scoring that does not run where it was to run."""
+    wanted = devices.held()
+    if not wanted or engine != engines.TENSORFLOW:
+        return []
+    import tensorflow as tf
+
+    seen = len(tf.config.list_physical_devices("GPU"))
+    if seen == len(wanted):
+        return []
+    return [
+        f"TensorFlow sees {seen} of the {len(wanted)} GPUs of a task: it has to be installed with CUDA where "
+        "tasks run"
+    ]
 
 
 def _set_aside(account: Account, file: TaskFile | None) -> _SetAside:

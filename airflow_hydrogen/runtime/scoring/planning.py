@@ -21,6 +21,7 @@ from airflow_hydrogen.runtime.data.messages import FAULT, RAW, VALUE
 from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
 from airflow_hydrogen.runtime.data.streams import TRACES, Rows
+from airflow_hydrogen.runtime.gang import profiles
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
 from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.manifest import Manifest
@@ -28,11 +29,13 @@ from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.direct import RowGroup
 from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
+from airflow_hydrogen.runtime.session import is_local
 from airflow_hydrogen.runtime.sinks.tables import LABEL, Types
 from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyspark.resource import ResourceProfile
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
@@ -148,7 +151,8 @@ def score(
     ours = (RAW, FAULT) if FAULT in traces else ()
     columns = [name for name in frame.columns if name not in ours]
     keep, outputs = plan_columns(columns, manifest.signature, job)
-    slots = task_slots(spark).total
+    profile = profiles.of_scoring(spark, job.gpus_per_task)
+    slots = task_slots(spark, profile).total
     found = {name.lower(): name for name in frame.columns}
     partition = {name: found[name.lower()] for name in job.sink.partition if name.lower() in found}
     constants = {column: job.sink.partition[name] for name, column in partition.items()}
@@ -158,7 +162,7 @@ def score(
         model_uri=uris.canonical(job.model_uri),
         manifest=manifest,
         predictor=job.predictor,
-        engine=engines.choose(job.model_uri, manifest, job.engine, job.predictor),
+        engine=engines.choose(job.model_uri, manifest, job.engine, job.predictor, job.gpus_per_task),
         keep=tuple(keep),
         outputs=outputs,
         constants=constants,
@@ -167,15 +171,16 @@ def score(
         sifting=_sifting(job),
         added=added or {},
         s3=job.s3,
+        hides_gpus=not is_local(spark),
     )
     scan = None if job.prepare or job.stream else scans.scan_of(frame, job.source, needed)
     groups = direct.row_groups(scan.files) if scan else []
-    rows, run = None, partial(_read_by_spark, frame, needed)
+    rows, run = None, partial(_read_by_spark, profile, frame, needed)
     if undecoded is not None:
-        run = partial(_decoded_by_tasks, undecoded, needed)
+        run = partial(_decoded_by_tasks, profile, undecoded, needed)
     if scan and groups:
         rows = scan.files.total_rows if scan.condition is None else None
-        run = partial(_read_by_tasks, spark, scan, direct.deal(groups, slots), needed)
+        run = partial(_read_by_tasks, profile, spark, scan, direct.deal(groups, slots), needed)
     return Scoring(
         schema=output_schema(frame.schema, keep, outputs, manifest.signature, label, scorer.added),
         rows=rows,
@@ -197,6 +202,7 @@ def _sifting(job: InferenceJob) -> Sifting | None:
 
 
 def _read_by_tasks(
+    profile: ResourceProfile | None,
     spark: SparkSession,
     scan: Scan,
     hands: Sequence[Sequence[RowGroup]],
@@ -211,20 +217,29 @@ def _read_by_tasks(
             for number in batch.column(0).to_pylist():
                 yield from scorer(direct.read(scan, hands[number], columns, scorer.batch_rows))
 
-    return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema)
+    return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema, profile=profile)
 
 
-def _read_by_spark(frame: DataFrame, columns: Sequence[str], scorer: Scorer, schema: StructType) -> DataFrame:
+def _read_by_spark(
+    profile: ResourceProfile | None,
+    frame: DataFrame,
+    columns: Sequence[str],
+    scorer: Scorer,
+    schema: StructType,
+) -> DataFrame:
     """Spark reads, and gives tasks batches."""
     _cut_batches(frame.sparkSession, scorer.batch_rows)
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return scorer(batches)
 
-    return frame.select(*(f"`{name}`" for name in columns)).mapInArrow(run, schema)
+    needed = frame.select(*(f"`{name}`" for name in columns))
+    return needed.mapInArrow(run, schema, profile=profile)
 
 
-def _decoded_by_tasks(rows: Rows, columns: Sequence[str], scorer: Scorer, schema: StructType) -> DataFrame:
+def _decoded_by_tasks(
+    profile: ResourceProfile | None, rows: Rows, columns: Sequence[str], scorer: Scorer, schema: StructType
+) -> DataFrame:
     """Spark reads, and gives tasks batches of what they have to decode."""
     _cut_batches(rows.frame.sparkSession, scorer.batch_rows)
     values = rows.values
@@ -234,7 +249,7 @@ def _decoded_by_tasks(rows: Rows, columns: Sequence[str], scorer: Scorer, schema
         return scorer(values.rows(batches, columns))
 
     untouched = [name for name in rows.frame.columns if name in columns]
-    return rows.frame.select(VALUE, *untouched).mapInArrow(run, schema)
+    return rows.frame.select(VALUE, *untouched).mapInArrow(run, schema, profile=profile)
 
 
 def _cut_batches(spark: SparkSession, rows: int) -> None:

@@ -35,12 +35,14 @@ class Written:
         dropped: bad ones that are nowhere.
         quarantined: bad ones in a partition of their own.
         bad: fault -> bad rows that have it.
+        notes: what the log has to say of the tasks.
     """
 
     rows: int
     dropped: int = 0
     quarantined: int = 0
     bad: Counter[str] = field(default_factory=Counter)
+    notes: tuple[str, ...] = ()
 
     @property
     def rows_in(self) -> int:
@@ -54,6 +56,7 @@ class Written:
             self.dropped + other.dropped,
             self.quarantined + other.quarantined,
             self.bad + other.bad,
+            tuple(dict.fromkeys([*self.notes, *other.notes])),
         )
 
     def require_sum(self, read: int | None, uri: str) -> None:
@@ -119,12 +122,13 @@ def place(
             else output.accept(account.files, target.staged)
         )
         _require_all(scores.name, account.rows, found)
-        written = Written(account.rows, dropped=account.rows_bad, bad=account.bad)
+        notes = tuple(account.notes)
+        written = Written(account.rows, dropped=account.rows_bad, bad=account.bad, notes=notes)
         if kept is not None and bad_output is not None:
             kept.require_owner()
             kept_rows = bad_output.accept(account.bad_files, kept.by_tasks.staged)
             _require_all(kept.name, account.rows_bad, kept_rows)
-            written = Written(account.rows, quarantined=account.rows_bad, bad=account.bad)
+            written = Written(account.rows, quarantined=account.rows_bad, bad=account.bad, notes=notes)
         written.require_sum(account.rows_in, scores.name)
         written.require_sum(scoring.rows, scores.name)
         if kept is not None:

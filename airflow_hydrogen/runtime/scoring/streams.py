@@ -346,6 +346,9 @@ class Batches:
 
     def _note(self, number: int, written: Written, scoring: Scoring, seconds: float) -> None:
         self.number, self.last = self.number + 1, number
+        for note in written.notes:
+            if note not in self.rows.notes:
+                _say(note)
         self.rows = self.rows.plus(written)
         self.models[self._manifest.version] += written.rows
         if not self.columns:
@@ -381,7 +384,8 @@ class Batches:
 
     def _scoring(self, batch: DataFrame, job: InferenceJob, manifest: Manifest) -> Scoring:
         rows = self._stream.of(batch)
-        frame = sources.prepared(rows.decoded(), self._prepare, job.prepare_kwargs)
+        with warming.prepared_apart(batch.sparkSession, job.gpus_per_task):
+            frame = sources.prepared(rows.decoded(), self._prepare, job.prepare_kwargs)
         marks = [*((RAW, FAULT) if FAULT in rows.schema.names else ()), *self._marks]
         if lost := [name for name in marks if name not in frame.columns]:
             raise EntrypointError(
@@ -470,7 +474,9 @@ def _report(
         model_uri=batches.model_uri,
         model_version=batches.manifest.version,
         model_alias=batches.model_alias,
-        engine=engines.choose(batches.model_uri, batches.manifest, job.engine, job.predictor),
+        engine=engines.choose(
+            batches.model_uri, batches.manifest, job.engine, job.predictor, job.gpus_per_task
+        ),
         rows=rows.rows,
         rows_in=rows.rows_in,
         rows_dropped=rows.dropped,

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ def plan(job: InferenceJob, manifest: Manifest) -> Preload:
     """
     predictor = job.predictor or manifest.predictor
     code = [read_code(Entrypoint.parse(path), None) for path in (predictor, job.prepare) if path]
-    engine = engines.choose(job.model_uri, manifest, job.engine, job.predictor)
+    engine = engines.choose(job.model_uri, manifest, job.engine, job.predictor, job.gpus_per_task)
     if engine != engines.ONNX:
         code += [read_code(Entrypoint.parse(f"{module}:load"), None) for module in manifest.modules]
     for found in code:
@@ -210,6 +211,28 @@ def warm_workers(spark: SparkSession, say: Callable[[str], None]) -> threading.T
         return None
     tasks = 1 if _runs_here(str(context.master)) else context.defaultParallelism
     return beside(spark, _nothing, tasks, lambda why: say(f"no Python worker was started beforehand: {why}"))
+
+
+@contextmanager
+def prepared_apart(spark: SparkSession, gpus: float) -> Iterator[None]:
+    """Have Python functions that are made in the block run in workers that never score.
+
+    Spark gives a task any idle worker of those that have its environment, one after the other: each of them
+    would come to hold the model on a GPU on which there is room for as many as are to share it.
+
+    Args:
+        spark: the session.
+        gpus: of a task that scores; without any, workers do both.
+    """
+    if not gpus:
+        yield
+        return
+    environment = spark.sparkContext.environment
+    environment[MODULES_VARIABLE] = ""
+    try:
+        yield
+    finally:
+        del environment[MODULES_VARIABLE]
 
 
 def _nothing(_partition: Iterable[int]) -> None:

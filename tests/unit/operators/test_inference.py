@@ -73,6 +73,37 @@ def test_job_holds_the_rendered_arguments() -> None:
     assert ran.return_value == "/scored/ds=2013-01-02"
 
 
+def test_gpus_of_a_task_are_asked_of_spark_and_said_to_the_job() -> None:
+    cluster = Connection(conn_id="spark_default", conn_type="spark", host="spark://m", port=7077)
+    with fake_spark_submit(connection=cluster) as submissions:
+        run_task(operator(gpus_per_task="{{ 0.5 }}", conf={"spark.executor.memory": "2g"}), ds="1")
+    assert submissions[0].job.gpus_per_task == 0.5
+    conf = submissions[0].conf
+    assert conf["spark.executor.resource.gpu.amount"] == "1"
+    assert conf["spark.executor.cores"] == "2"
+    assert "spark.task.resource.gpu.amount" not in conf
+
+
+def test_gpus_that_no_task_can_have_are_found_when_the_dag_is_read() -> None:
+    with pytest.raises(HydrogenError, match="gpus_per_task below 1 must be 1/n"):
+        operator(gpus_per_task=0.3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gpus_per_task": "{{ -1 }}"}, "gpus_per_task must be a number of GPUs, 0 or more"),
+        ({"gpus_per_task": 1}, r"gpus_per_task=1, but master 'local\[\*\]' schedules no GPUs"),
+    ],
+)
+def test_gpus_that_nobody_can_give_fail_before_anything_is_submitted(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
+        run_task(operator(**arguments), ds="1")
+    assert submissions == []
+
+
 def test_native_rendering_keeps_the_text_of_a_partition() -> None:
     dag = DAG("flights", render_template_as_native_obj=True)
     partition = {"ds": "{{ ds_nodash }}", "month": "{{ '2024_01' }}", "hour": "{{ '00' }}"}

@@ -257,7 +257,6 @@ def test_options_of_the_author_stay() -> None:
         "spark.ui.enabled": "false",
         "spark.task.cpus": "3",
         "spark.executor.resource.gpu.amount": "1",
-        "spark.task.resource.gpu.amount": "1",
         "spark.executor.cores": "3",
         "spark.cores.max": "6",
         "spark.dynamicAllocation.enabled": "false",

@@ -93,6 +93,49 @@ def test_arguments_become_a_requirement_also_as_the_text_of_templates() -> None:
     assert sensor(gpus=1, resource="yarn.io/gpu", amount=2).requirement().resources == {"gpu": 3}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "np", "gpus", "cores"),
+    [
+        ({"gpus_per_task": 1}, 1, 1, 1),
+        ({"gpus_per_task": "2", "num_executors": "3", "executor_cores": 8}, 3, 2, 8),
+        ({"gpus_per_task": 0.25, "num_executors": 2}, 2, 1, 4),
+        ({"gpus_per_task": 0.25, "cpus_per_process": 2}, 1, 1, 8),
+        ({"gpus_per_task": 0.5, "executor_cores": 16}, 1, 1, 16),
+    ],
+)
+def test_executors_of_a_scoring_are_waited_for_as_the_operator_asks_for_them(
+    arguments: dict[str, Any], np: int, gpus: int, cores: int
+) -> None:
+    found = sensor(executor_memory="8g", **arguments).requirement()
+    assert found == Requirement(
+        np=np,
+        executors=True,
+        gpus_per_process=gpus,
+        cpus_per_process=cores,
+        executor_cores=cores,
+        executor_memory_bytes=8 * GIB,
+    )
+    assert str(found).startswith(f"{np} executors of {gpus} gpu and {cores} cores each")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"gpus_per_task": 0.3}, "gpus_per_task below 1 must be 1/n"),
+        ({"gpus_per_task": 0}, "gpus_per_task=0 needs no GPUs: leave it out"),
+        ({"gpus_per_task": "many"}, "gpus_per_task must be a number of GPUs"),
+        (
+            {"gpus_per_task": 1, "np": 2},
+            "np and gpus_per_process are of a gang, and gpus_per_task of a scoring",
+        ),
+        ({"gpus": 1, "num_executors": 2}, "num_executors needs gpus_per_task"),
+    ],
+)
+def test_what_no_scoring_can_wait_for(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidJobError, match=complaint):
+        sensor(**arguments).requirement()
+
+
 def test_every_amount_is_a_template() -> None:
     made = sensor(gpus="{{ n }}", conn_id="{{ c }}", memory="{{ n }}g", np="{{ n }}")
     made.render_template_fields({"n": 3, "c": "cluster"})

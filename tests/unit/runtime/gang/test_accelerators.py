@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from airflow_hydrogen.contract.errors import AcceleratorError
-from airflow_hydrogen.runtime.gang.accelerators import environment, visible_devices
+from airflow_hydrogen.runtime.devices import environment
+from airflow_hydrogen.runtime.gang.accelerators import visible_devices
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,20 @@ def test_the_engine_is_the_twins_where_it_is_installed(manifest, wanted, install
 
 
 @pytest.mark.parametrize(
+    ("manifest", "wanted", "found"),
+    [
+        (KERAS, "auto", "tensorflow"),
+        (KERAS, "onnx", "onnx"),
+        (ONNX, "auto", "onnx"),
+        (MINE, "auto", "predictor"),
+    ],
+)
+def test_on_gpus_a_twin_runs_only_where_it_is_asked_for(manifest, wanted, found, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert engines.choose("m", manifest, wanted, None, 0.5) == found
+
+
+@pytest.mark.parametrize(
     ("manifest", "wanted", "predictor", "message"),
     [
         (PLAIN, "onnx", None, r"'tensorflow' alone: train it with exports=\('onnx',\)"),

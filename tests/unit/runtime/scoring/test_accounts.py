@@ -19,8 +19,11 @@ def test_accounts_survive_their_text_and_add_up():
         bad_files=["a.parquet"],
         unproven=1,
         failure="E: e",
+        notes=["no GPU"],
     )
-    second = Account(rows_in=5, rows=4, bad=Counter({"x": 1}), bad_files=["b.parquet"])
+    second = Account(
+        rows_in=5, rows=4, bad=Counter({"x": 1}), bad_files=["b.parquet"], notes=["no GPU", "slow"]
+    )
     texts = [first.dumps(), second.dumps(), Account().dumps()]
     assert "\n" not in "".join(texts)
     total = Account.total(map(Account.loads, texts))
@@ -32,6 +35,7 @@ def test_accounts_survive_their_text_and_add_up():
         bad_files=["a.parquet", "b.parquet"],
         unproven=1,
         failure="E: e",
+        notes=["no GPU", "slow"],
     )
     assert total.rows_bad == 4
     assert Account.total([]) == Account()

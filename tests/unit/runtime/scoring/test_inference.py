@@ -4,8 +4,10 @@ import dataclasses
 import datetime
 import gc
 import mmap
+import sys
 import weakref
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +45,28 @@ def test_rebatch_keeps_every_row_in_order(sizes, rows):
     assert [row for batch in made for row in batch.column("x").to_pylist()] == list(range(sum(sizes)))
     assert all(batch.num_rows == rows for batch in made[:-1])
     assert all(0 < batch.num_rows <= rows for batch in made)
+
+
+@pytest.mark.parametrize(
+    ("held", "engine", "seen", "notes"),
+    [
+        (("0", "1"), "tensorflow", 2, []),
+        (
+            ("0", "1"),
+            "tensorflow",
+            0,
+            ["TensorFlow sees 0 of the 2 GPUs of a task: it has to be installed with"],
+        ),
+        (("0",), "predictor", 0, []),
+        ((), "tensorflow", 0, []),
+    ],
+)
+def test_the_driver_hears_of_gpus_that_tensorflow_does_not_see(monkeypatch, held, engine, seen, notes):
+    listed = SimpleNamespace(list_physical_devices=lambda kind: [kind] * seen)
+    monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=listed))
+    monkeypatch.setattr(inference.devices, "_held", held)
+    found = inference._notes(engine)
+    assert [note.startswith(start) for note, start in zip(found, notes, strict=True)] == [True] * len(notes)
 
 
 def test_whole_batches_are_not_copied():
