@@ -13,6 +13,12 @@ from airflow_hydrogen.contract.signatures import Signature
 _FATAL_ALONE = 4  # errors are raised as well
 # Where twins are compared with their models: a GPU adds in another precision.
 _PROVIDERS = ("CPUExecutionProvider",)
+_WEIGHTS = ".weights"
+_PACKED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
+_PACKING = {
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
 
 
 def twin_input(number: int) -> str:
@@ -26,7 +32,14 @@ def twin_output(number: int) -> str:
 
 
 def load(
-    uri: str, file: Path, signature: Signature, threads: int, *, is_twin: bool
+    uri: str,
+    file: Path,
+    signature: Signature,
+    threads: int,
+    *,
+    is_twin: bool,
+    is_packed: bool = False,
+    packed: Path | None = None,
 ) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
     """The predict function of an ONNX file.
 
@@ -36,6 +49,9 @@ def load(
         signature: the model's.
         threads: of this process.
         is_twin: the file's inputs and outputs have names of ours, in the order of the signature.
+        is_packed: the file was written as `packed`.
+        packed: where to write the model as it is in memory: optimized for this machine, with the weights, and
+            what kernels make of them, in a file beside it that sessions map; None: nowhere.
 
     Raises:
         EngineError: ONNX Runtime is not installed here.
@@ -56,6 +72,13 @@ def load(
     # The cores are other workers' as well: threads that wait have to sleep.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _FATAL_ALONE
+    if is_packed:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if packed is not None:
+        options.optimized_model_filepath = str(packed)
+        for name, value in _PACKING.items():
+            options.add_session_config_entry(name, value)
+        options.add_session_config_entry(_PACKED_WEIGHTS, f"{packed.name}{_WEIGHTS}")
     session = onnxruntime.InferenceSession(str(file), options, providers=_PROVIDERS)
 
     inputs = {
