@@ -31,6 +31,8 @@ class Account:
         bad_files: those that hold such rows, by their names.
         unproven: see `Sifter`.
         failure: likewise.
+        batch_rows: rows of one call of the model, where workers find them out, as they were when a task ended
+            -> rows that such tasks have read.
     """
 
     rows_in: int = 0
@@ -40,6 +42,7 @@ class Account:
     bad_files: list[str] = field(default_factory=list)
     unproven: int = 0
     failure: str = ""
+    batch_rows: Counter[int] = field(default_factory=Counter)
 
     @property
     def rows_bad(self) -> int:
@@ -48,13 +51,14 @@ class Account:
 
     def dumps(self) -> str:
         """The account in one line."""
-        return json.dumps({**vars(self), "bad": dict(self.bad)})
+        return json.dumps({**vars(self), "bad": dict(self.bad), "batch_rows": [*self.batch_rows.items()]})
 
     @classmethod
     def loads(cls, text: str) -> Account:
         """Read `dumps`."""
         document = json.loads(text)
-        return cls(**{**document, "bad": Counter(document["bad"])})
+        batch_rows = Counter(dict(document["batch_rows"]))
+        return cls(**{**document, "bad": Counter(document["bad"]), "batch_rows": batch_rows})
 
     @classmethod
     def total(cls, accounts: Iterable[Account]) -> Account:
@@ -68,6 +72,7 @@ class Account:
             total.bad_files += account.bad_files
             total.unproven += account.unproven
             total.failure = total.failure or account.failure
+            total.batch_rows.update(account.batch_rows)
         return total
 
     def require_working_model(self) -> None:
