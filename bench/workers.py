@@ -49,6 +49,8 @@ def _workers_mb(workers: int) -> float:
     # By the files: psutil refuses those that have ended and are waited for.
     children = psutil.Process(os.getppid()).children(recursive=True)
     found = [child for child in children if MODULE in Path(f"/proc/{child.pid}/cmdline").read_text()]
-    scored = [child for child in found if "onnxruntime" in Path(f"/proc/{child.pid}/maps").read_text()]
-    assert len(scored) == workers, (len(scored), workers)
+    parents = [child.ppid() for child in found]
+    ours = {child.pid for child in found}
+    forked = [child for child in found if child.pid not in parents and child.ppid() in ours]
+    assert len(forked) == workers, (len(forked), workers)
     return sum(int(child.memory_full_info().pss) for child in found) / 2**20

@@ -12,6 +12,9 @@ ONNX = "onnx"
 PREDICTOR = "predictor"
 """Neither: a function of the user's loads the model."""
 
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
+"""What ONNX Runtime reads when it is imported. Else it tells its makers of its use, by threads of its own."""
+
 _OF_FRAMEWORKS = {"keras": "tensorflow", "tensorflow": "tensorflow", ONNX: ONNX}
 
 

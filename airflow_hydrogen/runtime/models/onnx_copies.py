@@ -11,6 +11,7 @@ gives its memory back, and used where it predicts the very same bits.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 
 from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime import afresh
-from airflow_hydrogen.runtime.models import host_copies, onnx_session
+from airflow_hydrogen.runtime.models import engines, host_copies, onnx_session
 from airflow_hydrogen.runtime.models.directory import HeldModel
 
 FILE = "packed.onnx"
@@ -65,6 +66,7 @@ def shared(held: HeldModel, entry: str, *, is_twin: bool) -> Iterator[Path | Non
     if not _is_worth_it(held, entry, is_twin) or importlib.util.find_spec("onnxruntime") is None:
         yield None
         return
+    os.environ.setdefault(*engines.NO_TELEMETRY)
     import onnxruntime
 
     def make(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from airflow_hydrogen.contract.errors import EngineError, ModelSignatureError
 from airflow_hydrogen.contract.signatures import Signature
+from airflow_hydrogen.runtime.models import engines
 
 _FATAL_ALONE = 4  # errors are raised as well
 # Where twins are compared with their models: a GPU adds in another precision.
@@ -57,6 +59,7 @@ def load(
         EngineError: ONNX Runtime is not installed here.
         ModelSignatureError: the file gives other outputs than the signature says.
     """
+    os.environ.setdefault(*engines.NO_TELEMETRY)
     try:
         import onnxruntime
     except ModuleNotFoundError:
