@@ -86,7 +86,7 @@ def _verify(uri: str, folder: Path) -> None:
 
 def _identity(file: Path) -> list[int]:
     found = file.stat()
-    return [found.st_ino, found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _noted(uri: str, folder: Path) -> dict[str, Any]:

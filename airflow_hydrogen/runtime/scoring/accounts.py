@@ -31,8 +31,8 @@ class Account:
         bad_files: those that hold such rows, by their names.
         unproven: see `Sifter`.
         failure: likewise.
-        batch_rows: rows of one call of the model, where workers find them out, as they were when a task ended
-            -> rows that such tasks have read.
+        batch_rows: rows of one call of the model, where workers find out how many are the fastest, as a task
+            knew them when it ended -> rows that such tasks have read.
     """
 
     rows_in: int = 0

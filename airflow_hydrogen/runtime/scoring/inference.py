@@ -142,7 +142,7 @@ class Scorer:
             return  # no rows
         account.files = [written.name] if written is not None and written.name else []
         if trial is not None:
-            account.batch_rows[trial.rows] += account.rows_in
+            account.batch_rows[trial.fastest] += account.rows_in
         account.bad_files = [bad.name] if bad is not None and bad.name else []
         if sifter is not None:
             account.unproven, account.failure = sifter.unproven, sifter.failure

@@ -56,15 +56,13 @@ class Trial:
     _grown: int = 0
 
     def note(self, seconds: float, grown: int, room: int) -> None:
-        """Take in a call of `rows` rows, and decide how many the next one gets.
+        """Take in a call of `rows` rows, and decide how many the next one gets. Not when it is over.
 
         Args:
             seconds: that it took.
             grown: by how many bytes it has raised the memory of this process.
             room: by how many bytes that may be raised.
         """
-        if self.is_over:
-            return
         self._seconds.append(seconds)
         self._grown = max(self._grown, grown)  # the first call of a size leaves memory that the others use
         if len(self._seconds) < _CALLS and (len(self._seconds) < 2 or sum(self._seconds) < _ENOUGH_S):
@@ -78,15 +76,21 @@ class Trial:
 
     def step_back(self) -> bool:
         """Take in that there is no room for `rows` rows. Returns whether fewer are known to fit."""
-        if self.is_over or not self.rates:
+        if not self.rates:
             return False
         self._end()
         return True
 
-    def _end(self) -> None:
+    @property
+    def fastest(self) -> int:
+        """The smallest number of rows that is as fast as any that was tried."""
+        if not self.rates:
+            return self.rows
         best = max(self.rates.values())
-        self.rows = min(rows for rows, rate in self.rates.items() if rate >= _AS_FAST * best)
-        self.is_over = True
+        return min(rows for rows, rate in self.rates.items() if rate >= _AS_FAST * best)
+
+    def _end(self) -> None:
+        self.rows, self.is_over = self.fastest, True
 
 
 def scored(
@@ -103,6 +107,9 @@ def scored(
         bad_rows: how many rows were set aside so far.
         batch: of that many rows, or fewer.
     """
+    if trial.is_over:
+        yield from score(batch)
+        return
     bad, highest = bad_rows(), _reset_peak()
     resident, began = _status("VmRSS"), time.perf_counter()
     try:
