@@ -7,6 +7,7 @@ whatever their number, and written. What it has found it keeps for as long as it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
@@ -23,11 +24,14 @@ READ_BYTES = 2**26
 """What is read at once, at most, while nobody knows how many rows the model is going to get."""
 
 _FACTOR = TRIED[1] // TRIED[0]
-_CALLS = 3  # of each size, so that one which something else has delayed does not count
-_ENOUGH_S = 0.2  # or two that take as long
-_SLOWER = 0.9  # than the best: larger ones are not going to be faster
+_CALLS = 10  # of each size, behind the first, which may have something to prepare
+_LEAST_CALLS = 2  # where these take long
+_ENOUGH_S = 0.05
+_SLOWER = 0.9  # than the best, twice in a row: larger ones are not going to be faster
+_TWICE = 2
 _AS_FAST = 0.95  # as the best: the smallest of these takes the least memory
 
+_THREADS = Path("/proc/self/task")
 _STATUS, _PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 _LIMITS = (  # of a container: what it may have, and what it has
@@ -46,7 +50,7 @@ class Trial:
     Attributes:
         rows: of the next call.
         is_over: whether they stay.
-        rates: rows of a call -> the most rows a second that were reached with it.
+        rates: rows of a call -> rows a second that were reached with it.
     """
 
     rows: int = TRIED[0]
@@ -54,6 +58,7 @@ class Trial:
     rates: dict[int, float] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
     _grown: int = 0
+    _slower: int = 0
 
     def note(self, seconds: float, grown: int, room: int) -> None:
         """Take in a call of `rows` rows, and decide how many the next one gets. Not when it is over.
@@ -65,11 +70,13 @@ class Trial:
         """
         self._seconds.append(seconds)
         self._grown = max(self._grown, grown)  # the first call of a size leaves memory that the others use
-        if len(self._seconds) < _CALLS and (len(self._seconds) < 2 or sum(self._seconds) < _ENOUGH_S):
+        _first, *others = self._seconds
+        if len(others) < _LEAST_CALLS or (len(others) < _CALLS and sum(others) < _ENOUGH_S):
             return
-        self.rates[self.rows] = self.rows / max(min(self._seconds), 1e-9)
+        self.rates[self.rows] = self.rows * len(others) / max(sum(others), 1e-9)
         is_slower = self.rates[self.rows] < _SLOWER * max(self.rates.values())
-        if is_slower or self.rows == TRIED[-1] or _FACTOR * self._grown > room:
+        self._slower = self._slower + 1 if is_slower else 0
+        if self._slower == _TWICE or self.rows == TRIED[-1] or _FACTOR * self._grown > room:
             self._end()
         else:
             self.rows, self._seconds, self._grown = self.rows * _FACTOR, [], 0
@@ -111,7 +118,7 @@ def scored(
         yield from score(batch)
         return
     bad, highest = bad_rows(), _reset_peak()
-    resident, began = _status("VmRSS"), time.perf_counter()
+    resident, watch = _status("VmRSS"), _Watch()
     try:
         found = score(batch)
     except Exception as error:
@@ -121,11 +128,36 @@ def scored(
         for start in range(0, batch.num_rows, trial.rows):
             yield from score(batch.slice(start, trial.rows))
         return
-    seconds = time.perf_counter() - began
+    seconds = watch.seconds()
     # Bad rows take calls of their own, and a task's last batch may have few rows.
     if batch.num_rows == trial.rows and bad_rows() == bad:
         trial.note(seconds, max(_status(highest) - resident, batch.nbytes), room())
     yield from found
+
+
+class _Watch:
+    """Measures how long something takes if nothing else wants the processors.
+
+    A long call waits for its turn on a busy machine, and a short one is done before it loses it: by the clock
+    alone few rows would win wherever other work is going on.
+    """
+
+    def __init__(self) -> None:
+        self._cpu, self._waited, self._began = time.process_time(), _waited_s(), time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds so far, without those in which threads of this process could have run and did not."""
+        taken = time.perf_counter() - self._began - (_waited_s() - self._waited)
+        return max(taken, (time.process_time() - self._cpu) / (os.cpu_count() or 1))
+
+
+def _waited_s() -> float:
+    """How long threads of this process have waited for a processor in all."""
+    waited = 0
+    for thread in _THREADS.glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            waited += int(thread.read_text().split()[1])
+    return waited / 1e9
 
 
 def room() -> int:

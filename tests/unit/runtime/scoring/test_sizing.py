@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -26,7 +31,8 @@ def settled(seconds_of, grown_of=lambda rows: rows, room=PLENTY):
     [
         (lambda rows: 0.001 + rows * 1e-9, 65536, 65536),  # a call costs more than its rows
         (lambda rows: rows * 1e-6, 64, 65536),  # rows cost the same, whatever a call holds: memory is saved
-        (lambda rows: 0.0001 + rows * (1e-6 if rows <= 1024 else 2e-6), 1024, 4096),  # caches are full
+        (lambda rows: 0.0001 + rows * (1e-6 if rows <= 1024 else 2e-6), 1024, 16384),  # caches are full
+        (lambda rows: 9 * rows if rows == 256 else 0.001 + rows * 1e-9, 65536, 65536),  # one size is unlucky
     ],
 )
 def test_the_fastest_is_kept_and_the_smallest_of_those(seconds_of, rows, last):
@@ -34,12 +40,28 @@ def test_the_fastest_is_kept_and_the_smallest_of_those(seconds_of, rows, last):
     assert (trial.rows, tried[-1]) == (rows, last)
 
 
-def test_a_call_that_something_else_has_delayed_does_not_count():
+def test_the_first_call_of_a_size_does_not_count():
     trial = Trial()
-    for seconds in (9.0, 0.001):
+    for seconds in (9.0, 0.25, 0.75):
         trial.note(seconds, 0, PLENTY)
-    assert trial.rates == {64: 64 / 0.001}
+    assert trial.rates == {64: 64 / 0.5}
     assert (trial.rows, trial.fastest) == (256, 64)
+
+
+def test_what_other_work_takes_of_the_processors_does_not_count(monkeypatch):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * os.cpu_count())
+    ]
+    try:
+        began, cpu, watch = time.perf_counter(), time.process_time(), sizing._Watch()
+        while time.process_time() - cpu < 0.3:
+            pass
+        seconds, wall = watch.seconds(), time.perf_counter() - began
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert 0.2 < seconds < 0.45 < wall
 
 
 def test_nothing_is_tried_that_would_not_fit():
