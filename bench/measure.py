@@ -137,6 +137,13 @@ def horovodrun(module: str, *args: str) -> str:
     return _last_line([str(command), "-np", str(RANKS), sys.executable, "-m", module, *args], THREADS)
 
 
+def spark_submit(application: Path, slots: int, *args: str, **environment: str) -> str:
+    """Run an application on some task slots of this machine and return the last line of its output."""
+    command = Path(sys.executable).with_name("spark-submit")
+    environment = {"PYSPARK_PYTHON": sys.executable, **environment}
+    return _last_line([str(command), "--master", f"local[{slots}]", str(application), *args], environment)
+
+
 def _last_line(command: Sequence[str], environment: dict[str, str]) -> str:
     done = subprocess.run(
         command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, check=False

@@ -17,7 +17,7 @@ from typing import Any
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 BENCHMARKS = (
-    *("imports", "sensors", "deferred", "memory", "scale"),
+    *("imports", "sensors", "deferred", "memory", "shared", "scale"),
     *("startup", "forks", "cold", "hosts", "faults", "overheads", "training", "bridge", "scoring", "streams"),
     *("peers", "kinds", "stores", "sizes"),
 )

@@ -110,6 +110,21 @@ def measure(folder: Path, quick: bool) -> list[Result]:
                 rows=rows,
             )
         )
+        found_out = partial(
+            score_rows, spark, model, many_rows, str(folder / "ours"), rows, batch_rows="auto"
+        )
+        found_out()
+        results.append(
+            compare(
+                "warm scoring, batch_rows='auto'",
+                alternate(found_out, ours, pairs),
+                unit="rows/s",
+                against="16,384 rows a call",
+                target=Target(">=", 0.95),
+                rows=rows,
+            )
+        )
+        ours()
         by_row = partial(_by_row, spark, model, few_rows, str(folder / "baseline"), few)
         by_row()
         ours()

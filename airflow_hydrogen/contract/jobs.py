@@ -47,6 +47,7 @@ _SINKS_OF_STREAMS: dict[str, tuple[str, ...]] = {
 
 OnBadRow = Literal["fail", "drop", "quarantine"]
 Engine = Literal["auto", "tensorflow", "onnx"]
+BatchRows = int | Literal["auto"]
 ENGINES: tuple[Engine, ...] = ("auto", "tensorflow", "onnx")
 EXPORTS = ("onnx",)
 """Engines for which a training publishes its model beside the framework's own."""
@@ -323,7 +324,8 @@ class InferenceJob:
         engine: what runs the model; "auto": ONNX Runtime where it is installed and the model is there for it.
         keep_columns: columns of the source to keep; None keeps all of them.
         output_columns: output name of the model -> column name, where they should differ.
-        batch_rows: rows of one call of the model. Independent of Spark's Arrow batch size.
+        batch_rows: rows of one call of the model. Independent of Spark's Arrow batch size. "auto":
+            each worker tries some on its first rows, and goes on with the fastest that fits in memory.
         on_bad_row: what becomes of rows that the model cannot score: they fail the job, or are dropped, or go
             to a table of their own.
         quarantine: that table; None: beside the sink's. Its partition is always the sink's.
@@ -348,7 +350,7 @@ class InferenceJob:
     engine: Engine = "auto"
     keep_columns: Sequence[str] | None = None
     output_columns: Mapping[str, str] = field(default_factory=dict)
-    batch_rows: int = 16384
+    batch_rows: BatchRows = 16384
     on_bad_row: OnBadRow = "fail"
     quarantine: Sink | None = None
     max_bad_rows: int | float | None = None
@@ -373,13 +375,15 @@ class InferenceJob:
         _require_import_path("prepare", self.prepare)
         _require_import_path("predictor", self.predictor)
         require_json("prepare_kwargs", self.prepare_kwargs)
-        require_int("batch_rows", self.batch_rows)
         if self.engine not in ENGINES:
             raise InvalidJobError(
                 f"engine must be one of {', '.join(map(repr, ENGINES))}, found {self.engine!r}"
             )
-        if self.batch_rows < 1:
-            raise InvalidJobError(f"batch_rows must be at least 1, found {self.batch_rows}")
+        if self.batch_rows != "auto":
+            if isinstance(self.batch_rows, bool) or not isinstance(self.batch_rows, int):
+                raise InvalidJobError(f"batch_rows must be an integer or 'auto', found {self.batch_rows!r}")
+            if self.batch_rows < 1:
+                raise InvalidJobError(f"batch_rows must be at least 1, found {self.batch_rows}")
         object.__setattr__(self, "gpus_per_task", gpu_share("gpus_per_task", self.gpus_per_task))
         self._check_bad_rows()
         self._check_stream()

@@ -91,6 +91,8 @@ class InferenceReport:
         model_version: its version: the SHA-256 of its manifest, with that of every file in it.
         model_alias: the alias that named it; None where the job names the model itself.
         engine: what has run it: "tensorflow", "onnx", or "predictor" for a loader of the user's.
+        batch_rows: rows of one call of the model; where workers have found out how many are the fastest, what
+            most rows were scored with. None where there was no row to try.
         rows: rows written.
         rows_in: rows read: those written, dropped and quarantined.
         rows_dropped: bad rows that are nowhere.
@@ -114,6 +116,7 @@ class InferenceReport:
     model_version: str | None = None
     model_alias: str | None = None
     engine: str | None = None
+    batch_rows: int | None = None
     rows: int = 0
     rows_in: int = 0
     rows_dropped: int = 0

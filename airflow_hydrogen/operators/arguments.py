@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_hydrogen.contract import brokers, uris
 from airflow_hydrogen.contract.errors import InvalidJobError
-from airflow_hydrogen.contract.jobs import Sink
+from airflow_hydrogen.contract.jobs import BatchRows, Sink
 from airflow_hydrogen.contract.pickling import callable_name
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.contract.streams import StreamOptions
@@ -218,6 +218,20 @@ def to_integer(argument: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidJobError(f"{argument} must be an integer, found {value!r}")
     return value
+
+
+def to_batch_rows(argument: str, value: Any) -> BatchRows:
+    """A number of rows, also as the text that a template renders to, or "auto".
+
+    Raises:
+        InvalidJobError: it is neither.
+    """
+    if isinstance(value, str) and value.strip() == "auto":
+        return "auto"
+    try:
+        return to_integer(argument, value)
+    except InvalidJobError:
+        raise InvalidJobError(f"{argument} must be an integer or 'auto', found {value!r}") from None
 
 
 def at_least(argument: str, value: Any, minimum: int) -> int:

@@ -13,7 +13,7 @@ from airflow_hydrogen.operators import source_checks
 from airflow_hydrogen.operators.arguments import (
     as_template,
     refuse_callable,
-    to_integer,
+    to_batch_rows,
     to_limit,
     to_mapping,
     to_sink,
@@ -54,7 +54,8 @@ class ArrowInferenceOperator(HydrogenOperator):
             published for it and it is installed, else the model's own framework (templated).
         keep_columns: columns of the source to keep beside the predictions; None keeps all (templated).
         output_columns: output name of the model -> name of the column (templated).
-        batch_rows: rows of one call of the model (templated).
+        batch_rows: rows of one call of the model, or "auto": each worker tries some on its first rows, and
+            goes on with the fastest that fits in memory (templated).
         on_bad_row: what becomes of rows that the model cannot score: nulls, lists of another length, numbers
             out of range, exceptions of the model. "fail" fails the task, "drop" leaves them out, "quarantine"
             writes them to a table of their own, with the reason (templated).
@@ -178,7 +179,7 @@ class ArrowInferenceOperator(HydrogenOperator):
                 name: to_text(f"output_columns[{name!r}]", column)
                 for name, column in to_mapping("output_columns", self.output_columns).items()
             },
-            batch_rows=to_integer("batch_rows", self.batch_rows),
+            batch_rows=to_batch_rows("batch_rows", self.batch_rows),
             on_bad_row=self.on_bad_row,
             quarantine=None if self.quarantine is None else to_sink("quarantine", self.quarantine),
             max_bad_rows=to_limit("max_bad_rows", self.max_bad_rows),

@@ -125,6 +125,7 @@ REPORTS = {
         model_uri="/models/flight_delay",
         model_version="ef" * 32,
         model_alias="/models/production.alias",
+        batch_rows=4096,
         rows=994,
         rows_in=1000,
         rows_quarantined=6,

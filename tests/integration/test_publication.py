@@ -28,10 +28,10 @@ from airflow_hydrogen.contract.publications import PublishJob
 from airflow_hydrogen.contract.reports import Failure
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.operators.publish import PublishModelOperator
-from airflow_hydrogen.runtime import publication, publish_model
+from airflow_hydrogen.runtime import afresh, publication, publish_model
 from airflow_hydrogen.runtime.models import aliases, directory, engines, predictors
 from airflow_hydrogen.runtime.models.manifest import Manifest
-from airflow_hydrogen.runtime.rank import afresh, foreign
+from airflow_hydrogen.runtime.rank import foreign
 from airflow_hydrogen.runtime.rank.foreign import Foreign
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from airflow_hydrogen.runtime.storage import filesystems

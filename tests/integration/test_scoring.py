@@ -56,6 +56,7 @@ from airflow_hydrogen.runtime.scoring import application, planning, sinks
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from airflow_hydrogen.runtime.scoring.planning import Scoring
+from airflow_hydrogen.runtime.scoring.sizing import TRIED
 from airflow_hydrogen.runtime.scoring.watching import RowCounter
 from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 from airflow_hydrogen.runtime.storage import filesystems, swap
@@ -249,6 +250,18 @@ def test_spark_says_how_many_rows_have_come_back(
         eventually(lambda: count() == report.rows, "all batches are counted", 20)
     else:
         eventually(lambda: count() == report.rows + 1, "all rows are counted, and the account", 20)
+
+
+@pytest.mark.parametrize("where", [None, f"{BY_SPARK} >= 0"], ids=["read by workers", "read by Spark"])
+def test_the_rows_of_a_call_are_found_out_and_told(score, linear, where, tmp_path, capsys):
+    rows = 40_000
+    source = write(tmp_path / "many.parquet", id=np.arange(rows), a=np.arange(rows) / 4, b=np.ones(rows))
+    fixed, expected = score(linear, source=source, batch_rows=1000)
+    report, found = score(linear, source=dataclasses.replace(source, where=where), batch_rows="auto")
+    assert (fixed.batch_rows, report.rows) == (1000, rows)
+    assert report.batch_rows in TRIED
+    assert "batch_rows='auto': " in capsys.readouterr().out
+    assert found.sort_values("id", ignore_index=True).equals(expected.sort_values("id", ignore_index=True))
 
 
 def test_a_file_that_changes_before_a_worker_reads_it_is_named(spark, linear, lake, tmp_path):

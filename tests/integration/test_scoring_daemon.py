@@ -112,6 +112,15 @@ def test_workers_are_forked_from_the_process_that_has_imported_and_end_with_it(s
         eventually(lambda: not worker.is_running(), "the worker ends with its daemon")
 
 
+def test_onnx_runtime_starts_nothing_that_a_fork_would_lose(start):
+    started = start("onnxruntime")
+    worker, line = started.worker()
+    with line:
+        assert worker.ppid() == started.process.pid
+        assert "onnxruntime" in Path(f"/proc/{worker.pid}/maps").read_text()
+        assert started.log == ""
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [

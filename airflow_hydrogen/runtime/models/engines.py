@@ -13,6 +13,9 @@ TENSORFLOW = "tensorflow"
 PREDICTOR = "predictor"
 """Neither: a function of the user's loads the model."""
 
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
+"""What ONNX Runtime reads when it is imported. Else it tells its makers of its use, by threads of its own."""
+
 _OF_FRAMEWORKS = {"keras": TENSORFLOW, "tensorflow": TENSORFLOW, ONNX: ONNX}
 
 

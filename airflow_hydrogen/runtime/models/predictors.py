@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from airflow_hydrogen.contract.errors import ModelModuleError, ModelSignatureError
 from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
-from airflow_hydrogen.runtime.models import engines, onnx_session
+from airflow_hydrogen.runtime.models import engines, host_copies, onnx_copies, onnx_session
 from airflow_hydrogen.runtime.models.directory import hold_model, pinned
 from airflow_hydrogen.runtime.models.manifest import Manifest
 
@@ -43,25 +43,37 @@ def load_predictor(
         ModelError: the model cannot be used.
         EntrypointError: the predictor does not import.
     """
-    with hold_model(uri, manifest) as held:
+    with hold_model(uri, manifest) as held, ExitStack() as stack:
         with pinned(uri, manifest):
-            predict = load(uri, manifest, held.folder, override, threads, engine)
+            packed = None
+            if _is_in_onnx(manifest, override, engine):
+                entry, is_twin = _onnx_file(manifest)
+                packed = stack.enter_context(onnx_copies.shared(held, entry, is_twin=is_twin))
+            predict = load(uri, manifest, held.folder, override, threads, engine, packed)
+            if packed is not None:
+                host_copies.give_back_memory()
             held.require_untouched()
         yield predict
 
 
 def load(
-    uri: str, manifest: Manifest, folder: Path, override: str | None, threads: int, engine: str
+    uri: str,
+    manifest: Manifest,
+    folder: Path,
+    override: str | None,
+    threads: int,
+    engine: str,
+    packed: Path | None = None,
 ) -> Predict:
-    """Load a model from a folder whose files are what its manifest says."""
+    """Load a model from a folder whose files are what its manifest says; of `packed` see `onnx_copies`."""
     predictor = override or manifest.predictor
     if predictor is not None:
         predict: Predict = resolve_import_path(predictor)(str(folder / manifest.entry))
         return predict
-    if engines.ONNX in (engine, manifest.framework):
-        twin = manifest.twin(engines.ONNX)
-        entry = manifest.entry if twin is None else twin.entry
-        return onnx_session.load(uri, folder / entry, manifest.signature, threads, is_twin=twin is not None)
+    if _is_in_onnx(manifest, override, engine):
+        entry, is_twin = _onnx_file(manifest)
+        file, is_packed = packed or folder / entry, packed is not None
+        return onnx_session.load(uri, file, manifest.signature, threads, is_twin=is_twin, is_packed=is_packed)
     if manifest.framework not in _LOADERS:
         raise ModelSignatureError(
             f"model {uri!r} has framework {manifest.framework!r} and no predictor; known frameworks are "
@@ -72,6 +84,16 @@ def load(
             importlib.import_module(module)
     _limit_threads(threads)
     return _LOADERS[manifest.framework](folder / manifest.entry, manifest)
+
+
+def _is_in_onnx(manifest: Manifest, override: str | None, engine: str) -> bool:
+    return not (override or manifest.predictor) and engines.ONNX in (engine, manifest.framework)
+
+
+def _onnx_file(manifest: Manifest) -> tuple[str, bool]:
+    """The ONNX file of a model, and whether it is that of a twin."""
+    twin = manifest.twin(engines.ONNX)
+    return (manifest.entry, False) if twin is None else (twin.entry, True)
 
 
 def require_modules(uri: str, manifest: Manifest) -> None:

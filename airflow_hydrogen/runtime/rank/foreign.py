@@ -15,12 +15,13 @@ import pyarrow as pa
 from airflow_hydrogen.contract.errors import HydrogenError, ModelSignatureError, UnpublishableModelError
 from airflow_hydrogen.contract.publications import KERAS, ONNX, SAVED_MODEL, given_columns
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
+from airflow_hydrogen.runtime import afresh
 from airflow_hydrogen.runtime.models import engines, keras_file, matching, onnx_file, predictors
 from airflow_hydrogen.runtime.models.inputs import model_inputs
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.matching import Specs
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict
-from airflow_hydrogen.runtime.rank import afresh, publishing, twins
+from airflow_hydrogen.runtime.rank import publishing, twins
 from airflow_hydrogen.runtime.rank.rehearsal import probe
 from airflow_hydrogen.runtime.rank.trial import describe
 

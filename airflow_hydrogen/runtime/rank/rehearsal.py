@@ -14,10 +14,10 @@ import numpy as np
 
 from airflow_hydrogen.contract.errors import EntrypointError, UnloadableModelError
 from airflow_hydrogen.contract.signatures import Signature
+from airflow_hydrogen.runtime import afresh
 from airflow_hydrogen.runtime.models import keras_file, predictors
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays
-from airflow_hydrogen.runtime.rank import afresh
 from airflow_hydrogen.runtime.rank.trial import Answer, Trial, attempt, describe
 
 # Another device and another order of additions give other digits; other weights give other numbers.

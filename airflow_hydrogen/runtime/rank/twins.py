@@ -21,11 +21,11 @@ from unittest import mock
 import numpy as np
 
 from airflow_hydrogen.contract.signatures import InputSpec, Signature
+from airflow_hydrogen.runtime import afresh
 from airflow_hydrogen.runtime.models import engines, onnx_session, predictors
 from airflow_hydrogen.runtime.models.inputs import model_inputs
 from airflow_hydrogen.runtime.models.manifest import Manifest, Twin
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict
-from airflow_hydrogen.runtime.rank import afresh
 from airflow_hydrogen.runtime.rank.trial import describe
 
 if TYPE_CHECKING:

@@ -32,6 +32,8 @@ class Account:
         unproven: see `Sifter`.
         failure: likewise.
         notes: what the driver's log has to say.
+        batch_rows: rows of one call of the model, where workers find out how many are the fastest, as a task
+            knew them when it ended -> rows that such tasks have read.
     """
 
     rows_in: int = 0
@@ -42,6 +44,7 @@ class Account:
     unproven: int = 0
     failure: str = ""
     notes: list[str] = field(default_factory=list)
+    batch_rows: Counter[int] = field(default_factory=Counter)
 
     @property
     def rows_bad(self) -> int:
@@ -50,13 +53,14 @@ class Account:
 
     def dumps(self) -> str:
         """The account in one line."""
-        return json.dumps({**vars(self), "bad": dict(self.bad)})
+        return json.dumps({**vars(self), "bad": dict(self.bad), "batch_rows": [*self.batch_rows.items()]})
 
     @classmethod
     def loads(cls, text: str) -> Account:
         """Read `dumps`."""
         document = json.loads(text)
-        return cls(**{**document, "bad": Counter(document["bad"])})
+        batch_rows = Counter(dict(document["batch_rows"]))
+        return cls(**{**document, "bad": Counter(document["bad"]), "batch_rows": batch_rows})
 
     @classmethod
     def total(cls, accounts: Iterable[Account]) -> Account:
@@ -71,6 +75,7 @@ class Account:
             total.unproven += account.unproven
             total.failure = total.failure or account.failure
             total.notes += [note for note in account.notes if note not in total.notes]
+            total.batch_rows.update(account.batch_rows)
         return total
 
     def require_working_model(self) -> None:

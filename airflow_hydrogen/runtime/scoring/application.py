@@ -92,6 +92,7 @@ def _run(job: InferenceJob) -> InferenceReport:
             raise original from None
     seconds = time.monotonic() - started
     print(f"wrote {written.rows:,} rows to {job.sink}", flush=True)
+    say_batch_rows(written)
     for note in written.notes:
         _say(note)
     if written.bad:
@@ -105,6 +106,7 @@ def _run(job: InferenceJob) -> InferenceReport:
         model_version=manifest.version,
         model_alias=model.alias,
         engine=scoring.scorer.engine,
+        batch_rows=written.rows_of_call(job),
         rows=written.rows,
         rows_in=written.rows_in,
         rows_dropped=written.dropped,
@@ -180,6 +182,13 @@ def _kept(job: InferenceJob) -> Iterator[Kept]:
 def ran_by(scoring: Scoring) -> str:
     """Which engine runs the model, where that is not its own framework's."""
     return " in ONNX Runtime" if scoring.scorer.engine == engines.ONNX else ""
+
+
+def say_batch_rows(written: Written) -> None:
+    """Say how many rows the model got at once, where workers have found that out."""
+    if found := written.batch_rows.most_common():
+        told = ", ".join(f"{size:,} (for {rows:,} rows)" for size, rows in found)
+        print(f"batch_rows='auto': the fastest calls of the model had {told}", flush=True)
 
 
 def label_of(manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> dict[str, Any]:

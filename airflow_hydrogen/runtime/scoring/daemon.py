@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.rank.preloading import draw_seeds, preload
 from airflow_hydrogen.runtime.rank.task import PEER, READ_AT_IMPORT
 
@@ -74,6 +75,7 @@ def _import() -> str | None:
         return f"each Python worker imports for itself: {sys.platform} does not tell its threads"
     with _output_kept():
         gc.disable()
+        os.environ.setdefault(*engines.NO_TELEMETRY)  # whose threads a fork would lose
         refusal = preload([name for name in os.environ.get(MODULES_VARIABLE, "").split(",") if name])
         # Else each worker's collection, which Spark has it do after every task, would look through all of it.
         gc.collect()

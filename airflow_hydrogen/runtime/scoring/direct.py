@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_hydrogen.contract.jobs import BatchRows
 from airflow_hydrogen.runtime.data.files import DatasetFiles
 from airflow_hydrogen.runtime.data.scans import Scan
+from airflow_hydrogen.runtime.scoring.sizing import READ_BYTES, TRIED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,6 +79,15 @@ def deal(groups: Sequence[RowGroup], slots: int) -> list[list[RowGroup]]:
         hands[number].append(group)
         heapq.heappush(heap, (size + group.size, number))
     return [sorted(hand, key=lambda group: (group.file, group.index)) for hand in hands]
+
+
+def rows_at_once(scan: Scan, groups: Sequence[RowGroup], batch_rows: BatchRows) -> int:
+    """How many rows to read at once: those of one call of the model, where they are known. Pure."""
+    if batch_rows != "auto":
+        return batch_rows
+    rows = sum(scan.files.files[group.file].rows[group.index] for group in groups)
+    size = sum(group.size for group in groups)
+    return max(1, min(TRIED[-1], READ_BYTES * rows // max(size, 1)))
 
 
 def read(

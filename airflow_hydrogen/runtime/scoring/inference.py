@@ -19,6 +19,7 @@ from airflow_hydrogen.contract.errors import (
     PartitionValueError,
     UndecodableError,
 )
+from airflow_hydrogen.contract.jobs import BatchRows
 from airflow_hydrogen.contract.signatures import OutputSpec
 from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.runtime import devices
@@ -27,9 +28,11 @@ from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.inputs import model_inputs, value_beyond
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_predictor
+from airflow_hydrogen.runtime.scoring import sizing
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.bad_rows import BadRows
 from airflow_hydrogen.runtime.scoring.sifting import Sifter
+from airflow_hydrogen.runtime.scoring.sizing import Trial
 from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
 from airflow_hydrogen.runtime.storage import s3
 
@@ -40,11 +43,15 @@ REASON = "reason"
 """The column of what is wrong with a bad row."""
 
 _TOLD = 200
+_ROWS_TOLD = 16384
 _LARGEST = 2**30  # bytes of batches that are joined: a column of texts holds 2 GB
+_Score = Callable[[pa.RecordBatch], Iterable[pa.RecordBatch]]
 _SetAside = Callable[[pa.RecordBatch, BadRows], None]
 
-# One model per Python worker process, kept from task to task while Spark reuses the process, and its files.
+# One model per Python worker process, kept from task to task while Spark reuses the process, its files, and
+# what finds out how many rows it gets at once.
 _loaded: dict[tuple[str, str, str | None, str], Predict] = {}
+_trials: dict[tuple[str, str, str | None, str], Trial] = {}
 _files = ExitStack()
 
 
@@ -74,7 +81,7 @@ class Scorer:
         outputs: output name -> column name.
         added: columns that every row gets, behind the outputs -> their text.
         constants: columns that must hold one value in every row: the partition that is written.
-        batch_rows: rows of one call of the model.
+        batch_rows: rows of one call of the model, or "auto": see `sizing`.
         threads: math threads of one worker.
         sifting: what becomes of rows that cannot be scored; None: the first one fails the task.
         output: where scored rows are written; None: Spark gets them.
@@ -90,7 +97,7 @@ class Scorer:
     keep: tuple[str, ...]
     outputs: Mapping[str, str]
     constants: Mapping[str, str]
-    batch_rows: int
+    batch_rows: BatchRows
     threads: int
     sifting: Sifting | None = None
     output: TaskFiles | None = None
@@ -104,23 +111,30 @@ class Scorer:
 
         Yields:
             Scored rows, and at last the task's account in a row of its own. Where the task writes its rows
-            itself there is a row for each batch instead, the account for the last: Spark sees how far it is.
+            itself there is a row for some of them instead, and the account: Spark sees how far it is.
         """
         s3.use(self.s3)  # each task anew: the process may have scored for another job
         if self.hides_gpus:
             devices.hold(devices.of_this_task())
         account, schema = Account(), ANSWER
-        score: Callable[[pa.RecordBatch], list[pa.RecordBatch]] | None = None
+        score: _Score | None = None
         sifter = None
+        trial = self._trial()
+        done = told = 0
         with _file(self.output) as written, _file(self.bad_output) as bad:
-            for batch in rebatch(_counted(batches, account), self.batch_rows):
+            for batch in rebatch(_counted(batches, account), lambda: trial.rows if trial else self.rows_told):
                 self._require_constants(batch)
-                if score is not None and written is not None:
+                while written is not None and told < done // self.rows_told:
+                    told += 1
                     yield _rows_of_nulls(ANSWER)
+                done += batch.num_rows
                 if score is None:
+                    self._model()  # before the first call, which may be timed
                     set_aside = _set_aside(account, bad)
                     sifter = self._sifter(set_aside) if self.sifting else None
                     score = self._score if sifter is None else partial(_sifted, sifter, set_aside)
+                    if trial is not None:
+                        score = partial(sizing.scored, trial, score, lambda: account.rows_bad)
                     schema = ANSWER if written is not None else self._schema(batch)
                 for scored in score(batch):
                     account.rows += scored.num_rows
@@ -133,6 +147,8 @@ class Scorer:
         if score is None:
             return  # no rows
         account.files = [written.name] if written is not None and written.name else []
+        if trial is not None:
+            account.batch_rows[trial.fastest] += account.rows_in
         account.bad_files = [bad.name] if bad is not None and bad.name else []
         account.notes = _notes(self.engine)
         if sifter is not None:
@@ -159,8 +175,7 @@ class Scorer:
         return self._assemble(batch.slice(0, 0), nothing).schema.append(ANSWER.field(ACCOUNT))
 
     def _model(self) -> Predict:
-        key = (self.model_uri, self.manifest.version, self.predictor, self.engine)
-        if key not in _loaded:
+        if (key := self._key) not in _loaded:
             if _loaded:  # a worker that outlives a model must not hold two
                 _loaded.clear()
                 _files.close()
@@ -172,6 +187,24 @@ class Scorer:
             gc.collect()
             gc.freeze()
         return _loaded[key]
+
+    @property
+    def rows_told(self) -> int:
+        """Rows for which a task that writes them itself answers with one: Spark sees how far it is."""
+        return _ROWS_TOLD if self.batch_rows == "auto" else self.batch_rows
+
+    def _trial(self) -> Trial | None:
+        """What finds out how many rows the model gets at once, from task to task; None: that is known."""
+        if self.batch_rows != "auto":
+            return None
+        if self._key not in _trials:
+            _trials.clear()
+            _trials[self._key] = Trial()
+        return _trials[self._key]
+
+    @property
+    def _key(self) -> tuple[str, str, str | None, str]:
+        return (self.model_uri, self.manifest.version, self.predictor, self.engine)
 
     def _require_constants(self, batch: pa.RecordBatch) -> None:
         for column, value in self.constants.items():
@@ -234,11 +267,16 @@ def _counted(batches: Iterable[pa.RecordBatch], account: Account) -> Iterator[pa
         yield batch
 
 
-def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Cut and join batches to `rows` rows each, the last one shorter; whole ones pass without a copy.
+def rebatch(batches: Iterable[pa.RecordBatch], wanted: Callable[[], int]) -> Iterator[pa.RecordBatch]:
+    """Cut and join batches to the rows that are wanted, the last one shorter; whole ones are not copied.
 
     Where that many rows are more than fits into a batch, there are several of fewer rows.
+
+    Args:
+        batches: of any size.
+        wanted: is asked for the rows of the next batch whenever one was taken.
     """
+    rows = wanted()
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
@@ -247,7 +285,7 @@ def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
             piece = batch.slice(start, rows - count)
             start += piece.num_rows
             yield from _joined([*waiting, piece])
-            waiting, count = [], 0
+            waiting, count, rows = [], 0, wanted()
         if start < batch.num_rows:
             waiting.append(batch.slice(start))
             count += batch.num_rows - start

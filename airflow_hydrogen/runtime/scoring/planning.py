@@ -13,7 +13,7 @@ from airflow_hydrogen.contract.errors import (
     ColumnCollisionError,
     ColumnTypeError,
 )
-from airflow_hydrogen.contract.jobs import InferenceJob
+from airflow_hydrogen.contract.jobs import BatchRows, InferenceJob
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.contract.stores import is_s3
 from airflow_hydrogen.runtime.data import scans
@@ -215,7 +215,8 @@ def _read_by_tasks(
     def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in numbers:
             for number in batch.column(0).to_pylist():
-                yield from scorer(direct.read(scan, hands[number], columns, scorer.batch_rows))
+                rows = direct.rows_at_once(scan, hands[number], scorer.batch_rows)
+                yield from scorer(direct.read(scan, hands[number], columns, rows))
 
     return spark.range(0, len(hands), 1, len(hands)).mapInArrow(run, schema, profile=profile)
 
@@ -252,9 +253,9 @@ def _decoded_by_tasks(
     return rows.frame.select(VALUE, *untouched).mapInArrow(run, schema, profile=profile)
 
 
-def _cut_batches(spark: SparkSession, rows: int) -> None:
+def _cut_batches(spark: SparkSession, rows: BatchRows) -> None:
     """Batches that arrive in the size of the model's calls are not joined, which saves a copy."""
-    if not spark.sparkContext.getConf().contains(_ARROW_BATCH):
+    if rows != "auto" and not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         spark.conf.set(_ARROW_BATCH, rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract import uris
@@ -36,6 +36,7 @@ class Written:
         quarantined: bad ones in a partition of their own.
         bad: fault -> bad rows that have it.
         notes: what the log has to say of the tasks.
+        batch_rows: as an account has them.
     """
 
     rows: int
@@ -43,11 +44,18 @@ class Written:
     quarantined: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     notes: tuple[str, ...] = ()
+    batch_rows: Counter[int] = field(default_factory=Counter)
 
     @property
     def rows_in(self) -> int:
         """Rows that were read."""
         return self.rows + self.dropped + self.quarantined
+
+    def rows_of_call(self, job: InferenceJob) -> int | None:
+        """Rows of one call of the model: what the job says, or what workers have found for the most rows."""
+        if job.batch_rows != "auto":
+            return job.batch_rows
+        return self.batch_rows.most_common(1)[0][0] if self.batch_rows else None
 
     def plus(self, other: Written) -> Written:
         """Both together."""
@@ -57,6 +65,7 @@ class Written:
             self.quarantined + other.quarantined,
             self.bad + other.bad,
             tuple(dict.fromkeys([*self.notes, *other.notes])),
+            self.batch_rows + other.batch_rows,
         )
 
     def require_sum(self, read: int | None, uri: str) -> None:
@@ -107,7 +116,7 @@ def place(
         if target is not None and scoring.is_written_by_workers(target.staged):
             output = target.fitted(scoring.files(_folder_of(target.place, tries)))
             if counter is not None:
-                counter.rows_each = job.batch_rows
+                counter.rows_each = scoring.scorer.rows_told
         with sources.explained(job.source):
             account = _computed(scoring.frame(output, bad_output), scores, output)
             if scoring.through_spark is not None and job.stream is None:
@@ -122,13 +131,18 @@ def place(
             else output.accept(account.files, target.staged)
         )
         _require_all(scores.name, account.rows, found)
-        notes = tuple(account.notes)
-        written = Written(account.rows, dropped=account.rows_bad, bad=account.bad, notes=notes)
+        written = Written(
+            account.rows,
+            dropped=account.rows_bad,
+            bad=account.bad,
+            notes=tuple(account.notes),
+            batch_rows=account.batch_rows,
+        )
         if kept is not None and bad_output is not None:
             kept.require_owner()
             kept_rows = bad_output.accept(account.bad_files, kept.by_tasks.staged)
             _require_all(kept.name, account.rows_bad, kept_rows)
-            written = Written(account.rows, quarantined=account.rows_bad, bad=account.bad, notes=notes)
+            written = replace(written, dropped=0, quarantined=account.rows_bad)
         written.require_sum(account.rows_in, scores.name)
         written.require_sum(scoring.rows, scores.name)
         if kept is not None:

@@ -39,6 +39,7 @@ from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.application import (
     label_of,
     require_writable,
+    say_batch_rows,
     scoring_session,
     usable_model,
 )
@@ -128,6 +129,7 @@ def _run(job: InferenceJob) -> InferenceReport:
         query.stop()
     lag = lag_of(query.lastProgress)
     print(f"{stopped}: {batches.summary(time.monotonic() - started, lag)}", flush=True)
+    say_batch_rows(batches.rows)
     return _report(job, batches, position, stopped, lag, time.monotonic() - started)
 
 
@@ -477,6 +479,7 @@ def _report(
         engine=engines.choose(
             batches.model_uri, batches.manifest, job.engine, job.predictor, job.gpus_per_task
         ),
+        batch_rows=rows.rows_of_call(job),
         rows=rows.rows,
         rows_in=rows.rows_in,
         rows_dropped=rows.dropped,

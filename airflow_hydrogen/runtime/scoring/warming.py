@@ -46,7 +46,7 @@ _FRAMEWORKS = {
     "keras": ("tensorflow", "keras"),
     "tensorflow": ("tensorflow",),
     "torch": ("torch",),
-    engines.ONNX: (),  # its import takes little, and starts a thread, which a fork would lose
+    engines.ONNX: ("onnxruntime",),
 }
 
 

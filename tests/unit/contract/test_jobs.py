@@ -195,6 +195,8 @@ def test_whatever_is_json_is_accepted(value):
         (lambda: inference_job(model_uri="s3:bucket/m"), "model_uri 's3:bucket/m' can be read as a URI and"),
         (lambda: inference_job(sink=Sink.parquet("s3://bucket")), "sink 's3://bucket' is a whole bucket"),
         (lambda: inference_job(batch_rows=0), "batch_rows must be at least 1, found 0"),
+        (lambda: inference_job(batch_rows="fast"), "batch_rows must be an integer or 'auto', found 'fast'"),
+        (lambda: inference_job(batch_rows=True), "batch_rows must be an integer or 'auto', found True"),
         (
             lambda: jobs.loads('{"kind": "dance"}'),
             "job kind 'dance' is not known; expected one of train, inference",

@@ -11,8 +11,9 @@ import pytest
 
 from airflow_hydrogen.contract.errors import UnloadableModelError
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
+from airflow_hydrogen.runtime import afresh
 from airflow_hydrogen.runtime.models.manifest import FileEntry, Manifest
-from airflow_hydrogen.runtime.rank import afresh, rehearsal
+from airflow_hydrogen.runtime.rank import rehearsal
 
 
 def _spec(name, dtype, shape):

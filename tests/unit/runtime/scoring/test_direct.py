@@ -68,5 +68,5 @@ def test_files_that_differ_in_the_order_of_columns_and_in_nulls_are_scored_toget
     pq.write_table(pa.table({"x": [1.0, 2.0], "k": [1, 2]}, schema=strict), tmp_path / "0.parquet")
     pq.write_table(pa.table({"k": [3], "x": [None]}, schema=other), tmp_path / "1.parquet")
     files = read_footers(list_dataset(str(tmp_path)), ["x", "k"])
-    (batch,) = rebatch(read(Scan(files, None), row_groups(files), ["x", "k"], 100), 100)
+    (batch,) = rebatch(read(Scan(files, None), row_groups(files), ["x", "k"], 100), lambda: 100)
     assert batch.to_pydict() == {"x": [1.0, 2.0, None], "k": [1, 2, 3]}

@@ -28,6 +28,7 @@ from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.scoring import inference
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting, output_column, rebatch
+from airflow_hydrogen.runtime.scoring.sizing import TRIED
 from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 
 UTC = datetime.timezone.utc
@@ -41,7 +42,7 @@ def _batch(**columns):
 def test_rebatch_keeps_every_row_in_order(sizes, rows):
     numbers = iter(range(sum(sizes)))
     batches = [_batch(x=pa.array([next(numbers) for _ in range(size)], pa.int64())) for size in sizes]
-    made = list(rebatch(batches, rows))
+    made = list(rebatch(batches, lambda: rows))
     assert [row for batch in made for row in batch.column("x").to_pylist()] == list(range(sum(sizes)))
     assert all(batch.num_rows == rows for batch in made[:-1])
     assert all(0 < batch.num_rows <= rows for batch in made)
@@ -71,7 +72,7 @@ def test_the_driver_hears_of_gpus_that_tensorflow_does_not_see(monkeypatch, held
 
 def test_whole_batches_are_not_copied():
     batch = _batch(x=pa.array([1, 2, 3]))
-    [made] = rebatch([batch], 3)
+    [made] = rebatch([batch], lambda: 3)
     assert made.column("x").buffers()[1].address == batch.column("x").buffers()[1].address
 
 
@@ -81,7 +82,7 @@ def test_no_row_is_lost_of_batches_that_are_too_large_to_be_joined():
     places = pa.py_buffer(np.array([0, size], "int32"))
     raw = pa.BinaryArray.from_buffers(pa.binary(), 1, [None, places, nothing])
     batches = [pa.record_batch({"a": pa.array([row]), "raw": raw}) for row in range(5)]
-    made = list(rebatch(batches, 4))
+    made = list(rebatch(batches, lambda: 4))
     assert [batch.column("a").to_pylist() for batch in made] == [[0], [1], [2], [3], [4]]
 
 
@@ -203,6 +204,7 @@ def scorer(monkeypatch):
 
     monkeypatch.setattr(inference, "load_predictor", load)
     monkeypatch.setattr(inference, "_loaded", {})
+    monkeypatch.setattr(inference, "_trials", {})
 
     def make(created="", **changes):
         fields = {
@@ -248,6 +250,36 @@ def test_the_model_is_loaded_once_for_many_tasks_and_anew_when_it_was_published_
     list(scorer(created="2013")([batch]))
     assert scorer.loads == ["", "2013"]
     assert scorer.held == ["2013"]
+
+
+def test_rows_of_a_call_are_found_out_with_rows_that_are_scored_once(scorer, tmp_path):
+    schema = pa.schema([("k", pa.string()), ("a", pa.float64()), ("score", pa.float64())])
+    (tmp_path / "out").mkdir()
+    output = TaskFiles("sink", str(tmp_path / "out"), schema)
+    rows = 50_000
+    numbers = np.arange(rows, dtype="float64")
+    batches = [_batch(a=pa.array(part), k=pa.nulls(len(part), pa.string())) for part in np.split(numbers, 5)]
+    *beats, account = scorer(batch_rows="auto", output=output)(batches)
+    found = Account.loads(account.column(ACCOUNT)[0].as_py())
+    assert (found.rows_in, found.rows) == (rows, rows)
+    [(size, of_rows)] = found.batch_rows.items()
+    assert of_rows == rows
+    assert size in TRIED
+    assert len(beats) <= rows // 16384
+    table = pq.read_table(tmp_path / "out" / found.files[0])
+    assert np.array_equal(table.column("a"), numbers)
+    assert np.array_equal(table.column("score"), 2 * numbers)
+
+
+def test_what_was_found_out_is_kept_for_the_model_and_not_for_another_one(scorer):
+    batches = [_batch(a=pa.array(np.zeros(50_000)), k=pa.nulls(50_000, pa.string()))]
+    list(scorer(batch_rows="auto")(batches))
+    [trial] = inference._trials.values()
+    list(scorer(batch_rows="auto")(batches))
+    assert [*inference._trials.values()] == [trial]
+    list(scorer(created="2013", batch_rows="auto")(batches))
+    assert inference._trials[scorer(created="2013")._key] is not trial
+    assert len(inference._trials) == 1
 
 
 def test_garbage_is_not_looked_for_in_a_loaded_model_until_another_takes_its_place(scorer, monkeypatch):

@@ -47,8 +47,8 @@ def plan(tmp_path, monkeypatch):
     [
         ("keras", {}, {"tensorflow", "keras"}),
         ("tensorflow", {}, {"tensorflow"}),
-        ("onnx", {}, set()),
-        ("keras", {"twins": TWINS, "engine": "onnx", "modules": ("of_the_user",)}, set()),
+        ("onnx", {}, {"onnxruntime"}),
+        ("keras", {"twins": TWINS, "engine": "onnx", "modules": ("of_the_user",)}, {"onnxruntime"}),
         ("keras", {"twins": TWINS, "engine": "tensorflow"}, {"tensorflow", "keras"}),
         ("mine", {}, set()),
         ("keras", {"predictor": "of_the_user:load"}, set()),
@@ -59,7 +59,7 @@ def plan(tmp_path, monkeypatch):
 def test_a_models_loader_needs_its_framework_and_a_predictor_what_it_names(plan, framework, changes, found):
     preload = plan(framework, **changes)
     assert {"tensorflow", "keras", "torch", "onnxruntime"} & set(preload.modules) == found
-    assert bool(preload.modules) == (bool(found) or framework == "onnx" or changes.get("engine") == "onnx")
+    assert bool(preload.modules) == bool(found)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""A function in a fresh process of the rank's group: on the CPU, with nothing of what the rank has imported.
+"""A function in a fresh process: on the CPU, with nothing of what the process that calls it has imported.
 
-What it does there cannot hurt the rank: neither a crash nor memory that is never given back.
+What it does there cannot hurt the caller: neither a crash nor memory that is never given back.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ class FreshProcessError(Exception):
     """The process gave no answer: in time, or before it ended."""
 
 
-def call(function: Callable[[_Argument], _Value], argument: _Argument) -> _Value:
-    """Call a function of a module in a fresh process, which is killed at the rank's end.
+def call(function: Callable[[_Argument], _Value], argument: _Argument, folder: Path | None = None) -> _Value:
+    """Call a function of a module in a fresh process, which is killed at its caller's end.
 
     Args:
         function: of a module's top level; what it prints is shown where it gives no answer alone.
         argument: its argument; like the answer it has to be picklable.
+        folder: where both are exchanged; None: in the temporary folder.
 
     Raises:
         FreshProcessError: no answer, with the last lines of what the process has printed.
     """
-    with tempfile.TemporaryDirectory(prefix="airflow-hydrogen-") as name:
+    with tempfile.TemporaryDirectory(prefix="airflow-hydrogen-", dir=folder) as name:
         exchange = Path(name)
         (exchange / _CALL).write_bytes(pickle.dumps((function, argument)))
         with (exchange / _OUTPUT).open("wb") as output:
