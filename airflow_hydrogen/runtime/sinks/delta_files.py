@@ -234,6 +234,8 @@ class Transaction:
             partition: what is replaced, or added to.
             schema: of files that are there, without the partition's columns; None: they are yet to be made.
         """
+        if self._transaction.readVersion() < 0:
+            return "it was dropped"
         if schema is not None:
             there = type(schema).fromJson(json.loads(self._metadata["schemaString"]))
             types = {item.name: item.dataType.simpleString() for item in there}

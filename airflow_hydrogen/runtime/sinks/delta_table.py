@@ -19,7 +19,7 @@ from airflow_hydrogen.contract.jobs import Sink
 from airflow_hydrogen.runtime.data.sources import quoted
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import delta_files, tables
-from airflow_hydrogen.runtime.sinks.delta_files import Transaction
+from airflow_hydrogen.runtime.sinks.delta_files import Transaction, activate
 from airflow_hydrogen.runtime.sinks.tables import Types
 from airflow_hydrogen.runtime.storage import filesystems, partition_files
 
