@@ -18,7 +18,8 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 BENCHMARKS = (
     *("imports", "sensors", "deferred", "memory", "scale"),
-    *("startup", "forks", "cold", "hosts", "faults", "overheads", "training", "bridge", "scoring", "streams"),
+    *("startup", "forks", "cold", "hosts", "faults", "overheads", "training", "bridge", "scoring", "delta"),
+    "streams",
 )
 
 

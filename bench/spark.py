@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def local_spark(slots: int = RANKS, jars: Sequence[Path] = ()) -> Iterator[SparkSession]:
-    """A session with Spark's own defaults, but for what a log and a laptop do not need."""
+def local_spark(
+    slots: int = RANKS, jars: Sequence[Path] = (), settings: Mapping[str, str] | None = None
+) -> Iterator[SparkSession]:
+    """A session with Spark's own defaults, but for what a log and a laptop do not need, and some settings."""
     from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -31,6 +33,8 @@ def local_spark(slots: int = RANKS, jars: Sequence[Path] = ()) -> Iterator[Spark
     )
     if jars:
         builder = builder.config("spark.jars", ",".join(map(str, jars)))
+    for name, value in (settings or {}).items():
+        builder = builder.config(name, value)
     session = builder.getOrCreate()
     try:
         yield session
