@@ -53,8 +53,8 @@ _OFF = {
 }
 _SETTING = "spark.databricks.delta."
 _SETTINGS = re.compile(
-    r"snapshotPartitions|retentionDurationCheck\.enabled|history\.metricsEnabled|stats\.skipping"
-    r"|(vacuum|properties\.defaults)\..+"
+    r"snapshotPartitions|lastCommitVersionInSession|retentionDurationCheck\.enabled"
+    r"|history\.metricsEnabled|stats\.skipping|(vacuum|properties\.defaults)\..+"
 )
 # Types of partition columns whose values the log spells as Spark does in a cast to a string.
 _PARTITION_TYPES = ("string", "byte", "short", "integer", "long", "date", "boolean")
@@ -276,6 +276,7 @@ class Transaction:
         Raises:
             PySparkException, Py4JJavaError: it has not committed, or it does not know whether it has.
         """
+        activate(self._session)
         now = int(time.time() * 1000)
         actions = [self._added(file, schema, values, now) for file in files.files]
         removed = self._removed(replaced)
