@@ -279,7 +279,7 @@ class Transaction:
         activate(self._session)
         now = int(time.time() * 1000)
         actions = [self._added(file, schema, values, now) for file in files.files]
-        removed = self._removed(replaced)
+        removed = self._replaced(replaced)
         if writer is not None:
             actions.append({"txn": {"appId": writer[0], "version": writer[1], "lastUpdated": now}})
         metrics = {
@@ -288,14 +288,18 @@ class Transaction:
             "numOutputBytes": sum(file.size for file in files.files),
         }
         if replaced is not None:
-            sizes = [int(action.getFileSize()) for action in removed]
+            sizes = [int(file.size()) for file in removed]
             metrics |= {"numRemovedFiles": len(sizes), "numRemovedBytes": sum(sizes)}
         if replaced:
             metrics["numAddedChangeFiles"] = 0
+            counts = [file.numLogicalRecords() for file in removed]
+            if all(count.isDefined() for count in counts):
+                metrics |= {"numDeletedRows": sum(count.get() for count in counts), "numCopiedRows": 0}
         self._measure(metrics)
         from_json = self._delta.actions.Action.fromJson
         made = [from_json(json.dumps(action)) for action in actions]
-        self._transaction.commit(self._sequence([*made, *removed]), self._operation(replaced))
+        made += [file.remove() for file in removed]
+        self._transaction.commit(self._sequence(made), self._operation(replaced))
 
     def _ordered(self, values: Mapping[str, str]) -> dict[str, str]:
         return {column: values[column] for column in self._metadata["partitionColumns"]}
@@ -318,17 +322,17 @@ class Transaction:
             }
         }
 
-    def _removed(self, replaced: str | None) -> list[Any]:
-        """What takes the old files out; who adds or removes some of theirs meanwhile is a conflict."""
+    def _replaced(self, replaced: str | None) -> list[Any]:
+        """The old files; who adds to them meanwhile, or removes some, conflicts with this one."""
         if replaced is None:
             return []
         if replaced:
             parser = self._session._jsparkSession.sessionState().sqlParser()
             condition = self._sequence([parser.parseExpression(replaced)])
-            found = self._transaction.filterFiles(condition, False)
+            found = self._transaction.filterFiles(condition, True)
         else:
             found = self._transaction.filterFiles()
-        return [found.apply(number).remove() for number in range(found.size())]
+        return [found.apply(number) for number in range(found.size())]
 
     def _measure(self, metrics: Mapping[str, int]) -> None:
         """What the commit says of itself, as if Spark had written."""
