@@ -195,6 +195,7 @@ class Rows(StagedFiles):
             TableBusyError: others were faster every time.
             PartitionTakenError: a newer try has begun, or has committed.
             SinkError: the commit holds other rows than those that were staged.
+            RowsLostError: the tasks' files do.
             BatchesLostError: the batches before this one are not in the table any more.
         """
         assert self._schema is not None, "nothing was staged"

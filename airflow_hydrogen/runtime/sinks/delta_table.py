@@ -18,7 +18,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import Sink
 from airflow_hydrogen.runtime.data.sources import quoted
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
-from airflow_hydrogen.runtime.sinks import delta_files, tables
+from airflow_hydrogen.runtime.sinks import delta_rules, tables
 from airflow_hydrogen.runtime.sinks.delta_files import Transaction, activate
 from airflow_hydrogen.runtime.sinks.tables import Types
 from airflow_hydrogen.runtime.storage import filesystems, partition_files
@@ -99,12 +99,12 @@ class Table:
         """Why its files are Spark's to write; None where tasks may do it."""
         if self.sink.mode == "merge":
             return "rows are merged by key"
-        if refused := delta_files.refused_by_session(self.spark):
+        if refused := delta_rules.refused_by_session(self.spark):
             return refused
         if self._schema() is not None:
             return self.begin(self.spark).refused(self.sink.partition, None)
         types = {column: type_.jsonValue() for column, type_ in self._partition_types(None).items()}
-        return delta_files.refused_by_values(self.sink.partition, types)
+        return delta_rules.refused_by_values(self.sink.partition, types)
 
     def begin(self, session: SparkSession) -> Transaction:
         """Begin a transaction at what is there now."""

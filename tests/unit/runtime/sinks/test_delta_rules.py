@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from airflow_hydrogen.runtime.sinks.delta_files import refused_by_table, refused_by_values
+from airflow_hydrogen.runtime.sinks.delta_rules import refused_by_table, refused_by_values
 
 
 def column(name, type_="long", nullable=True, **metadata):
