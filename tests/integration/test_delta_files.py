@@ -176,7 +176,7 @@ def test_values_of_a_partition_may_hold_anything(table, of_spark, warehouse):
     assert {row["ds"]: row["id"] for row in table.frame().collect()} == {"plain": 0, odd: 2}
 
 
-@pytest.mark.soak  # it has many tasks
+@pytest.mark.soak
 def test_vacuum_removes_what_was_brought_and_not_committed(table, warehouse, monkeypatch):
     odd = "a'b\\ %20=x/é`\" 50%"
     table.put(numbers(warehouse, 0, 3), table.sink(partition={"ds": odd}))
@@ -193,6 +193,7 @@ def test_vacuum_removes_what_was_brought_and_not_committed(table, warehouse, mon
     assert (table.ids(), len(table.data_files())) == ([0, 1, 2], 1)
 
 
+@pytest.mark.soak
 def test_typed_partitions_and_wider_columns(table, warehouse):
     warehouse.sql(
         f"create table {table.name} (id bigint, prediction double, day date, hour int, flag boolean) using "
@@ -217,7 +218,7 @@ def test_a_whole_table_is_replaced_by_no_rows_too(table, warehouse):
     assert len(table.actions("remove")) == 1
 
 
-@pytest.mark.soak  # it takes a while to make some
+@pytest.mark.soak
 def test_files_with_deletion_vectors_are_replaced(table, warehouse):
     table.put(numbers(warehouse, 10, 20), table.sink())
     warehouse.sql(f"alter table {table.name} set tblproperties (delta.enableDeletionVectors = true)")
@@ -254,6 +255,7 @@ def test_who_is_overtaken_in_its_partition_commits_on_what_is_there_then(table, 
     assert len(table.actions("add")) == 1
 
 
+@pytest.mark.soak
 def test_another_partition_is_no_conflict(table, warehouse, monkeypatch):
     table.put(numbers(warehouse, 0, 5), table.sink(partition=DAY))
     commit, tries = delta_files.Transaction.commit, []
@@ -301,6 +303,7 @@ def test_a_commit_that_fails_for_certain_takes_its_files_back(table, warehouse, 
     assert table.beside() == []
 
 
+@pytest.mark.soak
 def test_a_commit_that_fails_after_it_is_there_is_one(table, warehouse, monkeypatch):
     from pyspark.errors import PySparkException
 
@@ -315,6 +318,7 @@ def test_a_commit_that_fails_after_it_is_there_is_one(table, warehouse, monkeypa
     assert table.ids() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.soak
 def test_an_older_try_that_comes_late_is_skipped(table, warehouse, monkeypatch):
     table.put(numbers(warehouse, 0, 2), table.sink(partition=DAY))
     begin, late = delta.Table.begin, []
