@@ -48,7 +48,7 @@ images: setup ## Build the container images without an engine and run out of the
 	pytest tests/images -m images
 
 soak: setup ## 200 kill -9 over publishing and scoring's swap; backfills of each kind of sink, some killed.
-	pytest tests/soak -m soak -s
+	pytest tests/soak tests/integration/test_delta_files.py -m soak -s
 
 bench: setup ## Measure scoring and training; see bench/.
 	$(BIN)/python bench/run.py

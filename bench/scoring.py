@@ -225,8 +225,13 @@ def score_rows(
         engine=engine,
         **options,
     )
+    return scored(spark, job, rows)
+
+
+def scored(spark: SparkSession, job: InferenceJob, rows: int) -> float:
+    """Rows per second of a job."""
     started = time.perf_counter()
-    manifest, _ = directory.open_model(model)
+    manifest, _ = directory.open_model(job.model_uri)
     frame = sources.read(spark, job.source)
     written = sinks.place(spark, score(spark, frame, manifest, job), job).rows
     seconds = time.perf_counter() - started

@@ -198,7 +198,12 @@ def sibling(uri: str, purpose: str) -> str:
 
 def partition_uri(uri: str, partition: Mapping[str, str]) -> str:
     """The folder of one partition of a table, named as Spark and Hive name it: `uri/hour=T00%3A00`."""
-    return join(uri, *(f"{_escaped(key)}={_escaped(value)}" for key, value in partition.items()))
+    return join(uri, *([partition_folders(partition)] if partition else []))
+
+
+def partition_folders(partition: Mapping[str, str]) -> str:
+    """The folders of one partition below its table's; "" where there is none."""
+    return "/".join(f"{_escaped(key)}={_escaped(value)}" for key, value in partition.items())
 
 
 def _escaped(name: str) -> str:

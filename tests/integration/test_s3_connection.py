@@ -152,7 +152,7 @@ def test_one_connection_serves_spark_driver_workers_and_ranks(
             task_id="score",
             model_uri=f"s3://{BUCKET}/models/m",
             source=Source.delta(LAKE, where="day >= 2 and id <> 210"),
-            sink=Sink.parquet(f"s3://{BUCKET}/scored", partition={"ds": "1"}),
+            sink=Sink.delta(f"s3://{BUCKET}/scored", partition={"ds": "1"}),
             predictor="tests.integration.store_apps:multiplying",
             keep_columns=["id"],
             on_bad_row="quarantine",
@@ -163,7 +163,7 @@ def test_one_connection_serves_spark_driver_workers_and_ranks(
     report = scoring.xcoms["report"]
     assert (report["rows"], report["rows_quarantined"], report["source"]["version"]) == (197, 2, 0)
     with s3.using(store.access):
-        written = read(scoring.return_value)
+        written = read(f"{scoring.return_value}/ds=1")
         bad = read(report["quarantine_uri"])
     expected = [number for number in range(200, 400) if number not in (207, 210, 307)]
     assert written.sort_by("id").to_pydict() == {"id": expected, "p": [3.0 * number for number in expected]}
@@ -176,6 +176,7 @@ def test_one_connection_serves_spark_driver_workers_and_ranks(
     plans = "".join(told.values())
     assert re.search(r"MapInArrow[^*]*Range \(0", plans), "tasks read their row groups themselves"
     assert "InsertIntoHadoopFsRelationCommand" not in plans, "and write their files"
+    assert "replaceWhere" not in plans, "of which Delta is told"
     assert "fs.s3a.secret.key" in plans, "what is looked through has settings"
     for text in (*told.values(), said, repr((training, scoring))):
         assert SECRET not in text

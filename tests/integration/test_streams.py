@@ -43,7 +43,7 @@ from airflow_hydrogen.runtime.data import kafka as kafka_client
 from airflow_hydrogen.runtime.models import aliases, directory
 from airflow_hydrogen.runtime.scoring import positions, streams
 from airflow_hydrogen.runtime.scoring.streams import Batches, run_stream
-from airflow_hydrogen.runtime.sinks import delta, placements
+from airflow_hydrogen.runtime.sinks import delta, delta_files, placements
 from airflow_hydrogen.runtime.sinks import kafka as kafka_sink
 from airflow_hydrogen.runtime.storage import filesystems
 from tests.integration import daemons
@@ -846,7 +846,7 @@ def test_a_delta_table_has_every_row_once_wherever_the_driver_dies(
 ):
     lines(0, 5)
     with monkeypatch.context() as patched:
-        patched.setattr(delta.Table, "write", dies)
+        patched.setattr(delta_files.Transaction, "commit", dies)
         with pytest.raises(MemoryError):
             into_delta()
     assert table() == []  # it is made, and the bad rows are in their place
@@ -932,15 +932,15 @@ def test_a_delta_table_that_changes_while_a_stream_writes_it(
         .load(f"{tmp_path}/table")
         .selectExpr("bigint(-1) as id", "* except (id)")
     )
-    write, placed = delta.Table.write, delta.Rows.stage
+    write, commit = delta_files.Transaction.commit, delta.Rows.commit
 
-    def overtaken(self: delta.Table, *given: Any) -> None:
+    def overtaken(self: delta_files.Transaction, *given: Any) -> None:
         others.limit(1).write.format("delta").mode("append").save(f"{tmp_path}/table")
         write(self, *given)
 
     lines(2, 4)
     with monkeypatch.context() as patched:
-        patched.setattr(delta.Table, "write", overtaken)
+        patched.setattr(delta_files.Transaction, "commit", overtaken)
         assert into_delta(source=source).rows == 2
     assert table() == [-1, 0, 1, 2, 3]
     # It gets a column more: nothing of the batch is there, until somebody takes it away again.
@@ -952,12 +952,12 @@ def test_a_delta_table_that_changes_while_a_stream_writes_it(
     assert table() == [-1, 0, 1, 2, 3]
 
     # It is dropped in mid-batch: no new one is made of the rows that are left.
-    def dropped(self: delta.Rows, *given: Any) -> Any:
+    def dropped(self: delta.Rows, **given: Any) -> Any:
         shutil.rmtree(tmp_path / "table")
-        return placed(self, *given)
+        return commit(self, **given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(delta.Rows, "stage", dropped)
+        patched.setattr(delta.Rows, "commit", dropped)
         with pytest.raises(BatchesLostError, match="has none of its stream's batches, and batch 2"):
             into_delta(source=source)
     assert not (tmp_path / "table" / "_delta_log").exists()

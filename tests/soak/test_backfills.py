@@ -63,6 +63,7 @@ def test_every_partition_ends_with_exactly_its_rows(table: Table, tmp_path: Path
     assert {day: found[day]["ids"] for day in found} == {run.day: run.ids for run in [*others, *runs]}
     assert {other.day: found[other.day] for other in others} == before
     assert table.leftovers(found) == []
+    assert all("Spark writes the rows of" not in run.log.read_text() for run in runs), "but tasks do"
 
 
 def _run_alone(run: Backfill) -> float:

@@ -19,7 +19,7 @@ from airflow_hydrogen.contract.stores import is_s3
 from airflow_hydrogen.runtime.data import scans
 from airflow_hydrogen.runtime.data.messages import FAULT, RAW, VALUE
 from airflow_hydrogen.runtime.data.scans import Scan
-from airflow_hydrogen.runtime.data.spark_types import arrow_type
+from airflow_hydrogen.runtime.data.spark_types import arrow_type, file_metadata, file_schema, is_plain
 from airflow_hydrogen.runtime.data.streams import TRACES, Rows
 from airflow_hydrogen.runtime.gang import profiles
 from airflow_hydrogen.runtime.gang.slots import task_slots, threads_per_task
@@ -42,13 +42,6 @@ if TYPE_CHECKING:
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _CODEC = "spark.sql.parquet.compression.codec"
 _CODECS = {"uncompressed": "none", "lz4_raw": "lz4"}
-_ROW_METADATA = "org.apache.spark.sql.parquet.row.metadata"
-_SPARK_VERSION = "org.apache.spark.version"
-# Types that Spark and Arrow write to Parquet alike.
-_PLAIN = (
-    *("boolean", "byte", "short", "integer", "long", "float", "double", "decimal", "string", "binary"),
-    *("date", "timestamp", "timestamp_ntz"),
-)
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class Scoring:
         model, target = uris.parse(self.job.model_uri), uris.parse(folder)
         of_model = (target.store, target.authority) == (model.store, model.authority)
         is_seen = target.scheme == "file" or of_model or (self.job.s3 is not None and is_s3(folder))
-        are_plain = all(_is_plain(item.dataType.jsonValue()) for item in self.schema)
+        are_plain = all(is_plain(item.dataType.jsonValue()) for item in self.schema)
         return is_seen and are_plain and self.finish is None
 
     def files(self, folder: str) -> TaskFiles:
@@ -111,9 +104,9 @@ class Scoring:
         return TaskFiles(
             purpose="sink",
             folder=folder,
-            schema=_arrow_schema(self.schema),
+            schema=file_schema(self.schema),
             compression=_CODECS.get(self.codec, self.codec),
-            metadata={_SPARK_VERSION: self.spark, _ROW_METADATA: self.schema.json()},
+            metadata=file_metadata(self.schema, self.spark),
             copied=self.through_spark is not None,
         )
 
@@ -323,27 +316,6 @@ def _answers(schema: StructType | None) -> StructType:
             StructField(ACCOUNT, StringType()),
         ]
     )
-
-
-def _arrow_schema(schema: StructType) -> pa.Schema:
-    """A schema as Arrow's, in which everything may be null, as in files of Spark's."""
-    import pyarrow as pa
-
-    return pa.schema([pa.field(item.name, arrow_type(item.dataType)) for item in schema])
-
-
-def _is_plain(type_: Any) -> bool:
-    """Whether Arrow writes a type of Spark's, in its JSON form, as Spark does."""
-    if isinstance(type_, str):
-        return type_.partition("(")[0] in _PLAIN
-    match type_.get("type"):
-        case "array":
-            return _is_plain(type_["elementType"])
-        case "map":
-            return _is_plain(type_["keyType"]) and _is_plain(type_["valueType"])
-        case "struct":
-            return bool(type_["fields"]) and all(_is_plain(item["type"]) for item in type_["fields"])
-    return False
 
 
 def _spark_type(spec: OutputSpec) -> Any:

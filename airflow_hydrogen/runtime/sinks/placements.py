@@ -124,7 +124,7 @@ def placing(
         run: the Airflow run, or None outside Airflow.
         access: what opens the sink's connection.
         types: of the partition's columns, where the source has them.
-        schema: of the rows, without the partition's columns; for a table of Iceberg.
+        schema: of the rows, without the partition's columns; None: Spark writes them, and never tasks.
         batch: of a stream, or None.
 
     Raises:
@@ -141,7 +141,7 @@ def placing(
         assert schema is not None, "its files are made for its columns"
         return iceberg.placing(sink, run, access, types or {}, schema)
     if sink.kind == "delta":
-        return delta.placing(spark, sink, run, types or {}, batch)
+        return delta.placing(spark, sink, run, types or {}, batch, schema)
     if sink.kind == "hive":
         return hive.placing(spark, sink, run)
     if sink.kind == "kafka":

@@ -7,6 +7,7 @@ those files that the accounts of accepted tries name, and no others: of a task t
 from __future__ import annotations
 
 import contextlib
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract import uris
@@ -25,6 +27,9 @@ from airflow_hydrogen.runtime.storage import filesystems
 # What a task holds before it writes a row group. Rows may come one by one, and a row group should be worth
 # its footer; many columns, or long ones, should not fill the memory.
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
+
+NANS = "airflow-hydrogen.nan"
+"""In a footer: the columns that hold NaN, in JSON. The bounds of Parquet's statistics say nothing of them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class TaskFiles:
         metadata: what else stands in the files' footers.
         copied: rows that wait are copied: they are small parts of larger batches, which would wait with them.
         constants: columns of the schema that have one value in all rows, which come without them.
+        nans: footers say which columns hold NaN, under `NANS`.
     """
 
     purpose: str
@@ -48,6 +54,7 @@ class TaskFiles:
     metadata: Mapping[str, str] = field(default_factory=dict)
     copied: bool = False
     constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
+    nans: bool = False
 
     def accept(self, names: Iterable[str], staged: str) -> int:
         """Bring the files of accepted tries to where they are staged.
@@ -95,18 +102,28 @@ class TaskTarget:
         place: what the folder of the tasks lies beside.
         schema: the columns that the files must have; None: those of the rows, as Spark would write them.
         constants: as those of `TaskFiles`.
+        metadata: likewise, where there is a schema.
+        nans: likewise.
     """
 
     staged: str
     place: str
     schema: pa.Schema | None = None
     constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    nans: bool = False
 
     def fitted(self, files: TaskFiles) -> TaskFiles:
         """Files of the rows as they are, made to be those that are wanted."""
         if self.schema is None:
             return files
-        return replace(files, schema=self.schema, constants=self.constants, metadata={})
+        return replace(
+            files,
+            schema=self.schema,
+            constants=self.constants,
+            metadata=self.metadata,
+            nans=self.nans,
+        )
 
 
 class TaskFile:
@@ -122,6 +139,7 @@ class TaskFile:
         self._bytes = 0
         self._stream: Any = None
         self._writer: pq.ParquetWriter | None = None
+        self._nans: set[str] = set()
         self.name: str | None = None
         self.rows = 0
 
@@ -151,6 +169,8 @@ class TaskFile:
         self._waiting.append(batch)
         self._bytes += batch.nbytes
         self.rows += batch.num_rows
+        if self._place.nans:
+            self._nans.update(item.name for item in schema if _has_nan(batch.column(item.name)))
         if self._bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
@@ -172,6 +192,8 @@ class TaskFile:
         try:
             with contextlib.suppress(Exception) if failed else nullcontext():
                 if self._writer is not None:
+                    if self._place.nans:
+                        self._writer.add_key_value_metadata({NANS: json.dumps(sorted(self._nans))})
                     self._writer.close()
         finally:
             if self._stream is not None:
@@ -204,6 +226,10 @@ def _cast(column: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 def _is_float(type_: pa.DataType) -> bool:
     return bool(pa.types.is_floating(type_))
+
+
+def _has_nan(column: pa.Array) -> bool:
+    return _is_float(column.type) and bool(pc.any(pc.is_nan(column)).as_py())
 
 
 def _partition() -> int:
