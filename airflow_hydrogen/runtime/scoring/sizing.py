@@ -34,9 +34,15 @@ _AS_FAST = 0.95  # as the best: the smallest of these takes the least memory
 _THREADS = Path("/proc/self/task")
 _STATUS, _PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
-_LIMITS = (  # of a container: what it may have, and what it has
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+_CONTAINER = Path("/sys/fs/cgroup")
+_LIMITS = (  # what a container may have, what it has, and the pages among that which were read once, of files
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
 _UNKNOWN_ROOM = 2**30
 _NO_ROOM = {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}
@@ -165,14 +171,20 @@ def room() -> int:
     free = [_UNKNOWN_ROOM]
     if (meminfo := Path("/proc/meminfo")).exists():
         free = [_kilobytes(meminfo, "MemAvailable")]
-    for limit, used in _LIMITS:
-        if Path(limit).exists() and (most := Path(limit).read_text().strip()).isdigit():
-            free.append(int(most) - int(Path(used).read_text()))
+    for limit, *others in _LIMITS:
+        if (_CONTAINER / limit).exists() and (most := (_CONTAINER / limit).read_text().strip()).isdigit():
+            free.append(int(most) - _used(*others))
     parts = [count // (os.cpu_count() or 1) for count in free]
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)  # spark.executor.pyspark.memory sets it for a worker
     if allowed != resource.RLIM_INFINITY:
         parts.append(allowed - _status("VmSize"))
     return min(parts) // 2
+
+
+def _used(used: str, stat: str, cached: str) -> int:
+    """What a container has, without what the kernel drops when there is no room: files that were read."""
+    counts = dict(line.split() for line in (_CONTAINER / stat).read_text().splitlines())
+    return int((_CONTAINER / used).read_text()) - int(counts.get(cached, 0))
 
 
 def _reset_peak() -> str:

@@ -162,6 +162,28 @@ def test_room_is_a_part_of_what_is_free():
     assert 0 < sizing.room() < PLENTY
 
 
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "cached"),
+    [
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_files_that_a_container_has_read_take_none_of_its_room(
+    folder, limit, used, cached, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sizing, "_CONTAINER", tmp_path)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    container = tmp_path / folder
+    container.mkdir(exist_ok=True)
+    (container / limit).write_text("104857600\n")
+    (container / used).write_text("104000000\n")
+    (container / "memory.stat").write_text(f"anon 23\nactive_file 5\n{cached} 80000000\n")
+    assert sizing.room() == (104857600 - 24000000) // 2 // 2
+    (container / limit).write_text("max\n")
+    assert sizing.room() > 2**25
+
+
 def test_memory_that_a_call_takes_is_seen(monkeypatch):
     seen = []
     monkeypatch.setattr(Trial, "note", lambda self, seconds, grown, room: seen.append(grown))
