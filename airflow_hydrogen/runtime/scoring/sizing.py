@@ -124,7 +124,7 @@ def scored(
         yield from score(batch)
         return
     bad, highest = bad_rows(), _reset_peak()
-    resident, watch = _status("VmRSS"), _Watch()
+    before, watch = _status("VmRSS") - _mapped(), _Watch()
     try:
         found = score(batch)
     except Exception as error:
@@ -137,7 +137,8 @@ def scored(
     seconds = watch.seconds()
     # Bad rows take calls of their own, and a task's last batch may have few rows.
     if batch.num_rows == trial.rows and bad_rows() == bad:
-        trial.note(seconds, max(_status(highest) - resident, batch.nbytes), room())
+        grown = _status(highest) - _mapped() - before
+        trial.note(seconds, max(grown, batch.nbytes), room())
     yield from found
 
 
@@ -149,12 +150,13 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        self._cpu, self._waited, self._began = time.process_time(), _waited_s(), time.perf_counter()
+        self._waited = _waited_s()  # which takes time itself
+        self._cpu, self._began = time.process_time(), time.perf_counter()
 
     def seconds(self) -> float:
         """Seconds so far, without those in which threads of this process could have run and did not."""
-        taken = time.perf_counter() - self._began - (_waited_s() - self._waited)
-        return max(taken, (time.process_time() - self._cpu) / (os.cpu_count() or 1))
+        taken, cpu = time.perf_counter() - self._began, time.process_time() - self._cpu
+        return max(taken - (_waited_s() - self._waited), cpu / (os.cpu_count() or 1))
 
 
 def _waited_s() -> float:
@@ -196,14 +198,19 @@ def _reset_peak() -> str:
     return "VmHWM"
 
 
+def _mapped() -> int:
+    """What this process has of files in memory: weights that it maps come with the rows that need them."""
+    return _status("RssFile") + _status("RssShmem")
+
+
 def _status(name: str) -> int:
     return _kilobytes(_STATUS, name) if _STATUS.exists() else 0
 
 
 def _kilobytes(file: Path, name: str) -> int:
-    """A figure of the kernel's, in bytes."""
+    """A figure of the kernel's, in bytes; 0 where it has none."""
     lines = file.read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _has_no_room(error: Exception) -> bool:

@@ -64,6 +64,18 @@ def test_what_other_work_takes_of_the_processors_does_not_count(monkeypatch):
     assert 0.2 < seconds < 0.45 < wall
 
 
+def test_what_measuring_takes_does_not_count(monkeypatch):
+    def look():
+        began = time.process_time()
+        while time.process_time() - began < 0.2:
+            pass
+        return 0.0
+
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(sizing, "_waited_s", look)
+    assert sizing._Watch().seconds() < 0.1
+
+
 def test_nothing_is_tried_that_would_not_fit():
     trial, tried = settled(lambda rows: 0.001, grown_of=lambda rows: rows * 1000, room=4 * 1024 * 1000)
     assert (trial.rows, tried) == (4096, [64, 256, 1024, 4096])
@@ -194,3 +206,17 @@ def test_memory_that_a_call_takes_is_seen(monkeypatch):
 
     list(scored(Trial(), score, lambda: 0, batch_of(64)))
     assert seen[0] > 100 * 2**20
+
+
+def test_weights_that_a_call_maps_are_no_memory_that_it_takes(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Trial, "note", lambda self, seconds, grown, room: seen.append(grown))
+    (tmp_path / "weights").write_bytes(bytes(2**27))
+    weights = np.memmap(tmp_path / "weights", "uint8", "r")
+
+    def score(batch):
+        assert not weights[::4096].any()
+        return [batch]
+
+    list(scored(Trial(), score, lambda: 0, batch_of(64)))
+    assert seen[0] < 2**26
