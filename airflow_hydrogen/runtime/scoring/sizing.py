@@ -65,6 +65,7 @@ class Trial:
     _seconds: list[float] = field(default_factory=list)
     _grown: int = 0
     _slower: int = 0
+    _calls_with_bad_rows: int = 0
 
     def note(self, seconds: float, grown: int, room: int) -> None:
         """Take in a call of `rows` rows, and decide how many the next one gets. Not when it is over.
@@ -87,8 +88,14 @@ class Trial:
         else:
             self.rows, self._seconds, self._grown = self.rows * _FACTOR, [], 0
 
+    def has_usual_bad_rows(self) -> bool:
+        """Take in a call with bad rows. Returns whether there are so many of them that they count."""
+        self._calls_with_bad_rows += 1
+        return self._calls_with_bad_rows > _CALLS
+
     def step_back(self) -> bool:
         """Take in that there is no room for `rows` rows. Returns whether fewer are known to fit."""
+        self.rates = {rows: rate for rows, rate in self.rates.items() if rows < self.rows}
         if not self.rates:
             return False
         self._end()
@@ -120,26 +127,39 @@ def scored(
         bad_rows: how many rows were set aside so far.
         batch: of that many rows, or fewer.
     """
-    if trial.is_over:
-        yield from score(batch)
-        return
-    bad, highest = bad_rows(), _reset_peak()
-    before, watch = _status("VmRSS") - _mapped(), _Watch()
+    bad, call = bad_rows(), None if trial.is_over else _Call()
     try:
         found = score(batch)
     except Exception as error:
         # What was set aside is not to be set aside twice.
         if bad_rows() != bad or not _has_no_room(error) or not trial.step_back():
             raise
-        for start in range(0, batch.num_rows, trial.rows):
-            yield from score(batch.slice(start, trial.rows))
+        found = None
+    if found is None:  # out here, because an error holds on to the memory of the call
+        while batch.num_rows:
+            piece = batch.slice(0, trial.rows)  # fewer from one to the next, maybe
+            batch = batch.slice(piece.num_rows)
+            yield from scored(trial, score, bad_rows, piece)
         return
-    seconds = watch.seconds()
-    # Bad rows take calls of their own, and a task's last batch may have few rows.
-    if batch.num_rows == trial.rows and bad_rows() == bad:
-        grown = _status(highest) - _mapped() - before
-        trial.note(seconds, max(grown, batch.nbytes), room())
+    if call is not None:
+        seconds, grown = call.measured()
+        # One bad row in many takes calls of its own, and a task's last batch may have few rows.
+        if batch.num_rows == trial.rows and (bad_rows() == bad or trial.has_usual_bad_rows()):
+            trial.note(seconds, max(grown, batch.nbytes), room())
     yield from found
+
+
+class _Call:
+    """Measures what a call takes of time and memory."""
+
+    def __init__(self) -> None:
+        self._highest = _reset_peak()
+        self._before = _status("VmRSS") - _mapped()
+        self._watch = _Watch()
+
+    def measured(self) -> tuple[float, int]:
+        """Seconds, and by how many bytes it has raised the memory of this process."""
+        return self._watch.seconds(), _status(self._highest) - _mapped() - self._before
 
 
 class _Watch:
