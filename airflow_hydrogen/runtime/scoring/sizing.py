@@ -127,7 +127,8 @@ def scored(
         bad_rows: how many rows were set aside so far.
         batch: of that many rows, or fewer.
     """
-    bad, call = bad_rows(), None if trial.is_over else _Call()
+    # A task's last batch may have few rows, as those of a stream that waits for them.
+    bad, call = bad_rows(), None if trial.is_over or batch.num_rows != trial.rows else _Call()
     try:
         found = score(batch)
     except Exception as error:
@@ -143,8 +144,7 @@ def scored(
         return
     if call is not None:
         seconds, grown = call.measured()
-        # One bad row in many takes calls of its own, and a task's last batch may have few rows.
-        if batch.num_rows == trial.rows and (bad_rows() == bad or trial.has_usual_bad_rows()):
+        if bad_rows() == bad or trial.has_usual_bad_rows():  # one in many takes calls of its own
             trial.note(seconds, max(grown, batch.nbytes), room())
     yield from found
 
