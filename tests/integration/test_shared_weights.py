@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from airflow_hydrogen.contract.errors import ModelChangedError
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime import afresh
-from airflow_hydrogen.runtime.models import directory, host_copies, onnx_copies, onnx_session
+from airflow_hydrogen.runtime.models import copies, directory, host_copies, onnx_copies, onnx_session
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.predictors import load_predictor
 from tests.integration import onnx_models
@@ -189,6 +190,20 @@ def test_a_model_that_cannot_be_shared_is_tried_once_and_scores(linear, monkeypa
         assert load_once(*linear) == [21.0, 43.0]
     assert len(tried) == 1
     assert capsys.readouterr().out.count("this Python worker has weights of its own: no room\n") == 2
+
+
+def test_a_model_that_could_not_be_shared_is_tried_again_after_an_hour(linear, root, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(afresh, "call", lambda function, packing, folder: "no room")
+        assert load_once(*linear) == [21.0, 43.0]
+    later = time.time() + 3601
+    monkeypatch.setattr(time, "time", lambda: later)
+    monkeypatch.setattr(copies, "_sweep", lambda root, version: None)  # it was used all the time
+    capsys.readouterr()
+    assert load_once(*linear) == [21.0, 43.0]
+    assert capsys.readouterr().out == ""
+    (copy,) = copies_in(root)
+    assert (copy / onnx_copies.FILE).is_file()
 
 
 def test_what_predicts_something_else_is_not_used(linear, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import ctypes
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from airflow_hydrogen.runtime.models.directory import HeldModel
 
 SHARED_BYTES = 2**25
 """From how many bytes on weights are shared: fewer are little of a process's memory."""
+
+REFUSED_S = 3600.0
+"""For how long nothing is made again where that has failed, in seconds: a full disk may have been why."""
 
 CAN_SHARE = sys.platform == "linux"
 
@@ -75,11 +79,15 @@ def _fetch(held: HeldModel, folder: Path, make: Callable[[Path], str | None]) ->
             file.chmod(0o400)
             file.rename(folder / file.name)
     files = {file.name: _identity(file) for file in folder.iterdir()}
-    (folder / _NOTE).write_text(json.dumps({"files": files, "refusal": refusal}))
+    note = {"files": files, "refusal": refusal, "made": time.time()}
+    (folder / _NOTE).write_text(json.dumps(note))
 
 
 def _verify(uri: str, folder: Path) -> None:
-    for name, identity in _noted(uri, folder)["files"].items():
+    note = _noted(uri, folder)
+    if note["refusal"] is not None and time.time() - note["made"] > REFUSED_S:
+        raise ModelChangedError(uri, _NOTE, "says why nothing was made, which may be otherwise by now")
+    for name, identity in note["files"].items():
         if not (folder / name).is_file() or _identity(folder / name) != identity:
             raise ModelChangedError(uri, name, "was written or removed after it was made for this host")
 

@@ -34,9 +34,15 @@ _AS_FAST = 0.95  # as the best: the smallest of these takes the least memory
 _THREADS = Path("/proc/self/task")
 _STATUS, _PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
-_LIMITS = (  # of a container: what it may have, and what it has
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+_CONTAINER = Path("/sys/fs/cgroup")
+_LIMITS = (  # what a container may have, what it has, and the pages among that which were read once, of files
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
 _UNKNOWN_ROOM = 2**30
 _NO_ROOM = {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}
@@ -59,6 +65,7 @@ class Trial:
     _seconds: list[float] = field(default_factory=list)
     _grown: int = 0
     _slower: int = 0
+    _calls_with_bad_rows: int = 0
 
     def note(self, seconds: float, grown: int, room: int) -> None:
         """Take in a call of `rows` rows, and decide how many the next one gets. Not when it is over.
@@ -81,8 +88,14 @@ class Trial:
         else:
             self.rows, self._seconds, self._grown = self.rows * _FACTOR, [], 0
 
+    def has_usual_bad_rows(self) -> bool:
+        """Take in a call with bad rows. Returns whether there are so many of them that they count."""
+        self._calls_with_bad_rows += 1
+        return self._calls_with_bad_rows > _CALLS
+
     def step_back(self) -> bool:
         """Take in that there is no room for `rows` rows. Returns whether fewer are known to fit."""
+        self.rates = {rows: rate for rows, rate in self.rates.items() if rows < self.rows}
         if not self.rates:
             return False
         self._end()
@@ -114,25 +127,39 @@ def scored(
         bad_rows: how many rows were set aside so far.
         batch: of that many rows, or fewer.
     """
-    if trial.is_over:
-        yield from score(batch)
-        return
-    bad, highest = bad_rows(), _reset_peak()
-    resident, watch = _status("VmRSS"), _Watch()
+    # A task's last batch may have few rows, as those of a stream that waits for them.
+    bad, call = bad_rows(), None if trial.is_over or batch.num_rows != trial.rows else _Call()
     try:
         found = score(batch)
     except Exception as error:
         # What was set aside is not to be set aside twice.
         if bad_rows() != bad or not _has_no_room(error) or not trial.step_back():
             raise
-        for start in range(0, batch.num_rows, trial.rows):
-            yield from score(batch.slice(start, trial.rows))
+        found = None
+    if found is None:  # out here, because an error holds on to the memory of the call
+        while batch.num_rows:
+            piece = batch.slice(0, trial.rows)  # fewer from one to the next, maybe
+            batch = batch.slice(piece.num_rows)
+            yield from scored(trial, score, bad_rows, piece)
         return
-    seconds = watch.seconds()
-    # Bad rows take calls of their own, and a task's last batch may have few rows.
-    if batch.num_rows == trial.rows and bad_rows() == bad:
-        trial.note(seconds, max(_status(highest) - resident, batch.nbytes), room())
+    if call is not None:
+        seconds, grown = call.measured()
+        if bad_rows() == bad or trial.has_usual_bad_rows():  # one in many takes calls of its own
+            trial.note(seconds, max(grown, batch.nbytes), room())
     yield from found
+
+
+class _Call:
+    """Measures what a call takes of time and memory."""
+
+    def __init__(self) -> None:
+        self._highest = _reset_peak()
+        self._before = _status("VmRSS") - _mapped()
+        self._watch = _Watch()
+
+    def measured(self) -> tuple[float, int]:
+        """Seconds, and by how many bytes it has raised the memory of this process."""
+        return self._watch.seconds(), _status(self._highest) - _mapped() - self._before
 
 
 class _Watch:
@@ -143,12 +170,13 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        self._cpu, self._waited, self._began = time.process_time(), _waited_s(), time.perf_counter()
+        self._waited = _waited_s()  # which takes time itself
+        self._cpu, self._began = time.process_time(), time.perf_counter()
 
     def seconds(self) -> float:
         """Seconds so far, without those in which threads of this process could have run and did not."""
-        taken = time.perf_counter() - self._began - (_waited_s() - self._waited)
-        return max(taken, (time.process_time() - self._cpu) / (os.cpu_count() or 1))
+        taken, cpu = time.perf_counter() - self._began, time.process_time() - self._cpu
+        return max(taken - (_waited_s() - self._waited), cpu / (os.cpu_count() or 1))
 
 
 def _waited_s() -> float:
@@ -165,14 +193,20 @@ def room() -> int:
     free = [_UNKNOWN_ROOM]
     if (meminfo := Path("/proc/meminfo")).exists():
         free = [_kilobytes(meminfo, "MemAvailable")]
-    for limit, used in _LIMITS:
-        if Path(limit).exists() and (most := Path(limit).read_text().strip()).isdigit():
-            free.append(int(most) - int(Path(used).read_text()))
+    for limit, *others in _LIMITS:
+        if (_CONTAINER / limit).exists() and (most := (_CONTAINER / limit).read_text().strip()).isdigit():
+            free.append(int(most) - _used(*others))
     parts = [count // (os.cpu_count() or 1) for count in free]
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)  # spark.executor.pyspark.memory sets it for a worker
     if allowed != resource.RLIM_INFINITY:
         parts.append(allowed - _status("VmSize"))
     return min(parts) // 2
+
+
+def _used(used: str, stat: str, cached: str) -> int:
+    """What a container has, without what the kernel drops when there is no room: files that were read."""
+    counts = dict(line.split() for line in (_CONTAINER / stat).read_text().splitlines())
+    return int((_CONTAINER / used).read_text()) - int(counts.get(cached, 0))
 
 
 def _reset_peak() -> str:
@@ -184,14 +218,19 @@ def _reset_peak() -> str:
     return "VmHWM"
 
 
+def _mapped() -> int:
+    """What this process has of files in memory: weights that it maps come with the rows that need them."""
+    return _status("RssFile") + _status("RssShmem")
+
+
 def _status(name: str) -> int:
     return _kilobytes(_STATUS, name) if _STATUS.exists() else 0
 
 
 def _kilobytes(file: Path, name: str) -> int:
-    """A figure of the kernel's, in bytes."""
+    """A figure of the kernel's, in bytes; 0 where it has none."""
     lines = file.read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _has_no_room(error: Exception) -> bool:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,18 @@ def test_what_other_work_takes_of_the_processors_does_not_count(monkeypatch):
     assert 0.2 < seconds < 0.45 < wall
 
 
+def test_what_measuring_takes_does_not_count(monkeypatch):
+    def look():
+        began = time.process_time()
+        while time.process_time() - began < 0.2:
+            pass
+        return 0.0
+
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(sizing, "_waited_s", look)
+    assert sizing._Watch().seconds() < 0.1
+
+
 def test_nothing_is_tried_that_would_not_fit():
     trial, tried = settled(lambda rows: 0.001, grown_of=lambda rows: rows * 1000, room=4 * 1024 * 1000)
     assert (trial.rows, tried) == (4096, [64, 256, 1024, 4096])
@@ -122,6 +135,43 @@ def test_what_does_not_fit_is_scored_in_fewer_rows_and_each_row_once(error):
     assert trial.rows <= 256
 
 
+def test_a_call_that_does_not_fit_any_more_is_made_again_with_fewer_rows():
+    free, given_rows = [4096], []
+
+    def score(batch):
+        if batch.num_rows > free[0]:
+            raise MemoryError("no room")
+        given_rows.extend(batch.column("a").to_pylist())
+        return [batch]
+
+    trial = Trial(rows=4096, is_over=True, rates={64: 1.0, 256: 2.0, 1024: 3.0, 4096: 4.0})
+    assert run(trial, score, 8192) == [*range(8192)]
+    free[0] = 300
+    given_rows.clear()
+    assert run(trial, score, 8192) == [*range(8192)] == given_rows
+    assert (trial.rows, trial.is_over) == (256, True)
+    free[0] = 10
+    with pytest.raises(MemoryError, match="no room"):
+        run(trial, score, 8192)
+
+
+def test_a_call_that_is_made_again_has_the_memory_of_the_one_that_failed():
+    class Tensor:
+        pass
+
+    alive = []
+
+    def score(batch):
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        if batch.num_rows == 4096:
+            raise MemoryError("no room")
+        assert alive[0]() is None
+        return [batch]
+
+    run(Trial(rows=4096, is_over=True, rates={64: 1.0, 4096: 4.0}), score, 4096)
+
+
 def test_a_first_call_that_does_not_fit_fails():
     def score(batch):
         raise MemoryError("no room")
@@ -144,7 +194,7 @@ def test_rows_that_were_set_aside_are_not_set_aside_again():
     assert len(bad) == 1
 
 
-def test_calls_with_bad_rows_and_last_short_ones_say_nothing():
+def test_a_call_with_bad_rows_and_a_last_short_one_say_nothing():
     bad = []
 
     def score(batch):
@@ -152,14 +202,49 @@ def test_calls_with_bad_rows_and_last_short_ones_say_nothing():
         return [batch]
 
     trial = Trial()
-    run(trial, score, 1000, lambda: len(bad))
+    run(trial, score, 640, lambda: len(bad))
     assert (trial.rows, trial.fastest, trial.rates) == (64, 64, {})
     run(trial, lambda batch: [batch], 63)
     assert trial.rates == {}
 
 
+def test_where_most_calls_have_bad_rows_more_rows_are_tried_all_the_same():
+    bad = []
+
+    def score(batch):
+        bad.extend(value for value in batch.column("a").to_pylist() if value % 10 == 0)
+        time.sleep(0.001)  # whatever the rows: more of them are faster
+        return [batch]
+
+    trial = Trial()
+    run(trial, score, 300_000, lambda: len(bad))
+    assert trial.rows > 4096
+
+
 def test_room_is_a_part_of_what_is_free():
     assert 0 < sizing.room() < PLENTY
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "cached"),
+    [
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_files_that_a_container_has_read_take_none_of_its_room(
+    folder, limit, used, cached, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sizing, "_CONTAINER", tmp_path)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    container = tmp_path / folder
+    container.mkdir(exist_ok=True)
+    (container / limit).write_text("104857600\n")
+    (container / used).write_text("104000000\n")
+    (container / "memory.stat").write_text(f"anon 23\nactive_file 5\n{cached} 80000000\n")
+    assert sizing.room() == (104857600 - 24000000) // 2 // 2
+    (container / limit).write_text("max\n")
+    assert sizing.room() > 2**25
 
 
 def test_memory_that_a_call_takes_is_seen(monkeypatch):
@@ -172,3 +257,17 @@ def test_memory_that_a_call_takes_is_seen(monkeypatch):
 
     list(scored(Trial(), score, lambda: 0, batch_of(64)))
     assert seen[0] > 100 * 2**20
+
+
+def test_weights_that_a_call_maps_are_no_memory_that_it_takes(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Trial, "note", lambda self, seconds, grown, room: seen.append(grown))
+    (tmp_path / "weights").write_bytes(bytes(2**27))
+    weights = np.memmap(tmp_path / "weights", "uint8", "r")
+
+    def score(batch):
+        assert not weights[::4096].any()
+        return [batch]
+
+    list(scored(Trial(), score, lambda: 0, batch_of(64)))
+    assert seen[0] < 2**26
