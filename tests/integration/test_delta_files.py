@@ -385,6 +385,17 @@ def test_other_partitions_settings_keys_and_spellings_are_left_to_spark(table, w
         warehouse.conf.unset("spark.databricks.delta.optimizeWrite.enabled")
 
 
+def test_a_partition_by_a_name_with_a_dot_is_left_to_spark_which_replaces_it_alone(table, warehouse, capsys):
+    """Delta's filter of files takes such a column for another one, and finds all files."""
+    for number, value in enumerate("xyx"):
+        sink = table.sink(partition={"a.b": value})
+        with table.placing(numbers(warehouse, 0, 0), sink) as place:
+            assert place.by_tasks is None
+        table.put_by_spark(numbers(warehouse, number, number + 1), sink)
+    assert "has a dot in its name" in capsys.readouterr().out
+    assert table.ids() == [1, 2]
+
+
 @pytest.mark.parametrize("brought", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_table_that_asks_for_more_in_the_meantime_is_written_by_spark(
     table, warehouse, capsys, monkeypatch, brought
