@@ -396,6 +396,26 @@ def test_a_partition_by_a_name_with_a_dot_is_left_to_spark_which_replaces_it_alo
     assert table.ids() == [1, 2]
 
 
+def test_files_that_cannot_be_brought_are_written_by_spark_once(table, warehouse, capsys, monkeypatch):
+    """One is in the table's folder, the other is not."""
+    transfer, brought = filesystems.transfer, []
+
+    def fails(source, target):
+        if "/ds=" in target:
+            if brought:
+                raise OSError("Invalid cross-device link")
+            brought.append(target)
+        transfer(source, target)
+
+    monkeypatch.setattr(filesystems, "transfer", fails)
+    frame = warehouse.range(0, 10, 1, 2).selectExpr("id", "cast(id as float) as prediction")
+    assert table.put(frame, table.sink(partition=DAY)) == 10
+    assert "cannot be brought into its folder: Invalid cross-device link" in capsys.readouterr().out
+    assert table.ids() == list(range(10))
+    assert len(brought) == 1 and not Path(brought[0]).exists()
+    assert table.beside() == []
+
+
 @pytest.mark.parametrize("brought", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_table_that_asks_for_more_in_the_meantime_is_written_by_spark(
     table, warehouse, capsys, monkeypatch, brought
