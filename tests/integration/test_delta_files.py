@@ -144,15 +144,17 @@ def test_queries_skip_files_by_their_statistics_and_no_row(table, warehouse):
             "select id, cast(id as float) as f, repeat('a', 33) || id as text, timestamp_millis(id) as at "
             "from range(10)",
             "select id, float('nan') as f, 'b' as text, timestamp_micros(20000999) as at from range(90, 95)",
+            "select id, if(id = 20, float('nan'), float(-5)) as f, 'a' as text, timestamp_millis(1) as at "
+            "from range(20, 22)",
         )
     ):
         table.put(warehouse.sql(query).coalesce(1), table.sink(partition={"part": str(number)}))
     for where, rows, files in (
         ("id < 10", 10, 1),
         ("id > 1000", 0, 0),
-        ("f > 5", 9, 2),  # NaN is greater than all
-        ("f < 0", 0, 1),
-        ("f = float('nan')", 5, 1),
+        ("f > 5", 10, 3),  # NaN is greater than all
+        ("f < -4", 1, 2),
+        ("f = float('nan')", 6, 2),
         ("text > 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa8'", 6, 2),
         ("text > 'b'", 0, 0),
         ("text = 'b'", 5, 1),

@@ -91,7 +91,7 @@ def refused_by_values(partition: Mapping[str, str], types: Mapping[str, Any]) ->
     for column, value in partition.items():
         if types[column] not in _PARTITION_TYPES:
             return f"its column {column!r}, by which it is partitioned, is {types[column]}"
-        if "." in column:  # Delta does not know it again in a condition, and finds the files of all partitions
+        if "." in column:  # of a condition with it Delta finds the files of all partitions
             return f"its column {column!r}, by which it is partitioned, has a dot in its name"
         if value == _NO_VALUE:
             return f"{value!r} stands for no value in the names of folders"
