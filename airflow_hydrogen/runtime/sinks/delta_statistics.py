@@ -71,7 +71,7 @@ def _chunks(footer: pq.FileMetaData, place: int) -> list[Any]:
 
 def _nulls(chunks: list[Any]) -> int | None:
     if all(chunk is not None and chunk.has_null_count for chunk in chunks):
-        return sum(chunk.null_count for chunk in chunks)
+        return sum(int(chunk.null_count) for chunk in chunks)
     return None
 
 
