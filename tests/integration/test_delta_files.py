@@ -144,15 +144,17 @@ def test_queries_skip_files_by_their_statistics_and_no_row(table, warehouse):
             "select id, cast(id as float) as f, repeat('a', 33) || id as text, timestamp_millis(id) as at "
             "from range(10)",
             "select id, float('nan') as f, 'b' as text, timestamp_micros(20000999) as at from range(90, 95)",
+            "select id, if(id = 20, float('nan'), float(-5)) as f, 'a' as text, timestamp_millis(1) as at "
+            "from range(20, 22)",
         )
     ):
         table.put(warehouse.sql(query).coalesce(1), table.sink(partition={"part": str(number)}))
     for where, rows, files in (
         ("id < 10", 10, 1),
         ("id > 1000", 0, 0),
-        ("f > 5", 9, 2),  # NaN is greater than all
-        ("f < 0", 0, 1),
-        ("f = float('nan')", 5, 1),
+        ("f > 5", 10, 3),  # NaN is greater than all
+        ("f < -4", 1, 2),
+        ("f = float('nan')", 6, 2),
         ("text > 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa8'", 6, 2),
         ("text > 'b'", 0, 0),
         ("text = 'b'", 5, 1),
@@ -387,6 +389,37 @@ def test_other_partitions_settings_keys_and_spellings_are_left_to_spark(table, w
         refused("the setting spark.databricks.delta.optimizeWrite.enabled", table.sink(), frame_of_all)
     finally:
         warehouse.conf.unset("spark.databricks.delta.optimizeWrite.enabled")
+
+
+def test_a_partition_by_a_name_with_a_dot_is_left_to_spark_which_replaces_it_alone(table, warehouse, capsys):
+    """Delta's filter of files takes such a column for another one, and finds all files."""
+    for number, value in enumerate("xyx"):
+        sink = table.sink(partition={"a.b": value})
+        with table.placing(numbers(warehouse, 0, 0), sink) as place:
+            assert place.by_tasks is None
+        table.put_by_spark(numbers(warehouse, number, number + 1), sink)
+    assert "has a dot in its name" in capsys.readouterr().out
+    assert table.ids() == [1, 2]
+
+
+def test_files_that_cannot_be_brought_are_written_by_spark_once(table, warehouse, capsys, monkeypatch):
+    """One is in the table's folder, the other is not."""
+    transfer, brought = filesystems.transfer, []
+
+    def fails(source, target):
+        if "/ds=" in target:
+            if brought:
+                raise OSError("Invalid cross-device link")
+            brought.append(target)
+        transfer(source, target)
+
+    monkeypatch.setattr(filesystems, "transfer", fails)
+    frame = warehouse.range(0, 10, 1, 2).selectExpr("id", "cast(id as float) as prediction")
+    assert table.put(frame, table.sink(partition=DAY)) == 10
+    assert "cannot be brought into its folder: Invalid cross-device link" in capsys.readouterr().out
+    assert table.ids() == list(range(10))
+    assert len(brought) == 1 and not Path(brought[0]).exists()
+    assert table.beside() == []
 
 
 @pytest.mark.parametrize("brought", [False, pytest.param(True, marks=pytest.mark.soak)])

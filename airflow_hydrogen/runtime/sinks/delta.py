@@ -162,7 +162,7 @@ class Rows(StagedFiles):
             place=self._replacement.target,
             schema=file_schema(fitted),
             metadata=file_metadata(fitted, self._table.spark.version),
-            nans=True,
+            ranges=True,
         )
 
     def _say_refused(self, reason: str) -> None:

@@ -91,6 +91,8 @@ def refused_by_values(partition: Mapping[str, str], types: Mapping[str, Any]) ->
     for column, value in partition.items():
         if types[column] not in _PARTITION_TYPES:
             return f"its column {column!r}, by which it is partitioned, is {types[column]}"
+        if "." in column:  # of a condition with it Delta finds the files of all partitions
+            return f"its column {column!r}, by which it is partitioned, has a dot in its name"
         if value == _NO_VALUE:
             return f"{value!r} stands for no value in the names of folders"
     return None

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from airflow_hydrogen.runtime.sinks.task_files import NANS
+from airflow_hydrogen.runtime.sinks.task_files import RANGES
 
 _COLUMNS = 32
 _LONGEST_TEXT = 32
@@ -38,13 +37,18 @@ def statistics(footer: pq.FileMetaData, schema: pa.Schema, *, tight: bool) -> st
     least: dict[str, Any] = {}
     greatest: dict[str, Any] = {}
     nulls: dict[str, int] = {}
+    ranges = json.loads((footer.metadata or {}).get(RANGES.encode(), b"{}"))
     for item in list(schema)[:_COLUMNS]:
         if item.name not in places:
             continue  # of lists and structs the footer counts what is inside
-        chunks = _chunks(footer, places[item.name])
-        if all(chunk is not None and chunk.has_null_count for chunk in chunks):
-            nulls[item.name] = sum(chunk.null_count for chunk in chunks)
-        low, high = _bounds(footer, chunks, item)
+        if pa.types.is_floating(item.type):
+            low, high, count = ranges.get(item.name, (None, None, None))
+        else:
+            chunks = _chunks(footer, places[item.name])
+            low, high = _bounds(footer, chunks, item)
+            count = _nulls(chunks)
+        if count is not None:
+            nulls[item.name] = count
         if low is not None:
             least[item.name] = low
         if high is not None:
@@ -63,6 +67,12 @@ def _is_flat(column: pq.ColumnSchema) -> bool:
 def _chunks(footer: pq.FileMetaData, place: int) -> list[Any]:
     groups = (footer.row_group(number) for number in range(footer.num_row_groups))
     return [group.column(place).statistics for group in groups]
+
+
+def _nulls(chunks: list[Any]) -> int | None:
+    if all(chunk is not None and chunk.has_null_count for chunk in chunks):
+        return sum(int(chunk.null_count) for chunk in chunks)
+    return None
 
 
 def _bounds(footer: pq.FileMetaData, chunks: list[Any], column: pa.Field) -> tuple[Any, Any]:
@@ -85,23 +95,13 @@ def _bounds(footer: pq.FileMetaData, chunks: list[Any], column: pa.Field) -> tup
             return None, None
     if not lows:
         return None, None
-    is_float = pa.types.is_floating(column.type)
-    # NaN is greater than all numbers, and no bound of Parquet's.
-    greatest = None if is_float and _may_hold_nan(footer, column.name) else spell(max(highs), upper=True)
-    return spell(min(lows), upper=False), greatest
-
-
-def _may_hold_nan(footer: pq.FileMetaData, column: str) -> bool:
-    said = (footer.metadata or {}).get(NANS.encode())
-    return said is None or column in json.loads(said)
+    return spell(min(lows), upper=False), spell(max(highs), upper=True)
 
 
 def _speller(type_: pa.DataType) -> Any:
     """How the bounds of a type are spelled; None where the log has none of it, or it is not certain how."""
     if pa.types.is_integer(type_):
         return _number
-    if pa.types.is_floating(type_):
-        return _finite
     if pa.types.is_string(type_):
         return _text
     if pa.types.is_date(type_):
@@ -113,10 +113,6 @@ def _speller(type_: pa.DataType) -> Any:
 
 def _number(value: int, *, upper: bool) -> int:
     return value
-
-
-def _finite(value: float, *, upper: bool) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _day(value: datetime.date, *, upper: bool) -> str:

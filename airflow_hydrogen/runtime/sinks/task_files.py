@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -28,8 +29,12 @@ from airflow_hydrogen.runtime.storage import filesystems
 # its footer; many columns, or long ones, should not fill the memory.
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
 
-NANS = "airflow-hydrogen.nan"
-"""In a footer: the columns that hold NaN, in JSON. The bounds of Parquet's statistics say nothing of them."""
+RANGES = "airflow-hydrogen.ranges"
+"""In a footer, in JSON: column of floating numbers -> the least, the greatest, and how many are null.
+
+A bound is null where there is none that JSON has: NaN is greater than all numbers. Parquet's own bounds leave
+NaN out, and Spark then skips rows that it is in. So files have none of these columns.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class TaskFiles:
         metadata: what else stands in the files' footers.
         copied: rows that wait are copied: they are small parts of larger batches, which would wait with them.
         constants: columns of the schema that have one value in all rows, which come without them.
-        nans: footers say which columns hold NaN, under `NANS`.
+        ranges: footers have `RANGES`.
     """
 
     purpose: str
@@ -54,7 +59,7 @@ class TaskFiles:
     metadata: Mapping[str, str] = field(default_factory=dict)
     copied: bool = False
     constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
-    nans: bool = False
+    ranges: bool = False
 
     def accept(self, names: Iterable[str], staged: str) -> int:
         """Bring the files of accepted tries to where they are staged.
@@ -86,6 +91,7 @@ class TaskFiles:
             self.schema,
             compression=self.compression,
             use_dictionary=flat,  # floating numbers hardly ever repeat, and trying takes time
+            write_statistics=[*flat, *self.constants],  # see `RANGES`
             store_schema=False,  # readers find the types that Spark's own files have
         )
         if self.metadata:
@@ -103,7 +109,7 @@ class TaskTarget:
         schema: the columns that the files must have; None: those of the rows, as Spark would write them.
         constants: as those of `TaskFiles`.
         metadata: likewise, where there is a schema.
-        nans: likewise.
+        ranges: likewise.
     """
 
     staged: str
@@ -111,7 +117,7 @@ class TaskTarget:
     schema: pa.Schema | None = None
     constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    nans: bool = False
+    ranges: bool = False
 
     def fitted(self, files: TaskFiles) -> TaskFiles:
         """Files of the rows as they are, made to be those that are wanted."""
@@ -122,7 +128,7 @@ class TaskTarget:
             schema=self.schema,
             constants=self.constants,
             metadata=self.metadata,
-            nans=self.nans,
+            ranges=self.ranges,
         )
 
 
@@ -139,7 +145,7 @@ class TaskFile:
         self._bytes = 0
         self._stream: Any = None
         self._writer: pq.ParquetWriter | None = None
-        self._nans: set[str] = set()
+        self._ranges: dict[str, _Range] = {}
         self.name: str | None = None
         self.rows = 0
 
@@ -169,8 +175,10 @@ class TaskFile:
         self._waiting.append(batch)
         self._bytes += batch.nbytes
         self.rows += batch.num_rows
-        if self._place.nans:
-            self._nans.update(item.name for item in schema if _has_nan(batch.column(item.name)))
+        if self._place.ranges:
+            for item in schema:
+                if _is_float(item.type):
+                    self._ranges.setdefault(item.name, _Range()).add(batch.column(item.name))
         if self._bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
@@ -192,8 +200,9 @@ class TaskFile:
         try:
             with contextlib.suppress(Exception) if failed else nullcontext():
                 if self._writer is not None:
-                    if self._place.nans:
-                        self._writer.add_key_value_metadata({NANS: json.dumps(sorted(self._nans))})
+                    if self._place.ranges:
+                        found = {name: found.told() for name, found in self._ranges.items()}
+                        self._writer.add_key_value_metadata({RANGES: json.dumps(found, allow_nan=False)})
                     self._writer.close()
         finally:
             if self._stream is not None:
@@ -228,8 +237,25 @@ def _is_float(type_: pa.DataType) -> bool:
     return bool(pa.types.is_floating(type_))
 
 
-def _has_nan(column: pa.Array) -> bool:
-    return _is_float(column.type) and bool(pc.any(pc.is_nan(column)).as_py())
+class _Range:
+    """What floating numbers lie between."""
+
+    def __init__(self) -> None:
+        self._least, self._greatest = math.inf, -math.inf
+        self._nulls, self._has_nan = 0, False
+
+    def add(self, column: pa.Array) -> None:
+        is_nan = pc.is_nan(column)
+        found = pc.min_max(column.filter(pc.invert(is_nan))).as_py()
+        if found["min"] is not None:
+            self._least = min(self._least, found["min"])
+            self._greatest = max(self._greatest, found["max"])
+        self._nulls += column.null_count
+        self._has_nan = self._has_nan or bool(pc.any(is_nan).as_py())
+
+    def told(self) -> tuple[float | None, float | None, int]:
+        greatest = self._greatest if math.isfinite(self._greatest) and not self._has_nan else None
+        return self._least if math.isfinite(self._least) else None, greatest, self._nulls
 
 
 def _partition() -> int:

@@ -90,4 +90,5 @@ def test_anything_that_is_not_known_leaves_a_table_to_spark(protocol, metadata, 
 def test_values_that_the_log_may_spell_otherwise_are_left_to_spark():
     assert refused_by_values({"hour": "05"}, {"hour": "integer"}) is None
     assert "is timestamp" in refused_by_values({"at": "2013-01-01"}, {"at": "timestamp"})
+    assert "has a dot in its name" in refused_by_values({"a.b": "x"}, {"a.b": "string"})
     assert "stands for no value" in refused_by_values({"ds": "__HIVE_DEFAULT_PARTITION__"}, {"ds": "string"})

@@ -26,7 +26,7 @@ def statistics_of(table, folder=None, tight=False):
         pq.write_table(table, written, row_group_size=2)
         footer = pq.read_metadata(written)
     else:
-        with TaskFile(TaskFiles("sink", str(folder), table.schema, nans=True)) as file:
+        with TaskFile(TaskFiles("sink", str(folder), table.schema, ranges=True)) as file:
             for batch in table.to_batches():
                 file.add(batch)
         footer = pq.read_metadata(folder / file.name)
@@ -72,7 +72,9 @@ def test_nan_is_greater_than_every_bound(tmp_path):
     assert column([1.5, nan, -2.0, None], pa.float32(), tmp_path) == (-2.0, None, 1)
     assert column([nan], pa.float64(), tmp_path) == (None, None, 0)
     assert column([1.0, inf, -inf], pa.float64(), tmp_path) == (None, None, 0)
-    assert column([1.5, -2.0], pa.float32()) == (-2.0, None, 0), "nobody has looked for NaN"
+    assert column([0.1, None], pa.float32(), tmp_path)[:2] == (pa.scalar(0.1, pa.float32()).as_py(),) * 2
+    assert column([None], pa.float32(), tmp_path) == (None, None, 1)
+    assert column([1.5, -2.0], pa.float32()) == (None, None, None), "nobody has looked for NaN"
 
 
 def test_long_texts_are_cut_to_bounds_that_still_hold():

@@ -117,3 +117,11 @@ def test_a_task_that_fails_names_no_file(place):
     file.add(rows(1))
     file.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert file.name is None
+
+
+def test_files_have_no_bounds_of_floating_numbers_which_would_leave_nan_out(tmp_path):
+    rows = pa.table({"id": [1, 2], "f": [1.0, float("nan")], "n": [{"x": 1.0}, {"x": float("nan")}]})
+    with TaskFile(TaskFiles("sink", str(tmp_path), rows.schema)) as file:
+        file.add(rows.to_batches()[0])
+    group = pq.read_metadata(tmp_path / file.name).row_group(0)
+    assert [group.column(number).statistics is None for number in range(3)] == [False, True, True]
