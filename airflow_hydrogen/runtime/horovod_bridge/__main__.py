@@ -23,7 +23,7 @@ def main() -> int:
         return 2
     install()
     del sys.argv[0]
-    if not sys.flags.safe_path:
+    if not getattr(sys.flags, "safe_path", False):  # Python 3.10 has none
         sys.path[0] = str(script.resolve().parent)
     runpy.run_path(os.path.abspath(script), run_name="__main__")
     return 0

@@ -121,7 +121,7 @@ def _day(value: datetime.date, *, upper: bool) -> str:
 
 def _moment(value: datetime.datetime, *, upper: bool) -> str:
     """Readers know that milliseconds are cut."""
-    utc = value.astimezone(datetime.UTC).replace(tzinfo=None)
+    utc = value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
     return f"{utc.isoformat(timespec='milliseconds')}Z"
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from airflow_hydrogen.runtime.sinks.delta_statistics import statistics
 from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
 
-UTC = datetime.UTC
+UTC = datetime.timezone.utc
 
 
 def statistics_of(table, folder=None, tight=False):
@@ -64,6 +64,12 @@ def column(values, type_, folder=None):
 )  # fmt: skip
 def test_bounds_of_every_type_that_is_certain(values, type_, expected):
     assert column(values, type_) == expected
+
+
+def test_times_need_no_newer_python_than_the_oldest_that_is_supported(monkeypatch):
+    monkeypatch.delattr(datetime, "UTC", raising=False)  # not in Python 3.10
+    noon = datetime.datetime(2013, 1, 1, 12, tzinfo=UTC)
+    assert column([noon], pa.timestamp("us", "UTC")) == (*["2013-01-01T12:00:00.000Z"] * 2, 0)
 
 
 def test_nan_is_greater_than_every_bound(tmp_path):
