@@ -470,6 +470,12 @@ def test_what_cannot_work_is_refused_before_the_stream_begins(
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_a_column_may_be_called_as_a_type_that_is_refused(incoming, stream, tmp_path):
+    incoming(0, 3)
+    source = Source.files_stream(str(tmp_path / "incoming"), schema=f"{SCHEMA}, `char(5)` STRING")
+    assert stream(source=source, keep_columns=["id"]).rows == 3
+
+
 # --- Kafka -------------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 # Spark has no values of these types: it checks them where it writes a table, and reads nothing as them.
-_SIZED = re.compile(r"\b(?:var)?char\(\d+\)")
+# In a schema's JSON, in which a name never stands behind such a key.
+_SIZED = re.compile(r'"(?:type|elementType|keyType|valueType)":"((?:var)?char\(\d+\))"')
 
 KAFKA = ("kafka_key", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp", "kafka_headers")
 """What rows of Kafka have beside the columns of their values."""
@@ -282,8 +283,8 @@ def _schema(source: Source) -> StructType:
     names = Counter(name.lower() for name in schema.names)
     if twice := [name for name, times in names.items() if times > 1]:
         raise _no_schema(source, "Spark's DDL of columns", f"it has {', '.join(twice)} more than once")
-    if sized := _SIZED.search(schema.simpleString()):
-        raise _no_schema(source, "Spark's DDL of columns", f"{sized[0]} is for tables alone; use STRING")
+    if sized := _SIZED.search(schema.json()):
+        raise _no_schema(source, "Spark's DDL of columns", f"{sized[1]} is for tables alone; use STRING")
     return schema
 
 
