@@ -52,26 +52,17 @@ def measure(folder: Path, quick: bool) -> list[Result]:
 
 def _publish(folder: Path, layers: int) -> str:
     """Publish dense layers as an ONNX file of another framework."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     from airflow_hydrogen.runtime import publish_model
+    from tests.integration.onnx_models import node, save, tensor
 
     random = np.random.default_rng(0)
     shapes = [(len(_FEATURES), _WIDTH), *[(_WIDTH, _WIDTH)] * layers, (_WIDTH, 1)]
-    weights, nodes, given = [], [], "x"
-    for number, (before, after) in enumerate(shapes):
-        values = random.standard_normal((before, after), dtype="float32") * np.float32(before**-0.5)
-        weights.append(numpy_helper.from_array(values, f"w{number}"))
-        nodes.append(helper.make_node("MatMul", [given, f"w{number}"], [f"y{number}"]))
-        given = f"y{number}"
-    graph = helper.make_graph(
-        nodes,
-        "dense",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("rows", len(_FEATURES)))],
-        [helper.make_tensor_value_info(given, TensorProto.FLOAT, ("rows", 1))],
-        weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.save_model(model, str(folder / "model.onnx"))
-    return publish_model(str(folder / "model.onnx"), str(folder / "model"), columns=_FEATURES)
+    weights = {
+        f"w{number}": random.standard_normal(shape, dtype="float32") * np.float32(shape[0] ** -0.5)
+        for number, shape in enumerate(shapes)
+    }
+    names = ["x", *(f"y{number}" for number in range(len(shapes)))]
+    nodes = [node("MatMul", [names[n], f"w{n}"], [names[n + 1]]) for n in range(len(shapes))]
+    inputs, outputs = [tensor("x", shape=("rows", len(_FEATURES)))], [tensor(names[-1], shape=("rows", 1))]
+    file = save(folder / "model.onnx", nodes, inputs, outputs, weights)
+    return publish_model(file, str(folder / "model"), columns=_FEATURES)
