@@ -41,10 +41,16 @@ SPREAD = {"spark.cores.max": "2", "spark.executor.cores": "1"}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[StandaloneCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneCluster]:
     skip_without_namespaces()
+    settings = {
+        "spark.worker.timeout": "10",
+        # A master that has forgotten its applications has their executors killed once their workers are back.
+        "spark.deploy.recoveryMode": "FILESYSTEM",
+        "spark.deploy.recoveryDirectory": str(tmp_path_factory.mktemp("recovery")),
+    }
     with standalone_cluster(
-        workers=2, cores=1, memory="1g", gpus=0, namespaces=True, settings={"spark.worker.timeout": "10"}
+        workers=2, cores=1, memory="1g", gpus=0, namespaces=True, settings=settings
     ) as started:
         yield started
 
@@ -284,19 +290,20 @@ def test_an_error_of_the_program_is_not_tried_again(driver: Driver, tmp_path: Pa
 # --- the driver, the master ----------------------------------------------------------------------------
 
 
-def test_a_master_that_restarts_does_not_disturb_the_gang(
+def test_a_master_that_recovers_does_not_disturb_the_gang(
     both_hosts: StandaloneCluster, driver: Driver, tmp_path: Path, eventually: Eventually
 ) -> None:
     with application(driver, tmp_path / "a", "count") as running:
         running.ranks(2)
-        epoch = wait_for_checkpoints(running)
+        wait_for_checkpoints(running)
         both_hosts.kill_master()
         both_hosts.start_master()
+        eventually(lambda: len(both_hosts.alive_workers()) == 2, "the workers are back", 90)
+        epoch = running.epoch()
         running.until(lambda: running.epoch() > epoch + 5, "training goes on")
         report = running.finish()
     assert report.failure is None, running.log
     assert report.restarts == ()
-    eventually(lambda: len(both_hosts.alive_workers()) == 2, "the workers are back", 90)
 
 
 def test_a_killed_driver_frees_the_cluster_and_the_next_try_resumes(
