@@ -6,7 +6,6 @@ get their place by one rename, and are removed by their names, so that whoever h
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 import tempfile
@@ -62,12 +61,6 @@ def hold(held: HeldModel, kind: str, make: Callable[[Path], str | None]) -> Iter
         if refusal is not None:
             print(f"airflow-hydrogen: this Python worker has weights of its own: {refusal}", flush=True)
         yield folder if refusal is None else None
-
-
-def give_back_memory() -> None:
-    """Return to the system what this process has freed: the C library keeps what it may want again."""
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # another library has none
-        trim(0)
 
 
 def _fetch(held: HeldModel, folder: Path, make: Callable[[Path], str | None]) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 
 from airflow_hydrogen.contract.errors import ModelModuleError, ModelSignatureError
 from airflow_hydrogen.contract.signatures import Signature
+from airflow_hydrogen.runtime import memory
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
-from airflow_hydrogen.runtime.models import engines, host_copies, onnx_copies, onnx_session
+from airflow_hydrogen.runtime.models import engines, onnx_copies, onnx_session
 from airflow_hydrogen.runtime.models.directory import hold_model, pinned
 from airflow_hydrogen.runtime.models.manifest import Manifest
 
@@ -51,7 +52,7 @@ def load_predictor(
                 packed = stack.enter_context(onnx_copies.shared(held, entry, is_twin=is_twin))
             predict = load(uri, manifest, held.folder, override, threads, engine, packed)
             if packed is not None:
-                host_copies.give_back_memory()
+                memory.give_back()
             held.require_untouched()
         yield predict
 

@@ -22,7 +22,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import BatchRows
 from airflow_hydrogen.contract.signatures import OutputSpec
 from airflow_hydrogen.contract.stores import S3Access
-from airflow_hydrogen.runtime import devices
+from airflow_hydrogen.runtime import devices, memory
 from airflow_hydrogen.runtime.data.messages import FAULT, RAW
 from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.inputs import model_inputs, value_beyond
@@ -186,6 +186,7 @@ class Scorer:
             # Spark's worker collects garbage after each task, and would look through all of the framework.
             gc.collect()
             gc.freeze()
+            memory.keep_freed()
         return _loaded[key]
 
     @property
