@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,10 @@ from airflow_hydrogen.contract.differences import SUPPORTED, hint_for
 from airflow_hydrogen.contract.errors import ColumnTypeError, NullValueError, RaggedTensorError
 
 Kind = Literal["number", "boolean", "string"]
+
+# Columns that are copied below each other first, and then turned: measured with 1 to 2,000 columns.
+_TURNED = 32
+_FEWEST_TURNED = 12
 
 
 def dtype_of(name: str, type_: pa.DataType) -> tuple[str, bool]:
@@ -96,7 +101,7 @@ def _tensor(name: str, column: pa.Array, width: int | None) -> np.ndarray:
 
 
 def stack(arrays: Sequence[np.ndarray], dtype: str = "float32") -> np.ndarray:
-    """Columns side by side in one matrix: one copy, conversion included.
+    """Columns side by side in one matrix, conversion included.
 
     Args:
         arrays: shapes (rows,) or (rows, width).
@@ -110,10 +115,24 @@ def stack(arrays: Sequence[np.ndarray], dtype: str = "float32") -> np.ndarray:
         return arrays[0]
     matrix: np.ndarray[Any, Any] = np.empty((len(arrays[0]), sum(widths)), dtype=dtype)
     start = 0
-    for array, width in zip(arrays, widths, strict=True):
-        matrix[:, start : start + width] = array[:, None] if array.ndim == 1 else array
-        start += width
+    for is_scalar, run in groupby(arrays, key=lambda array: array.ndim == 1):
+        for piece in _beside(list(run), dtype) if is_scalar else run:
+            matrix[:, start : start + piece.shape[1]] = piece
+            start += piece.shape[1]
     return matrix
+
+
+def _beside(columns: Sequence[np.ndarray], dtype: str) -> Iterator[np.ndarray]:
+    """Columns of shape (rows,) as matrices; NumPy copies many that are turned faster than one by one."""
+    for first in range(0, len(columns), _TURNED):
+        some = columns[first : first + _TURNED]
+        if len(some) < _FEWEST_TURNED:
+            yield from (column[:, None] for column in some)
+            continue
+        below = np.empty((len(some), len(some[0])), dtype)
+        for row, column in zip(below, some, strict=True):
+            row[:] = column
+        yield below.T
 
 
 def _refuse_nulls(name: str, column: pa.Array | pa.ChunkedArray, expected: str) -> None:

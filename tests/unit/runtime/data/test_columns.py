@@ -77,6 +77,24 @@ def test_stack_puts_scalars_and_tensors_side_by_side():
     assert matrix.tolist() == [[1, 3, 4, 1], [2, 5, 6, 0]]
 
 
+@pytest.mark.parametrize("scalars", [1, 11, 12, 31, 32, 33, 44, 100])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_many_scalars_are_put_beside_each_other_in_their_order(scalars, dtype):
+    random = np.random.default_rng(scalars)
+    types = ["float32", "float64", "int8", "bool"]
+    columns = [random.integers(0, 2, 300).astype(types[number % 4]) for number in range(scalars)]
+    wide = random.integers(0, 9, (300, 3)).astype("float32")
+    arrays = [wide, *columns, wide, *columns[:20]]
+    matrix = stack(arrays, dtype)
+    assert matrix.dtype == dtype
+    assert matrix.flags.c_contiguous
+    assert (matrix == np.column_stack(arrays)).all()
+
+
+def test_no_rows_are_a_matrix_without_rows():
+    assert stack([np.empty(0, "float32")] * 20).shape == (0, 20)
+
+
 def test_a_single_matrix_of_the_right_type_is_not_copied():
     matrix = np.ones((3, 4), dtype=np.float32)
     assert stack([matrix]) is matrix
