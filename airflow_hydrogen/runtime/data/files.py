@@ -197,12 +197,13 @@ class DatasetFiles:
         if difference is not None:
             raise SchemaMismatchError(self.uri, str(difference))
 
-    def open(self, file: DataFile, buffer_bytes: int) -> OpenedFile:
+    def open(self, file: DataFile, buffer_bytes: int | None) -> OpenedFile:
         """Open a file of the list, if it is still the one that was listed.
 
         Args:
             file: one of `files`.
-            buffer_bytes: column chunks are read in pieces of this size, however large they are.
+            buffer_bytes: column chunks are read in pieces of this size, however large they are; None: whole,
+                and those that lie side by side in one request, when a row group is read.
 
         Raises:
             DatasetChangedError: it is gone, or is another one by now.
@@ -218,7 +219,7 @@ class DatasetFiles:
         if size != file.size:
             stream.close()
             raise DatasetChangedError(self.uri, file.name, f"it had {file.size:,} bytes and has {size:,}")
-        opened = pq.ParquetFile(stream, buffer_size=buffer_bytes, pre_buffer=False)
+        opened = pq.ParquetFile(stream, buffer_size=buffer_bytes or 0, pre_buffer=buffer_bytes is None)
         rows = opened.metadata.num_rows
         if (opened.metadata.num_row_groups, rows) != (len(file.rows), sum(file.rows)):
             opened.close(force=True)

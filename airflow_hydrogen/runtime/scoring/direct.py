@@ -14,9 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import BatchRows
+from airflow_hydrogen.runtime import devices
 from airflow_hydrogen.runtime.data.files import DatasetFiles
 from airflow_hydrogen.runtime.data.scans import Scan
+from airflow_hydrogen.runtime.scoring.ahead import read_ahead
 from airflow_hydrogen.runtime.scoring.sizing import READ_BYTES, TRIED
 
 if TYPE_CHECKING:
@@ -27,7 +30,13 @@ _TASK_BYTES = 128 * 1024 * 1024
 _MIN_TASK_BYTES = 8 * 1024 * 1024
 # Where that makes too few for the slots that are there now: several each, so that all end together.
 _TASKS_PER_SLOT = 4
-_BUFFER_BYTES = 1024 * 1024
+# Pieces in which a column is read from a disk: those of some columns at once should fit into a core's cache.
+_BUFFER_BYTES = 128 * 1024
+# What is fetched of a store at once: every request costs as much as a megabyte. More is cut.
+_FETCHED_BYTES = 256 * 1024 * 1024
+_LEAST_FETCHED_BYTES = 1024 * 1024
+# Rows that wait for the model where reading waits for a network, or the model computes elsewhere.
+_AHEAD_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ def read(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of some row groups, in batches of one schema: files may differ in whether they allow nulls.
 
+    From a store, and for a model on a GPU, they are read ahead by a thread.
+
     Args:
         scan: the files, and what their rows are asked.
         groups: what to read.
@@ -104,21 +115,49 @@ def read(
     Raises:
         DatasetChangedError: a file is not the one that was listed.
     """
+    batches = _read(scan, groups, columns, batch_rows)
+    # Cores that are busy anyway gain nothing by it.
+    yield from read_ahead(batches, _AHEAD_BYTES) if _is_remote(scan.files) or devices.held() else batches
+
+
+def _read(
+    scan: Scan, groups: Sequence[RowGroup], columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     files, condition = scan.files, scan.condition
     schema = pa.schema([pa.field(name, files.schema.field(name).type) for name in columns])
     needed = list(dict.fromkeys([*columns, *sorted(condition.columns if condition else ())]))
-    by_file: dict[int, list[int]] = {}
+    by_file: dict[int, list[RowGroup]] = {}
     for group in groups:
-        by_file.setdefault(group.file, []).append(group.index)
-    for number, indices in by_file.items():
-        file = files.open(files.files[number], _BUFFER_BYTES)
+        by_file.setdefault(group.file, []).append(group)
+    for number, its_groups in by_file.items():
+        buffer_bytes = _buffer_bytes(files, its_groups, len(needed))
+        indices = [group.index for group in its_groups]
+        file = files.open(files.files[number], buffer_bytes)
         try:
-            # One thread: Spark runs a task on every core already.
-            for batch in file.iter_batches(batch_rows, row_groups=indices, columns=needed, use_threads=False):
-                kept = batch if condition is None else batch.filter(condition.mask(batch))
-                if kept.num_rows:
-                    yield pa.RecordBatch.from_arrays([kept.column(name) for name in columns], schema=schema)
+            # What is fetched whole is in memory until the next is: one row group.
+            for some in [indices] if buffer_bytes else [[index] for index in indices]:
+                # One thread: Spark runs a task on every core already.
+                for batch in file.iter_batches(
+                    batch_rows, row_groups=some, columns=needed, use_threads=False
+                ):
+                    kept = batch if condition is None else batch.filter(condition.mask(batch))
+                    if kept.num_rows:
+                        arrays = [kept.column(name) for name in columns]
+                        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
         finally:
             file.close()
+
+
+def _is_remote(files: DatasetFiles) -> bool:
+    return uris.local_path(files.uri) is None
+
+
+def _buffer_bytes(files: DatasetFiles, groups: Sequence[RowGroup], columns: int) -> int | None:
+    """In which pieces columns are read; None: whole."""
+    if not _is_remote(files):
+        return _BUFFER_BYTES
+    if max(group.size for group in groups) <= _FETCHED_BYTES:
+        return None
+    return max(_LEAST_FETCHED_BYTES, _FETCHED_BYTES // columns)

@@ -5,8 +5,10 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_hydrogen.runtime.data.files import list_dataset, read_footers
+from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
+from airflow_hydrogen.runtime.data.opened import OpenedFile
 from airflow_hydrogen.runtime.data.scans import Scan
+from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.direct import RowGroup, deal, read, row_groups
 from airflow_hydrogen.runtime.scoring.inference import rebatch
 
@@ -70,3 +72,39 @@ def test_files_that_differ_in_the_order_of_columns_and_in_nulls_are_scored_toget
     files = read_footers(list_dataset(str(tmp_path)), ["x", "k"])
     (batch,) = rebatch(read(Scan(files, None), row_groups(files), ["x", "k"], 100), lambda: 100)
     assert batch.to_pydict() == {"x": [1.0, 2.0, None], "k": [1, 2, 3]}
+
+
+def test_columns_are_cut_to_pieces_where_a_row_group_is_not_to_be_in_memory(tmp_path, monkeypatch):
+    """A store is made of a folder: its row groups are fetched whole, but for those that are too large."""
+    rows = pa.table({"x": list(range(1_000)), "y": [1.0] * 1_000})
+    pq.write_table(rows, tmp_path / "0.parquet", row_group_size=100)
+    scan = Scan(read_footers(list_dataset(str(tmp_path)), ["x", "y"]), None)
+    opened = []
+    plain_open = DatasetFiles.open
+    monkeypatch.setattr(
+        DatasetFiles, "open", lambda self, file, size: opened.append(size) or plain_open(self, file, size)
+    )
+    monkeypatch.setattr(direct, "_is_remote", lambda files: True)
+
+    def numbers():
+        batches = list(read(scan, row_groups(scan.files), ["x"], 64))
+        return [number for batch in batches for number in batch.column(0).to_pylist()]
+
+    assert numbers() == list(range(1_000))
+    monkeypatch.setattr(direct, "_FETCHED_BYTES", 100)
+    assert numbers() == list(range(1_000))
+    monkeypatch.setattr(direct, "_is_remote", lambda files: False)
+    assert numbers() == list(range(1_000))
+    assert opened == [None, 2**20, 128 * 1024]
+
+
+def test_files_are_closed_when_nobody_wants_more_rows(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"x": list(range(1_000))}), tmp_path / "0.parquet", row_group_size=10)
+    scan = Scan(read_footers(list_dataset(str(tmp_path)), ["x"]), None)
+    closed = []
+    monkeypatch.setattr(OpenedFile, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(direct, "_is_remote", lambda files: True)
+    batches = read(scan, row_groups(scan.files), ["x"], 10)
+    next(batches)
+    batches.close()
+    assert len(closed) == 1

@@ -1,0 +1,92 @@
+"""Read the next batches while the model computes: in a thread, as far ahead as memory allows."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
+    """The same batches, read by a thread until those that wait have `limit` bytes.
+
+    One that is larger than the limit is read when none waits. An error of the reader comes in its place.
+    Whoever closes this iterator has the reader end, and its files closed, before that returns.
+
+    Args:
+        batches: is used by the thread alone from now on.
+        limit: in bytes.
+    """
+    line = _Line(limit)
+    thread = threading.Thread(target=line.fill, args=(batches,), name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        yield from line
+    finally:
+        line.close()
+        thread.join()
+
+
+class _Line:
+    """Batches that wait, between the thread that reads and the one that scores."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: deque[pa.RecordBatch] = deque()
+        self._bytes = 0
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def fill(self, batches: Iterator[pa.RecordBatch]) -> None:
+        """Put batches into the line until there are no more, or nobody wants them."""
+        try:
+            for batch in batches:
+                if not self._put(batch):
+                    break
+        except BaseException as error:  # told to whoever waits
+            self._error = error
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        while (batch := self._take()) is not None:
+            yield batch
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Nobody takes another one."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _put(self, batch: pa.RecordBatch) -> bool:
+        size = batch.nbytes
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or not self._waiting or self._bytes + size <= self._limit
+            )
+            self._waiting.append(batch)
+            self._bytes += size
+            self._changed.notify_all()
+            return not self._closed
+
+    def _take(self) -> pa.RecordBatch | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._waiting)
+            if not self._waiting:
+                return None
+            batch = self._waiting.popleft()
+            self._bytes -= batch.nbytes
+            self._changed.notify_all()
+            return batch
