@@ -355,10 +355,7 @@ def make_columns_predict(model: str) -> Callable[..., np.ndarray]:
     predict = load(model)
 
     def run(*inputs: np.ndarray) -> np.ndarray:
-        matrix = np.empty((len(inputs[0]), len(inputs)), "float32")
-        for number, column in enumerate(inputs):
-            matrix[:, number] = column
-        return predict({INPUT: matrix})[OUTPUT]
+        return predict({INPUT: np.ascontiguousarray(np.stack(inputs).T, "float32")})[OUTPUT]
 
     return with_parameters(run, FEATURES)
 
