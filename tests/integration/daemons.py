@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.integration import spark_classes
+
 MASTER = "org.apache.spark.deploy.master.Master"
 WORKER = "org.apache.spark.deploy.worker.Worker"
 _STOP_TIMEOUT_S = 5.0
@@ -34,7 +36,10 @@ def daemon_environment(folder: Path, host: str, settings: Mapping[str, str], *ja
         "SPARK_HOME": str(home),
         # Workers ask the launcher for their executors' commands, and it asks for this.
         "SPARK_SCALA_VERSION": _scala_version(home),
-        "SPARK_CONF_DIR": str(folder),
+        # Of pip's Spark, which has none: with files there, JVMs would not take the classes that are kept.
+        "SPARK_CONF_DIR": str(home / "conf"),
+        # The executors' too, which inherit it.
+        "JDK_JAVA_OPTIONS": f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {spark_classes.options()}".strip(),
         "SPARK_DAEMON_MEMORY": "256m",
         "SPARK_LOCAL_IP": host,
         "SPARK_LOCAL_DIRS": str(folder),
