@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from airflow_hydrogen.runtime.scoring import daemon, warming
 from scripts.jars import JarsUnavailableError, jars
 from tests.integration import daemons, servers, spark_classes
 from tests.integration.broker import Kafka, kafka_broker
@@ -21,6 +22,13 @@ SESSION = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.databricks.delta.snapshotPartitions": "2",  # of tasks that read its log; 50 by itself
 }
+WORKER_MODULES = (
+    "pyarrow.parquet",
+    "pyspark.worker",
+    "airflow_hydrogen.runtime.scoring.inference",
+    "tensorflow",
+    "keras",
+)
 CONNECTORS = ("delta", "avro", "kafka", "postgresql", "mariadb", "mysql")
 
 
@@ -80,6 +88,10 @@ def spark(_warehouse: Warehouse) -> Iterator[Any]:
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.driver.host", "localhost")
+        # As operators have it: workers are forked with what they would import for themselves, one by one.
+        .config(warming.DAEMON, daemon.MODULE)
+        .config(f"spark.executorEnv.{daemon.MODULES_VARIABLE}", ",".join(WORKER_MODULES))
+        .config("spark.executorEnv.SPARK_SIMPLIFIED_TRACEBACK", "1")
     )
     for name, value in _warehouse.settings.items():
         builder = builder.config(name, value)
