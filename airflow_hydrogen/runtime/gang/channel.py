@@ -210,6 +210,7 @@ class TaskChannel:
         self._closing = threading.Event()
         self._answers = queue.SimpleQueue[list[Any] | None]()
         self._lines = LineQueue()
+        self._has_lines = threading.Event()
         self._send({"token": address.token, "rank": rank, "host": host})
         threading.Thread(target=self._listen, name="gang-channel", daemon=True).start()
         self._sender = threading.Thread(target=self._send_lines, name="gang-lines", daemon=True)
@@ -238,6 +239,7 @@ class TaskChannel:
     def line(self, text: str) -> None:
         """Send one line of output soon, or count it where there are too many. Never waits."""
         self._lines.put(text[:_MAX_LINE_CHARS])
+        self._has_lines.set()
 
     def report(self, metrics: Mapping[str, float], seconds_left: float | None) -> None:
         """Send one line of history."""
@@ -258,6 +260,7 @@ class TaskChannel:
     def close(self) -> None:
         """Hang up, after what was sent."""
         self._closing.set()
+        self._has_lines.set()
         self._sender.join(_LAST_LINES_S)  # longer, and it is the driver that does not read
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
@@ -266,6 +269,8 @@ class TaskChannel:
     def _send_lines(self) -> None:
         last = False
         while not last:
+            self._has_lines.wait()  # without a limit: a rank that says nothing takes nothing of its core
+            self._has_lines.clear()
             last = self._closing.wait(_FLUSH_S)
             if lines := self._lines.take(last=last):
                 self._send({"kind": "lines", "lines": lines})

@@ -84,8 +84,12 @@ class LineQueue:
         Args:
             last: no more lines will come.
         """
+        taken = self._take_lines()
         if last or self._may_pass():
             self._count_left_out()
+        return taken + self._take_lines()
+
+    def _take_lines(self) -> list[str]:
         return [self._lines.popleft() for _ in range(len(self._lines))]
 
     def _may_pass(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import os
 import sys
 import traceback
@@ -51,6 +53,7 @@ class RankStage:
         """
         from pyspark import BarrierTaskContext
 
+        _spare_modules_from_collections()
         barrier = BarrierTaskContext.get()
         hosts = [host_of(info.address) for info in barrier.getTaskInfos()]
         placements = assign_ranks(hosts)
@@ -125,6 +128,13 @@ class RankStage:
                 f"GPU {', '.join(devices)} by local rank{which}: Spark's resource scheduling gave none"
             )
         return gpus.environment(devices)
+
+
+@functools.cache
+def _spare_modules_from_collections() -> None:
+    """Keep what this Python worker has imported out of the garbage collection that ends each of its tasks."""
+    gc.collect()
+    gc.freeze()
 
 
 def of_this_executor(template: TemplateSpec) -> TemplateSpec:

@@ -18,6 +18,7 @@ import re
 import secrets
 import select
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -291,6 +292,7 @@ def _name(spec: TemplateSpec, environment: Mapping[str, str], path: list[str]) -
         spec.required,
         sys.executable,
         path,
+        _archives(path),
         _versions(spec.modules, path),
         sorted((name, value) for name, value in environment.items() if not _NO_MATTER.fullmatch(name)),
         status,
@@ -310,8 +312,19 @@ def _versions(modules: tuple[str, ...], path: list[str]) -> list[tuple[str, str,
     for root in sorted({name.partition(".")[0] for name in (__name__, *modules)}):
         spec = PathFinder.find_spec(root, path)
         if spec is not None and spec.origin is not None:
-            with contextlib.suppress(OSError):  # inside a zip, whose path is what counts
+            with contextlib.suppress(OSError):  # inside an archive, which has a date of its own
                 found.append((root, spec.origin, os.stat(spec.origin).st_mtime_ns))
+    return found
+
+
+def _archives(path: list[str]) -> list[tuple[str, int]]:
+    """The archives on the path, and since when: a process reads once what is in them."""
+    found = []
+    for entry in path:
+        with contextlib.suppress(OSError):  # many a path names what is not there
+            state = os.stat(entry)
+            if stat.S_ISREG(state.st_mode):
+                found.append((entry, state.st_mtime_ns))
     return found
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import signal
 import time
-from pathlib import Path
 
 from airflow_hydrogen.runtime.rank.task import MARK_VARIABLE, NO_MARK
 
@@ -31,10 +31,14 @@ def end_marked(mark: str) -> None:
 
 
 def _marked(mark: str) -> list[int]:
-    """The processes that have a rank's mark in the environment; none where there is no /proc."""
+    """The processes that have a rank's mark in the environment; none where there is no /proc.
+
+    Each rank of a host looks through all of them: without `Path`, which takes longer than the kernel does.
+    """
     wanted, found = f"{MARK_VARIABLE}={mark}".encode(), []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or gone
-            if wanted in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
+    for process in glob.glob("/proc/[0-9]*"):
+        # Fails for another user's, and for one that is gone.
+        with contextlib.suppress(OSError), open(f"{process}/environ", "rb", buffering=0) as environment:
+            if wanted in environment.read().split(b"\0"):
+                found.append(int(process.rpartition("/")[2]))
     return found

@@ -26,6 +26,7 @@ import socket
 import sys
 import threading
 import warnings
+import zipimport
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -328,7 +329,7 @@ def _become_rank(request: Request, is_preloaded: bool) -> int:
     os.environ.update(launch.environment)
     os.chdir(launch.folder)
     sys.path[:] = launch.path
-    importlib.invalidate_caches()
+    _look_for_modules_anew()
     draw_seeds()
     gc.enable()
     os.write(1, said)  # each rank says what its imports would have said
@@ -349,6 +350,18 @@ def _die_with(life: int) -> None:
     poller.register(life, 0)
     if poller.poll(0):  # it was closed before the lines above
         os._exit(1)
+
+
+def _look_for_modules_anew() -> None:
+    """Find modules that have come since the template looked.
+
+    Archives are as they were, else this were another template. Read again they would take most of the time
+    that a rank takes to its start: one of them is Spark's own, with thousands of entries.
+    """
+    for path, finder in [*sys.path_importer_cache.items()]:
+        if isinstance(finder, zipimport.zipimporter):
+            del sys.path_importer_cache[path]  # a new one knows what this one has read
+    importlib.invalidate_caches()
 
 
 def _warn_of_late_settings(event: str, arguments: tuple[Any, ...]) -> None:

@@ -8,6 +8,7 @@ from unittest.mock import create_autospec
 import pytest
 
 from airflow_hydrogen.runtime.gang.channel import DriverChannel, TaskChannel
+from airflow_hydrogen.runtime.gang.logs import BURST_LINES
 from airflow_hydrogen.runtime.gang.monitor import GangMonitor
 from airflow_hydrogen.runtime.rank.failures import RankFailure
 
@@ -100,6 +101,21 @@ def test_and_so_does_one_whose_driver_has_hung_up_and_one_that_comes_later(drive
     late = task(1)
     assert early.meet("offer") is None
     assert late.meet("offer") is None
+
+
+def test_lines_arrive_soon_and_so_does_the_count_of_those_that_were_left_out(task, monitor, eventually):
+    channel = task(1)
+    channel.line("first")
+    eventually(lambda: monitor.line.called, "the first line, while the channel is open")
+    for _ in range(3 * BURST_LINES):
+        channel.line("one of many")
+
+    def accounted_for():
+        lines = [call.args[1] for call in monitor.line.call_args_list]
+        counts = [int(line.split()[1].replace(",", "")) for line in lines if "were left out" in line]
+        return lines.count("one of many") + sum(counts)
+
+    eventually(lambda: accounted_for() == 3 * BURST_LINES, "the last count, though no further line comes")
 
 
 def test_a_channel_closes_at_once(monitor):

@@ -42,6 +42,15 @@ def test_a_flood_is_cut_and_counted():
     assert queue.take() == ["the last one"]
 
 
+def test_a_flood_is_counted_by_the_one_look_that_follows_it():
+    clock = Clock()
+    queue = LineQueue(clock)
+    for number in range(3 * BURST_LINES):
+        queue.put(str(number))
+    clock.now += 0.1
+    assert queue.take()[-1] == f"... {2 * BURST_LINES:,} lines were left out: too many at once"
+
+
 @given(st.lists(st.tuples(st.integers(0, 3000), st.floats(0, 20), st.booleans()), max_size=6))
 def test_every_line_is_shown_or_counted_and_the_rate_is_kept(bursts):
     clock = Clock()

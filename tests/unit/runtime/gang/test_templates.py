@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import psutil
@@ -120,6 +121,30 @@ def test_a_template_serves_only_those_that_agree_with_it_in_what_was_read_at_its
     monkeypatch.delenv("KERAS_BACKEND")
     monkeypatch.setattr(sys, "path", [*sys.path, "/somewhere/else"])
     assert run(os.getppid) != first
+
+
+def imported():
+    import module_of_a_test
+
+    return os.getppid(), module_of_a_test.VALUE
+
+
+def test_a_module_that_comes_later_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    template, before = run(os.getppid), tmp_path.stat()
+    (tmp_path / "module_of_a_test.py").write_text("VALUE = 1")
+    os.utime(tmp_path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as where clocks of files are coarse
+    assert run(imported) == (template, 1)
+
+
+def test_an_archive_that_was_written_anew_is_read_anew(monkeypatch, tmp_path):
+    archive = tmp_path / "modules.zip"
+    monkeypatch.setattr(sys, "path", [*sys.path, str(archive)])
+    for value in (1, 22):
+        with zipfile.ZipFile(archive, "w") as written:
+            written.writestr("module_of_a_test.py", f"VALUE = {value}")
+        template = run(os.getppid)
+        assert run(imported) == (template, value)
 
 
 def test_of_templates_that_differ_the_last_two_are_kept(monkeypatch, eventually):
