@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,26 @@ def read(file: Path) -> Any:
     """
     import torch
 
+    _leave_triton_out()
     try:
         return torch.export.load(str(file))
+    except (MemoryError, OSError):
+        raise  # of this machine, and not of the file
     except Exception as error:  # of zip, JSON and PyTorch itself
         raise ModelSignatureError(
             f"PyTorch {torch.__version__} finds no program of torch.export in it, as torch.export.save("
             "torch.export.export(model.eval(), ...), 'model.pt2') of this or of an older version writes it "
             f"({type(error).__name__}: {error})"
         ) from error
+
+
+def _leave_triton_out() -> None:
+    """Have PyTorch do without Triton, which compiles and does not score, where TensorFlow is imported.
+
+    Both bring an LLVM, and Triton's ends the process when it is loaded after TensorFlow's.
+    """
+    if "tensorflow" in sys.modules:
+        sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 
 def tensors(file: Path) -> tuple[Specs, Specs]:
