@@ -166,7 +166,6 @@ def test_a_column_of_texts_is_refused_before_a_row_is_read(spark, rows, two_inpu
         run_inference(job_of(rows, uri, tmp_path))
 
 
-@pytest.mark.small
 def test_arguments_of_any_form_are_filled_by_name_and_outputs_have_names(tmp_path):
     import torch
 
@@ -337,7 +336,6 @@ def _half(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.small
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_could_not_be_scored_is_refused(case, tmp_path):
     make, problem = REFUSED[case]
@@ -359,7 +357,6 @@ def test_a_worker_that_has_scored_with_tensorflow_scores_with_pytorch(tmp_path):
     assert found.stdout.splitlines()[-1] == "aten::linear"
 
 
-@pytest.mark.small
 def test_a_worker_with_an_older_pytorch_is_told_of(tmp_path):
     exported(net().eval(), tmp_path / "m.pt2")
     signature = attempt(tmp_path / "m.pt2")
