@@ -46,9 +46,9 @@ _SINKS_OF_STREAMS: dict[str, tuple[str, ...]] = {
 }
 
 OnBadRow = Literal["fail", "drop", "quarantine"]
-Engine = Literal["auto", "tensorflow", "onnx"]
+Engine = Literal["auto", "tensorflow", "onnx", "torch"]
 BatchRows = int | Literal["auto"]
-ENGINES: tuple[Engine, ...] = ("auto", "tensorflow", "onnx")
+ENGINES: tuple[Engine, ...] = ("auto", "tensorflow", "onnx", "torch")
 EXPORTS = ("onnx",)
 """Engines for which a training publishes its model beside the framework's own."""
 ON_BAD_ROW: tuple[OnBadRow, ...] = ("fail", "drop", "quarantine")

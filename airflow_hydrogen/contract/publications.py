@@ -20,12 +20,14 @@ from airflow_hydrogen.contract.reports import Failure
 from airflow_hydrogen.contract.stores import S3Access, buckets_of
 from airflow_hydrogen.contract.values import refuse_unknown_fields, require_json, require_version, unless_none
 
-ONNX, SAVED_MODEL, KERAS = "onnx", "tensorflow", "keras"
-_SUFFIXES = {".onnx": ONNX, ".keras": KERAS}
+ONNX, SAVED_MODEL, KERAS, TORCH = "onnx", "tensorflow", "keras", "torch"
+EXPECTED = "a .onnx file, a .pt2 file of torch.export, a .keras file or the folder of a TensorFlow SavedModel"
+"""What can be published, for messages."""
+
+_SUFFIXES = {".onnx": ONNX, ".keras": KERAS, ".pt2": TORCH}
 _CONVERTED_BY = {
-    ".pt": "torch.onnx.export",
-    ".pth": "torch.onnx.export",
-    ".pt2": "torch.onnx.export",
+    ".pt": "torch.export.save(torch.export.export(model.eval(), ...), 'model.pt2')",
+    ".pth": "torch.export.save(torch.export.export(model.eval(), ...), 'model.pt2')",
     ".h5": "keras.Model.save('model.keras')",
     ".hdf5": "keras.Model.save('model.keras')",
     ".pkl": "skl2onnx",
@@ -84,7 +86,7 @@ def given_columns(columns: Any) -> dict[str | None, tuple[GivenColumn, ...]]:
 
 
 def framework_of(model: str) -> str:
-    """The kind of model that lies at a URI, by its name: "onnx", "keras", or "tensorflow" for a folder.
+    """The framework of the model at a URI, by its name: "onnx", "torch", "keras"; "tensorflow" of a folder.
 
     Raises:
         InvalidJobError: a file of a kind that cannot be published, with what converts it.
@@ -93,8 +95,8 @@ def framework_of(model: str) -> str:
     suffix = name[name.rfind(".") :].lower() if "." in name else ""
     if suffix in _CONVERTED_BY:
         raise InvalidJobError(
-            f"model {model!r} is none that can be published: expected a .onnx file, a .keras file or the "
-            f"folder of a TensorFlow SavedModel; {_CONVERTED_BY[suffix]} makes one of it"
+            f"model {model!r} is none that can be published: expected {EXPECTED}; "
+            f"{_CONVERTED_BY[suffix]} makes one of it"
         )
     return _SUFFIXES.get(suffix, SAVED_MODEL)
 
@@ -220,7 +222,7 @@ class PublishReport:
         model_uri: the published model; None on failure.
         model_version: its version: the SHA-256 of its manifest, with that of every file in it.
         alias: the alias that names it now, or None.
-        framework: "onnx", "tensorflow" or "keras".
+        framework: "onnx", "tensorflow", "keras" or "torch".
         inputs: input -> its columns, dtype and the shape of a row.
         outputs: output -> its dtype and the shape of a row.
         metrics: what was given.

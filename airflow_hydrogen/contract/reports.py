@@ -90,7 +90,7 @@ class InferenceReport:
         model_uri: the model that scored.
         model_version: its version: the SHA-256 of its manifest, with that of every file in it.
         model_alias: the alias that named it; None where the job names the model itself.
-        engine: what has run it: "tensorflow", "onnx", or "predictor" for a loader of the user's.
+        engine: what has run it: "tensorflow", "onnx", "torch", or "predictor" for a loader of the user's.
         batch_rows: rows of one call of the model; where workers have found out how many are the fastest, what
             most rows were scored with. None where there was no row to try.
         rows: rows written.

@@ -50,8 +50,8 @@ class ArrowInferenceOperator(HydrogenOperator):
         prepare_kwargs: keyword arguments of `prepare`; JSON (templated).
         predictor: `package.module:function` that loads the model and returns its predict function, for
             frameworks that this package does not know (templated).
-        engine: what runs the model: "tensorflow", "onnx", or "auto": ONNX Runtime where the model was
-            published for it and it is installed, else the model's own framework (templated).
+        engine: what runs the model: "tensorflow", "onnx", "torch", or "auto": ONNX Runtime where the model
+            was published for it and it is installed, else the model's own framework (templated).
         keep_columns: columns of the source to keep beside the predictions; None keeps all (templated).
         output_columns: output name of the model -> name of the column (templated).
         batch_rows: rows of one call of the model, or "auto": each worker tries some on its first rows, and

@@ -32,7 +32,9 @@ _NEEDS = ("numpy", "pyarrow")
 
 
 class PublishModelOperator(BaseOperator):
-    """Publish an ONNX file, a SavedModel or a Keras file, so that it scores as a model that was trained here.
+    """Publish a model that was trained elsewhere, so that it scores as one that was trained here.
+
+    It is an ONNX file, a program of torch.export, a TensorFlow SavedModel or a Keras file.
 
     It runs on the Airflow worker, in a process of its own and without Spark: that process loads the model as
     a scorer does, and scores made-up rows, before anything is published. The task returns the model's URI.
@@ -202,6 +204,6 @@ def _require_installed() -> None:
     if missing := [module for module in _NEEDS if importlib.util.find_spec(module) is None]:
         raise InvalidJobError(
             f"{' and '.join(missing)} is not installed on this Airflow worker, where a model is tried before "
-            "it is published: install airflow-hydrogen[airflow,spark,onnx], or [airflow,spark,tensorflow] "
-            "for a SavedModel"
+            "it is published: install airflow-hydrogen[airflow,spark,onnx], [airflow,spark,torch] "
+            "for a program of PyTorch, or [airflow,spark,tensorflow] for a SavedModel"
         )

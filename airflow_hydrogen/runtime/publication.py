@@ -22,7 +22,16 @@ from typing import Any
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import ModelSignatureError, UnpublishableModelError
 from airflow_hydrogen.contract.jobs import Run
-from airflow_hydrogen.contract.publications import ONNX, SAVED_MODEL, PublishJob, PublishReport, framework_of
+from airflow_hydrogen.contract.publications import (
+    EXPECTED,
+    KERAS,
+    ONNX,
+    SAVED_MODEL,
+    TORCH,
+    PublishJob,
+    PublishReport,
+    framework_of,
+)
 from airflow_hydrogen.contract.reports import Failure
 from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime import versions
@@ -37,6 +46,7 @@ from airflow_hydrogen.runtime.storage.owners import Ownership
 
 _ONNX_FOLDER = "onnx"  # weights that lie beside the file have names of their own
 _SAVED_MODEL = "saved_model.pb"
+_FILES = {KERAS: KERAS_FILE, TORCH: "model.pt2"}
 
 
 def publish_model(
@@ -54,8 +64,8 @@ def publish_model(
     Before anything is published the model is loaded in a fresh process, as a scorer does it, and scores rows.
 
     Args:
-        model: an ONNX file (`.onnx`), the folder of a TensorFlow SavedModel or a `.keras` file: a path or a
-            URI.
+        model: an ONNX file (`.onnx`), a program of torch.export (`.pt2`), the folder of a TensorFlow
+            SavedModel or a `.keras` file: a path or a URI.
         model_uri: where it is published; the model that lies there is replaced, at once, and a folder that
             holds other things is refused.
         columns: the columns that fill the model's one input, in their order, as in `["temp", "wind"]`; or
@@ -202,8 +212,8 @@ def _bring(model: str, framework: str, folder: Path) -> str:
         found = "it is a folder" if names else "there is no such file"
         raise UnpublishableModelError(model, f"{found}; expected a file")
     if framework != ONNX:
-        _copy(model, folder / KERAS_FILE)
-        return KERAS_FILE
+        _copy(model, folder / _FILES[framework])
+        return _FILES[framework]
     entry = f"{_ONNX_FOLDER}/{own}"
     _copy(model, folder / entry)
     try:
@@ -219,13 +229,10 @@ def _bring(model: str, framework: str, folder: Path) -> str:
 
 
 def _no_folder(names: Sequence[str]) -> str:
-    expected = (
-        "expected a .onnx file, a .keras file or the folder of a TensorFlow SavedModel, with "
-        f"{_SAVED_MODEL} in it"
-    )
+    expected = f"expected {EXPECTED}, with {_SAVED_MODEL} in it"
     if not names:
         return f"there is nothing; {expected}"
-    inside = [name for name in names if name.endswith((".onnx", ".keras", f"/{_SAVED_MODEL}"))]
+    inside = [name for name in names if name.endswith((".onnx", ".keras", ".pt2", f"/{_SAVED_MODEL}"))]
     return f"{expected}; found {', '.join(map(repr, (inside or names)[:5]))} in it"
 
 

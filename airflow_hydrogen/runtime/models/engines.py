@@ -10,13 +10,18 @@ from airflow_hydrogen.runtime.models.manifest import Manifest
 
 ONNX = "onnx"
 TENSORFLOW = "tensorflow"
+TORCH = "torch"
 PREDICTOR = "predictor"
 """Neither: a function of the user's loads the model."""
 
 NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
 """What ONNX Runtime reads when it is imported. Else it tells its makers of its use, by threads of its own."""
 
-_OF_FRAMEWORKS = {"keras": TENSORFLOW, "tensorflow": TENSORFLOW, ONNX: ONNX}
+_OF_FRAMEWORKS = {"keras": TENSORFLOW, "tensorflow": TENSORFLOW, ONNX: ONNX, TORCH: TORCH}
+_WITHOUT_ONNX = {
+    "keras": ": train it with exports=('onnx',), and look in its log where it has none",
+    TORCH: ": torch.onnx.export makes an ONNX file of the model, which can be published as well",
+}
 
 
 def choose(uri: str, manifest: Manifest, wanted: Engine, predictor: str | None, gpus: float = 0) -> str:
@@ -47,10 +52,6 @@ def choose(uri: str, manifest: Manifest, wanted: Engine, predictor: str | None, 
             else own
         )
     if wanted not in found:
-        mend = (
-            ": train it with exports=('onnx',), and look in its log where it has none"
-            if wanted == ONNX
-            else ""
-        )
+        mend = _WITHOUT_ONNX.get(manifest.framework, "") if wanted == ONNX else ""
         raise EngineError(uri, wanted, f"it is there for {', '.join(map(repr, found))} alone{mend}")
     return wanted

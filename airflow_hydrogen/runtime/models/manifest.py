@@ -53,7 +53,8 @@ class Manifest:
     """What a model directory says of itself.
 
     Attributes:
-        framework: "keras", "tensorflow" (SavedModel), "onnx", or a name of the user's, with a predictor.
+        framework: "keras", "tensorflow" (SavedModel), "onnx", "torch" (a program of
+            torch.export), or a name of the user's, with a predictor.
         entry: the file or folder that the framework loads, below the model's folder.
         signature: inputs with their columns, and outputs.
         files: every file that loading reads.

@@ -39,7 +39,8 @@ def row_shape(name: str, dimensions: Sequence[int | None] | None) -> tuple[int, 
     if dimensions[0] is not None:
         raise ModelSignatureError(
             f"tensor {name!r} has shape {shown(dimensions)}, for batches of {dimensions[0]} alone: export "
-            "the model with a first dimension of any size (torch.onnx.export: dynamic_shapes or dynamic_axes)"
+            f"the model with a first dimension of any size (PyTorch: dynamic_shapes={{{name!r}: {{0: "
+            "torch.export.Dim('batch')}}, or dynamic_axes)"
         )
     sizes = [size for size in dimensions[1:] if size is not None]
     if len(sizes) != len(dimensions) - 1:

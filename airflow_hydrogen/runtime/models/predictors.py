@@ -14,7 +14,7 @@ from airflow_hydrogen.contract.errors import ModelModuleError, ModelSignatureErr
 from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.runtime import memory
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
-from airflow_hydrogen.runtime.models import engines, onnx_copies, onnx_session
+from airflow_hydrogen.runtime.models import engines, onnx_copies, onnx_session, torch_program
 from airflow_hydrogen.runtime.models.directory import hold_model, pinned
 from airflow_hydrogen.runtime.models.manifest import Manifest
 
@@ -75,10 +75,12 @@ def load(
         entry, is_twin = _onnx_file(manifest)
         file, is_packed = packed or folder / entry, packed is not None
         return onnx_session.load(uri, file, manifest.signature, threads, is_twin=is_twin, is_packed=is_packed)
+    if manifest.framework == engines.TORCH:
+        return torch_program.load(uri, folder / manifest.entry, manifest, threads)
     if manifest.framework not in _LOADERS:
         raise ModelSignatureError(
             f"model {uri!r} has framework {manifest.framework!r} and no predictor; known frameworks are "
-            f"{', '.join((*_LOADERS, engines.ONNX))}: pass predictor='package.module:function'"
+            f"{', '.join((*_LOADERS, engines.ONNX, engines.TORCH))}: pass predictor='package.module:function'"
         )
     for module in manifest.modules:
         with _needed(uri, module):

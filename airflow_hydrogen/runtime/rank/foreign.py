@@ -13,10 +13,17 @@ import numpy as np
 import pyarrow as pa
 
 from airflow_hydrogen.contract.errors import HydrogenError, ModelSignatureError, UnpublishableModelError
-from airflow_hydrogen.contract.publications import KERAS, ONNX, SAVED_MODEL, given_columns
+from airflow_hydrogen.contract.publications import KERAS, ONNX, SAVED_MODEL, TORCH, given_columns
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.runtime import afresh
-from airflow_hydrogen.runtime.models import engines, keras_file, matching, onnx_file, predictors
+from airflow_hydrogen.runtime.models import (
+    engines,
+    keras_file,
+    matching,
+    onnx_file,
+    predictors,
+    torch_program,
+)
 from airflow_hydrogen.runtime.models.inputs import model_inputs
 from airflow_hydrogen.runtime.models.manifest import Manifest
 from airflow_hydrogen.runtime.models.matching import Specs
@@ -25,8 +32,13 @@ from airflow_hydrogen.runtime.rank import publishing, twins
 from airflow_hydrogen.runtime.rank.rehearsal import probe
 from airflow_hydrogen.runtime.rank.trial import describe
 
-_NEEDS = {ONNX: ("onnx", "onnxruntime"), SAVED_MODEL: ("tensorflow",), KERAS: ("tensorflow", "keras")}
-_EXTRAS = {ONNX: "onnx", SAVED_MODEL: "tensorflow", KERAS: "tensorflow"}
+_NEEDS = {
+    ONNX: ("onnx", "onnxruntime"),
+    SAVED_MODEL: ("tensorflow",),
+    KERAS: ("tensorflow", "keras"),
+    TORCH: ("torch",),
+}
+_EXTRAS = {ONNX: "onnx", SAVED_MODEL: "tensorflow", KERAS: "tensorflow", TORCH: "torch"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Foreign:
 
     Attributes:
         name: what messages call it.
-        framework: "onnx", "tensorflow" or "keras".
+        framework: "onnx", "tensorflow", "keras" or "torch".
         folder: where it lies.
         entry: its file or folder there.
         columns: as the user gave them.
@@ -226,4 +238,5 @@ _TENSORS: dict[str, Callable[[Path], tuple[Specs, Specs]]] = {
     ONNX: _of_onnx,
     SAVED_MODEL: publishing.saved_model_tensors,
     KERAS: _of_keras,
+    TORCH: torch_program.tensors,
 }

@@ -46,7 +46,8 @@ _LIMITS = (  # what a container may have, what it has, and the pages among that 
 )
 _UNKNOWN_ROOM = 2**30
 _NO_ROOM = {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}
-_NO_ROOM_TEXTS = ("Failed to allocate memory", "bad_alloc")  # ONNX Runtime has no class for it
+# ONNX Runtime and PyTorch, on processors, have no class for it.
+_NO_ROOM_TEXTS = ("Failed to allocate memory", "bad_alloc", "can't allocate memory")
 
 
 @dataclass

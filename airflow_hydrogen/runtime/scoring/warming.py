@@ -42,12 +42,16 @@ _SAID = "each Python worker imports the model's framework for itself"
 
 # What every worker that scores imports, and Spark's own with it.
 _WORKER = ("pandas", "pyarrow.parquet", "pyspark.worker", "airflow_hydrogen.runtime.scoring.inference")
+_PROGRAM = "torch.export"
 _FRAMEWORKS = {
     "keras": ("tensorflow", "keras"),
     "tensorflow": ("tensorflow",),
     "torch": ("torch",),
     engines.ONNX: ("onnxruntime",),
+    # Most of what torch.export.load imports.
+    _PROGRAM: ("torch", "torch.export._trace"),
 }
+_OF_ENGINES = {engines.ONNX: engines.ONNX, engines.TORCH: _PROGRAM}
 
 
 def plan(job: InferenceJob, manifest: Manifest) -> Preload:
@@ -69,7 +73,7 @@ def plan(job: InferenceJob, manifest: Manifest) -> Preload:
     for found in code:
         if found.why_not:
             return found
-    own = engine if engine == engines.ONNX else manifest.framework
+    own = _OF_ENGINES.get(engine, manifest.framework)
     named = code[0].modules if predictor else (own,)
     wanted = [name for name in _FRAMEWORKS if name in named]
     modules = dict.fromkeys(module for name in wanted for module in _FRAMEWORKS[name])

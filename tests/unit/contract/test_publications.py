@@ -59,7 +59,13 @@ def test_other_columns_are_refused_with_the_form_that_is_expected(columns, messa
 
 @pytest.mark.parametrize(
     ("model", "framework"),
-    [("s3://b/m.onnx", "onnx"), ("M.ONNX", "onnx"), ("/m.keras", "keras"), ("/m/v1.2", "tensorflow")],
+    [
+        ("s3://b/m.onnx", "onnx"),
+        ("M.ONNX", "onnx"),
+        ("/m.keras", "keras"),
+        ("/m.pt2", "torch"),
+        ("/m/v1.2", "tensorflow"),
+    ],
 )
 def test_the_name_says_what_kind_of_model_it_is(model, framework):
     assert framework_of(model) == framework
@@ -68,7 +74,7 @@ def test_the_name_says_what_kind_of_model_it_is(model, framework):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "net.pt"}, r"'net\.pt' is none that can be published.*torch\.onnx\.export makes one"),
+        ({"model": "net.pt"}, r"'net\.pt' is none that can be published.*torch\.export\.save\(.* makes one"),
         ({"model": "m.pkl"}, "skl2onnx makes one"),
         ({"model": ""}, "model must be a URI or a path"),
         ({"model": "/"}, "whole bucket or filesystem"),

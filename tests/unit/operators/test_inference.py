@@ -292,7 +292,7 @@ def test_failure_that_a_retry_cannot_mend() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"engine": "torch"}, r"engine must be one of 'auto', 'tensorflow', 'onnx', found 'torch'"),
+        ({"engine": "jax"}, r"engine must be one of 'auto', 'tensorflow', 'onnx', 'torch', found 'jax'"),
         ({"batch_rows": 0}, r"batch_rows must be at least 1, found 0"),
         (
             {"max_bad_rows": 5},

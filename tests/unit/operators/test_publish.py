@@ -103,7 +103,7 @@ def test_native_rendering_keeps_names_that_look_like_numbers(asked: list[Publish
             "columns must be a list or a mapping.*render_template_as_native_obj",
         ),
         ({"columns": [None]}, r"columns\[0\] must be a string"),
-        ({"model": "{{ 'm.pt' }}"}, r"torch\.onnx\.export"),
+        ({"model": "{{ 'm.pt' }}"}, r"torch\.export\.save"),
         ({"model_uri": "{{ '' }}"}, "model_uri must be a URI or a path"),
         ({"metrics": "{{ {'auc': 0.5} }}"}, "metrics must be a mapping"),
         ({"aws_conn_id": "none"}, "names the connection 'none', which is not there"),

@@ -19,6 +19,7 @@ KERAS = Manifest(
 )
 PLAIN = dataclasses.replace(KERAS, twins=())
 ONNX = dataclasses.replace(PLAIN, framework="onnx", entry="model.onnx")
+TORCH = dataclasses.replace(PLAIN, framework="torch", entry="model.pt2")
 MINE = dataclasses.replace(PLAIN, framework="mine", predictor="package.module:load")
 
 
@@ -31,6 +32,8 @@ MINE = dataclasses.replace(PLAIN, framework="mine", predictor="package.module:lo
         (KERAS, "onnx", False, "onnx"),  # workers may have it where the driver has not
         (PLAIN, "auto", True, "tensorflow"),
         (ONNX, "auto", False, "onnx"),
+        (TORCH, "auto", True, "torch"),
+        (TORCH, "torch", False, "torch"),
         (MINE, "auto", True, "predictor"),
     ],
 )
@@ -57,7 +60,11 @@ def test_on_gpus_a_twin_runs_only_where_it_is_asked_for(manifest, wanted, found,
     ("manifest", "wanted", "predictor", "message"),
     [
         (PLAIN, "onnx", None, r"'tensorflow' alone: train it with exports=\('onnx',\)"),
-        (ONNX, "tensorflow", None, "it is there for 'onnx' alone"),
+        (ONNX, "tensorflow", None, "it is there for 'onnx' alone$"),
+        (ONNX, "torch", None, "it is there for 'onnx' alone$"),
+        (KERAS, "torch", None, "it is there for 'tensorflow', 'onnx' alone$"),
+        (TORCH, "tensorflow", None, "it is there for 'torch' alone$"),
+        (TORCH, "onnx", None, r"it is there for 'torch' alone: torch\.onnx\.export makes"),
         (MINE, "onnx", None, "predictor 'package.module:load' loads it: leave engine out"),
         (KERAS, "onnx", "other:load", "predictor 'other:load' loads it"),
     ],

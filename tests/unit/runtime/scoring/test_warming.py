@@ -50,6 +50,7 @@ def plan(tmp_path, monkeypatch):
         ("onnx", {}, {"onnxruntime"}),
         ("keras", {"twins": TWINS, "engine": "onnx", "modules": ("of_the_user",)}, {"onnxruntime"}),
         ("keras", {"twins": TWINS, "engine": "tensorflow"}, {"tensorflow", "keras"}),
+        ("torch", {}, {"torch", "torch.export._trace"}),
         ("mine", {}, set()),
         ("keras", {"predictor": "of_the_user:load"}, set()),
         ("mine", {"predictor": "of_the_user:load", "code": "import torch"}, {"torch"}),
@@ -58,7 +59,8 @@ def plan(tmp_path, monkeypatch):
 )
 def test_a_models_loader_needs_its_framework_and_a_predictor_what_it_names(plan, framework, changes, found):
     preload = plan(framework, **changes)
-    assert {"tensorflow", "keras", "torch", "onnxruntime"} & set(preload.modules) == found
+    known = {"tensorflow", "keras", "torch", "torch.export._trace", "onnxruntime"}
+    assert known & set(preload.modules) == found
     assert bool(preload.modules) == bool(found)
 
 
