@@ -111,3 +111,9 @@ def test_batches_of_any_size_and_rows_of_one_shape_are_taken(dimensions, message
     assert matching.row_shape("x", (None, 3, 2)) == (3, 2)
     with pytest.raises(ModelSignatureError, match=message):
         matching.row_shape("x", dimensions)
+
+
+def test_a_batch_of_one_size_is_told_how_to_be_exported_for_any():
+    with pytest.raises(ModelSignatureError) as raised:
+        matching.row_shape("x", (4, 3))
+    assert "dynamic_shapes={'x': {0: torch.export.Dim('batch')}}, or" in str(raised.value)
