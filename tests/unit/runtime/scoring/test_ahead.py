@@ -62,12 +62,21 @@ def test_as_many_wait_as_the_limit_has_room_for():
     reader = Reader(50)
     ahead = read_ahead(reader.batches(), 3 * BATCH_BYTES)
     next(ahead)
-    reader.wait_for(5)  # one was taken, three wait, and one is held by the reader
-    assert reader.read == 5
+    reader.wait_for(4)  # one was taken, three wait
+    assert reader.read == 4
     next(ahead)
-    reader.wait_for(6)
-    assert reader.read == 6
+    reader.wait_for(5)
+    assert reader.read == 5
     ahead.close()
+
+
+@pytest.mark.parametrize(("limit", "wait"), [(1, 1), (BATCH_BYTES, 1), (3 * BATCH_BYTES, 3)])
+def test_none_is_read_that_has_to_wait_beyond_the_limit(limit, wait):
+    """One that the reader holds is in memory too: batches may have a gigabyte."""
+    reader = Reader(100)
+    for taken, _ in enumerate(read_ahead(reader.batches(), limit), 1):
+        reader.wait_for(min(taken + wait, 100))
+        assert reader.read <= taken + wait
 
 
 def test_an_error_comes_behind_the_batches_that_were_read_before():
