@@ -5,14 +5,22 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_reading = threading.Lock()
+
+
+def paused() -> AbstractContextManager[object]:
+    """A block in which nothing is read: what it takes of memory and processors is not a reader's."""
+    return _reading
+
 
 def read_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
-    """The same batches, read by a thread for as long as one more fits into `limit` bytes with those that wait.
+    """The same batches, read by a thread while one more fits into `limit` bytes with those that wait.
 
     It is expected to be as large as the one before it. One that is larger than the limit is read when none
     waits: it and the one that is scored are all there is. An error of the reader comes in its place.
@@ -32,6 +40,11 @@ def read_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.Rec
         thread.join()
 
 
+def _next(batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+    with _reading:
+        return next(batches, None)
+
+
 class _Line:
     """Batches that wait, between the thread that reads and the one that scores."""
 
@@ -46,7 +59,7 @@ class _Line:
     def fill(self, batches: Iterator[pa.RecordBatch]) -> None:
         """Put batches into the line until there are no more, or nobody wants them."""
         try:
-            while self._has_room() and (batch := next(batches, None)) is not None:
+            while self._has_room() and (batch := _next(batches)) is not None:
                 self._put(batch)
                 del batch  # whoever takes it is the only one to hold it
         except BaseException as error:  # told to whoever waits

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from airflow_hydrogen.runtime.scoring.ahead import read_ahead
+from airflow_hydrogen.runtime.scoring.sizing import Trial, scored
 
 BATCH_BYTES = 800
 
@@ -104,3 +106,28 @@ def test_nothing_is_read_before_the_first_is_wanted():
     read_ahead(reader.batches(), 1)
     assert reader.read == 0
     assert not threads()
+
+
+def test_nothing_is_read_while_a_call_is_measured():
+    """What the reader takes of memory and processors would be held against the rows of the call."""
+    began, ended, seen = [], [], []
+
+    def batches():
+        for number in range(50):
+            began.append(number)
+            np.sort(np.random.default_rng(number).random(20_000))  # lets other threads run
+            ended.append(number)
+            yield batch(number)
+
+    def score(rows):
+        before = len(began)
+        np.sort(np.random.default_rng(0).random(20_000))
+        seen.append((len(ended), before, len(began)))
+        return [rows]
+
+    trial = Trial(rows=100)
+    for rows in read_ahead(batches(), 2**30):
+        trial.is_over, trial.rows = False, 100
+        assert list(scored(trial, score, lambda: 0, rows)) == [rows]
+    assert all(len(set(counts)) == 1 for counts in seen)
+    assert len(seen) == 50
