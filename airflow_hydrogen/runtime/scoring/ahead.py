@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ def paused() -> AbstractContextManager[object]:
     return _reading
 
 
-def read_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
+def read_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Generator[pa.RecordBatch]:
     """The same batches, read by a thread while one more fits into `limit` bytes with those that wait.
 
     It is expected to be as large as the one before it. One that is larger than the limit is read when none
