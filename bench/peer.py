@@ -36,6 +36,9 @@ _ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "DAFT_ANALYTICS_ENABLED": "0",
+    # As our workers have it (`runtime/memory.py`): plain processes take a tenth and more of their time less.
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
 Predict = Callable[[np.ndarray], np.ndarray]

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_reading = threading.Lock()
 
-def read_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
-    """The same batches, read by a thread until those that wait have `limit` bytes.
 
-    One that is larger than the limit is read when none waits. An error of the reader comes in its place.
+def paused() -> AbstractContextManager[object]:
+    """A block in which nothing is read: what it takes of memory and processors is not a reader's."""
+    return _reading
+
+
+def read_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Generator[pa.RecordBatch]:
+    """The same batches, read by a thread while one more fits into `limit` bytes with those that wait.
+
+    It is expected to be as large as the one before it. One that is larger than the limit is read when none
+    waits: it and the one that is scored are all there is. An error of the reader comes in its place.
     Whoever closes this iterator has the reader end, and its files closed, before that returns.
 
     Args:
@@ -31,13 +40,18 @@ def read_ahead(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.Rec
         thread.join()
 
 
+def _next(batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+    with _reading:
+        return next(batches, None)
+
+
 class _Line:
     """Batches that wait, between the thread that reads and the one that scores."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: deque[pa.RecordBatch] = deque()
-        self._bytes = 0
+        self._bytes = self._last = 0
         self._ended = self._closed = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
@@ -45,9 +59,9 @@ class _Line:
     def fill(self, batches: Iterator[pa.RecordBatch]) -> None:
         """Put batches into the line until there are no more, or nobody wants them."""
         try:
-            for batch in batches:
-                if not self._put(batch):
-                    break
+            while self._has_room() and (batch := _next(batches)) is not None:
+                self._put(batch)
+                del batch  # whoever takes it is the only one to hold it
         except BaseException as error:  # told to whoever waits
             self._error = error
         finally:
@@ -70,16 +84,20 @@ class _Line:
             self._closed = True
             self._changed.notify_all()
 
-    def _put(self, batch: pa.RecordBatch) -> bool:
-        size = batch.nbytes
+    def _has_room(self) -> bool:
+        """Wait until another batch may be read. Returns whether anybody wants one."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or not self._waiting or self._bytes + size <= self._limit
+                lambda: self._closed or not self._waiting or self._bytes + self._last <= self._limit
             )
-            self._waiting.append(batch)
-            self._bytes += size
-            self._changed.notify_all()
             return not self._closed
+
+    def _put(self, batch: pa.RecordBatch) -> None:
+        with self._changed:
+            self._waiting.append(batch)
+            self._last = batch.nbytes
+            self._bytes += self._last
+            self._changed.notify_all()
 
     def _take(self) -> pa.RecordBatch | None:
         with self._changed:

@@ -10,7 +10,8 @@ for, whose credentials may be Spark's alone), the rows go through Spark.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def rows_at_once(scan: Scan, groups: Sequence[RowGroup], batch_rows: BatchRows) 
 
 def read(
     scan: Scan, groups: Sequence[RowGroup], columns: Sequence[str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+) -> Generator[pa.RecordBatch]:
     """The rows of some row groups, in batches of one schema: files may differ in whether they allow nulls.
 
     From a store, and for a model on a GPU, they are read ahead by a thread.
@@ -117,12 +118,15 @@ def read(
     """
     batches = _read(scan, groups, columns, batch_rows)
     # Cores that are busy anyway gain nothing by it.
-    yield from read_ahead(batches, _AHEAD_BYTES) if _is_remote(scan.files) or devices.held() else batches
+    is_ahead = _is_remote(scan.files) or devices.held()
+    with closing(read_ahead(batches, _AHEAD_BYTES) if is_ahead else batches) as found:
+        yield from (batch for batch in found if batch.num_rows)
 
 
 def _read(
     scan: Scan, groups: Sequence[RowGroup], columns: Sequence[str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+) -> Generator[pa.RecordBatch]:
+    """Batches that the condition leaves empty come too: whoever wants no more can stop there."""
     import pyarrow as pa
 
     files, condition = scan.files, scan.condition
@@ -143,9 +147,8 @@ def _read(
                     batch_rows, row_groups=some, columns=needed, use_threads=False
                 ):
                     kept = batch if condition is None else batch.filter(condition.mask(batch))
-                    if kept.num_rows:
-                        arrays = [kept.column(name) for name in columns]
-                        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+                    arrays = [kept.column(name) for name in columns]
+                    yield pa.RecordBatch.from_arrays(arrays, schema=schema)
         finally:
             file.close()
 

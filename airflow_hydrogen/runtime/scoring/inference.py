@@ -180,6 +180,8 @@ class Scorer:
                 _loaded.clear()
                 _files.close()
                 gc.unfreeze()
+                gc.collect()
+                memory.give_back()
             _loaded[key] = _files.enter_context(
                 load_predictor(self.model_uri, self.manifest, self.predictor, self.threads, self.engine)
             )

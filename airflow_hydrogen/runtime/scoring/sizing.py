@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from airflow_hydrogen.runtime.scoring import ahead
+
 TRIED = (64, 256, 1024, 4096, 16384, 65536)
 """The rows of a call that are tried, in this order."""
 
@@ -129,22 +131,25 @@ def scored(
         batch: of that many rows, or fewer.
     """
     # A task's last batch may have few rows, as those of a stream that waits for them.
-    bad, call = bad_rows(), None if trial.is_over or batch.num_rows != trial.rows else _Call()
-    try:
-        found = score(batch)
-    except Exception as error:
-        # What was set aside is not to be set aside twice.
-        if bad_rows() != bad or not _has_no_room(error) or not trial.step_back():
-            raise
-        found = None
+    bad, is_tried = bad_rows(), not trial.is_over and batch.num_rows == trial.rows
+    with ahead.paused() if is_tried else contextlib.nullcontext():
+        call = _Call() if is_tried else None
+        try:
+            found = score(batch)
+        except Exception as error:
+            # What was set aside is not to be set aside twice.
+            if bad_rows() != bad or not _has_no_room(error) or not trial.step_back():
+                raise
+            found = None
+        taken = call.measured() if call is not None and found is not None else None
     if found is None:  # out here, because an error holds on to the memory of the call
         while batch.num_rows:
             piece = batch.slice(0, trial.rows)  # fewer from one to the next, maybe
             batch = batch.slice(piece.num_rows)
             yield from scored(trial, score, bad_rows, piece)
         return
-    if call is not None:
-        seconds, grown = call.measured()
+    if taken is not None:
+        seconds, grown = taken
         if bad_rows() == bad or trial.has_usual_bad_rows():  # one in many takes calls of its own
             trial.note(seconds, max(grown, batch.nbytes), room())
     yield from found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from airflow_hydrogen.runtime.scoring.ahead import read_ahead
+from airflow_hydrogen.runtime.scoring.sizing import Trial, scored
 
 BATCH_BYTES = 800
 
@@ -62,12 +64,21 @@ def test_as_many_wait_as_the_limit_has_room_for():
     reader = Reader(50)
     ahead = read_ahead(reader.batches(), 3 * BATCH_BYTES)
     next(ahead)
-    reader.wait_for(5)  # one was taken, three wait, and one is held by the reader
-    assert reader.read == 5
+    reader.wait_for(4)  # one was taken, three wait
+    assert reader.read == 4
     next(ahead)
-    reader.wait_for(6)
-    assert reader.read == 6
+    reader.wait_for(5)
+    assert reader.read == 5
     ahead.close()
+
+
+@pytest.mark.parametrize(("limit", "wait"), [(1, 1), (BATCH_BYTES, 1), (3 * BATCH_BYTES, 3)])
+def test_none_is_read_that_has_to_wait_beyond_the_limit(limit, wait):
+    """One that the reader holds is in memory too: batches may have a gigabyte."""
+    reader = Reader(100)
+    for taken, _ in enumerate(read_ahead(reader.batches(), limit), 1):
+        reader.wait_for(min(taken + wait, 100))
+        assert reader.read <= taken + wait
 
 
 def test_an_error_comes_behind_the_batches_that_were_read_before():
@@ -95,3 +106,28 @@ def test_nothing_is_read_before_the_first_is_wanted():
     read_ahead(reader.batches(), 1)
     assert reader.read == 0
     assert not threads()
+
+
+def test_nothing_is_read_while_a_call_is_measured():
+    """What the reader takes of memory and processors would be held against the rows of the call."""
+    began, ended, seen = [], [], []
+
+    def batches():
+        for number in range(50):
+            began.append(number)
+            np.sort(np.random.default_rng(number).random(20_000))  # lets other threads run
+            ended.append(number)
+            yield batch(number)
+
+    def score(rows):
+        before = len(began)
+        np.sort(np.random.default_rng(0).random(20_000))
+        seen.append((len(ended), before, len(began)))
+        return [rows]
+
+    trial = Trial(rows=100)
+    for rows in read_ahead(batches(), 2**30):
+        trial.is_over, trial.rows = False, 100
+        assert list(scored(trial, score, lambda: 0, rows)) == [rows]
+    assert all(len(set(counts)) == 1 for counts in seen)
+    assert len(seen) == 50

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from airflow_hydrogen.runtime.data.files import DatasetFiles, list_dataset, read_footers
 from airflow_hydrogen.runtime.data.opened import OpenedFile
 from airflow_hydrogen.runtime.data.scans import Scan
-from airflow_hydrogen.runtime.scoring import direct
+from airflow_hydrogen.runtime.scoring import ahead, direct
 from airflow_hydrogen.runtime.scoring.direct import RowGroup, deal, read, row_groups
 from airflow_hydrogen.runtime.scoring.inference import rebatch
 
@@ -108,3 +110,32 @@ def test_files_are_closed_when_nobody_wants_more_rows(tmp_path, monkeypatch):
     next(batches)
     batches.close()
     assert len(closed) == 1
+
+
+class FirstRow:
+    """A condition that the first row meets alone; any look but the first waits until no row is wanted."""
+
+    columns = frozenset({"x"})
+
+    def __init__(self, unwanted):
+        self.looked_at, self._unwanted = 0, unwanted
+
+    def mask(self, batch):
+        self.looked_at += 1
+        if self.looked_at > 1:
+            assert self._unwanted.wait(10)
+        return pa.array([number == 0 for number in batch.column(0).to_pylist()])
+
+
+def test_rows_that_are_left_out_keep_nobody_waiting_who_wants_no_more(tmp_path, monkeypatch):
+    """A task that fails is told to Spark once its reader has ended."""
+    pq.write_table(pa.table({"x": list(range(1_000))}), tmp_path / "0.parquet", row_group_size=10)
+    unwanted = threading.Event()
+    plain_close = ahead._Line.close
+    monkeypatch.setattr(ahead._Line, "close", lambda self: plain_close(self) or unwanted.set())
+    monkeypatch.setattr(direct, "_is_remote", lambda files: True)
+    scan = Scan(read_footers(list_dataset(str(tmp_path)), ["x"]), FirstRow(unwanted))
+    batches = read(scan, row_groups(scan.files), ["x"], 10)
+    assert next(batches).to_pydict() == {"x": [0]}
+    batches.close()
+    assert scan.condition.looked_at <= 2
