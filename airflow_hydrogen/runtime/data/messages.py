@@ -231,9 +231,7 @@ def _are_alike(values: pa.Array) -> np.ndarray:
     if _are_plain(values):
         mask = np.ones(len(values), bool)
     else:
-        alike = pc.and_not(
-            pc.match_substring_regex(values, _OBJECT), pc.match_substring_regex(values, _ODD)
-        )
+        alike = pc.and_not(pc.match_substring_regex(values, _OBJECT), pc.match_substring_regex(values, _ODD))
         mask = pc.fill_null(alike, False).to_numpy(zero_copy_only=False).copy()
     long = np.flatnonzero(pc.greater_equal(pc.binary_length(values), 2 * _DEEPEST).fill_null(False))
     if long.size:
