@@ -133,15 +133,9 @@ def _stages(
     rows = streams.open_stream(
         spark, Source.kafka(kafka.bootstrap, topic, schema=schema), {}, None, (streams.KEY, streams.HEADERS)
     )
-    values = rows.values
-    assert values is not None
-    names = [item.name for item in values.schema]
 
     def counted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch({"rows": [sum(batch.num_rows for batch in batches)]})
-
-    def decoded(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return counted(values.rows(batches, names))
 
     def drained(do: Callable[[DataFrame], object]) -> None:
         place = folder / "stages"
@@ -158,7 +152,6 @@ def _stages(
         "and given to workers": lambda: drained(
             lambda batch: batch.mapInArrow(counted, "rows LONG").collect()
         ),
-        "and decoded": lambda: drained(lambda batch: batch.mapInArrow(decoded, "rows LONG").collect()),
     }
     return {name: round(min(_seconds(stage) for _ in range(3)), 2) for name, stage in stages.items()}
 

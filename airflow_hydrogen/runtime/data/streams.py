@@ -45,8 +45,13 @@ TRACES = (*KAFKA, RAW, FAULT)
 _MAGIC, _FRAME_BYTES = b"\x00", 5
 _LONGEST = 2**31 - 1
 
-# A consumer's own defaults, 500 messages and 1 MB of a partition at a time, leave it waiting.
-_FETCHED = {"kafka.max.poll.records": "10000", "kafka.max.partition.fetch.bytes": str(8 * 2**20)}
+# A consumer's own defaults, 500 messages and 1 MB of a partition at a time, leave it waiting. So does what it
+# fetches ahead behind a batch's last message: Spark asks for offsets then, and is answered after that.
+_FETCHED = {
+    "kafka.max.poll.records": "10000",
+    "kafka.max.partition.fetch.bytes": str(8 * 2**20),
+    "kafka.fetch.max.wait.ms": "10",
+}
 
 _BROKEN = "_hydrogen_broken"
 _DECODED = "_hydrogen_decoded"
