@@ -138,10 +138,12 @@ def _stages(
         yield pa.record_batch({"rows": [sum(batch.num_rows for batch in batches)]})
 
     def drained(do: Callable[[DataFrame], object]) -> None:
+        def take(batch: DataFrame, _number: int) -> None:
+            do(batch.select(VALUE))
+
         place = folder / "stages"
-        writer = rows.frame.writeStream.foreachBatch(lambda batch, _number: do(batch.select(VALUE)))
-        writer = writer.option("checkpointLocation", str(place)).trigger(availableNow=True)
-        writer.start().awaitTermination()
+        writer = rows.frame.writeStream.foreachBatch(take).option("checkpointLocation", str(place))
+        writer.trigger(availableNow=True).start().awaitTermination()
         shutil.rmtree(place)
 
     stages: dict[str, Callable[[], object]] = {
