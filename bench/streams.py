@@ -11,16 +11,19 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
 from airflow_hydrogen.contract.streams import StreamOptions
+from airflow_hydrogen.runtime.data import streams
+from airflow_hydrogen.runtime.data.messages import VALUE
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from airflow_hydrogen.runtime.scoring.streams import run_stream
 from bench.flights_model import prepare_flights
@@ -31,7 +34,7 @@ from scripts.jars import jars
 from tests.integration.broker import Kafka, kafka_broker
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 KEY = "flight"
 EVENTS_PER_S = 1_000
@@ -66,6 +69,7 @@ def measure(folder: Path, quick: bool) -> list[Result]:
             target=Target(">=", 0.7),
             rows=len(messages),
             bytes_per_message=round(sum(map(len, messages)) / len(messages)),
+            stages_s=_stages(spark, kafka, topic, schema, given, messages[0], folder),
         )
         return [throughput, _latency(spark, kafka, schema, given, messages, folder, 10 if quick else 60)]
 
@@ -109,6 +113,55 @@ def _drained(
     assert report.rows == count
     shutil.rmtree(place)
     return count / seconds
+
+
+def _stages(
+    spark: SparkSession,
+    kafka: Kafka,
+    topic: str,
+    schema: str,
+    given: dict[str, Any],
+    message: bytes,
+    folder: Path,
+) -> dict[str, float]:
+    """Seconds of parts of a drain, the fastest of three: what any stream costs, and what its messages do.
+
+    The latter are queries of their own, each of which does what the one before it does, and one thing more.
+    """
+    one = kafka.topic(partitions=RANKS)
+    kafka.produce(one, [(b"one", message)])
+    rows = streams.open_stream(
+        spark, Source.kafka(kafka.bootstrap, topic, schema=schema), {}, None, (streams.KEY, streams.HEADERS)
+    )
+
+    def counted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield pa.record_batch({"rows": [sum(batch.num_rows for batch in batches)]})
+
+    def drained(do: Callable[[DataFrame], object]) -> None:
+        def take(batch: DataFrame, _number: int) -> None:
+            do(batch.select(VALUE))
+
+        place = folder / "stages"
+        writer = rows.frame.writeStream.foreachBatch(take).option("checkpointLocation", str(place))
+        writer.trigger(availableNow=True).start().awaitTermination()
+        shutil.rmtree(place)
+
+    stages: dict[str, Callable[[], object]] = {
+        "a stream of one message": partial(
+            _drained, kafka, one, schema, given, 1, folder, itertools.count(1000)
+        ),
+        "read": lambda: drained(lambda batch: batch.write.format("noop").mode("append").save()),
+        "and given to workers": lambda: drained(
+            lambda batch: batch.mapInArrow(counted, "rows LONG").collect()
+        ),
+    }
+    return {name: round(min(_seconds(stage) for _ in range(3)), 2) for name, stage in stages.items()}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def _stream(

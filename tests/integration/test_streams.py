@@ -509,6 +509,19 @@ def test_messages_are_drained_and_drained_again_every_key_once(kafka: Kafka, str
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, f"{SCHEMA}, at TIMESTAMP"], ids=["by workers", "by Spark"])
+@pytest.mark.parametrize("kept", ["kafka_key", "kafka_headers"])
+def test_what_is_kept_of_a_message_beside_its_value_is_there(kafka: Kafka, stream, scores, schema, kept):
+    topic = kafka.topic()
+    kafka.produce(topic, events(0, 3), headers=[("from", b"test")])
+    stream(source=Source.kafka(kafka.bootstrap, topic, schema=schema), keep_columns=["id", kept])
+    found = scores()
+    assert {"kafka_key", "kafka_headers"} & set(found.columns) == {kept}
+    expected = {"kafka_key": b"key 2", "kafka_headers": [{"key": "from", "value": b"test"}]}
+    value = found[kept][2]
+    assert (value if kept == "kafka_key" else [*value]) == expected[kept]
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, f"{SCHEMA}, at TIMESTAMP"], ids=["by workers", "by Spark"])
 def test_poison_is_set_aside_as_it_came_and_no_password_is_told(kafka: Kafka, stream, scores, capfd, schema):
     topic = kafka.topic()
     poison = [b"{", b"\xff\xfe", b"{'id': 0, 'a': 1.0, 'b': 1}", b"", b"[]", b"null"]

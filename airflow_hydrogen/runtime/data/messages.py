@@ -35,8 +35,10 @@ NO_VALUE = "the message has no value"
 # Begins and ends as an object does. After a closing brace there is none but what may follow it inside of an
 # object: so a value that pyarrow takes for whole ones is one, and holds nothing else between objects.
 _OBJECT = r"(?s)\A[ \t\r\n]*\{.*\}[ \t\r\n]*\z"
-# The last two are numbers for the one parser in other spellings than for the other.
-_ODD = r"\}[ \t\r\n]*[^ \t\r\n,\]}]|Inf|NaN"
+_BEHIND = r"\}[ \t\r\n]*[^ \t\r\n,\]}]"
+# Numbers for the one parser in other spellings than for the other.
+_ODD_NUMBERS = (b"Inf", b"NaN")
+_ODD = "|".join([_BEHIND, *(word.decode() for word in _ODD_NUMBERS)])
 _DEEPEST = 500  # nested brackets of a value that pyarrow gets: it recurses, and would run out of stack
 _LARGEST = 2**30  # bytes of a batch that pyarrow gets
 _JOINED = 2**26  # bytes of rows of files, from which on they are given away
@@ -226,14 +228,46 @@ def _are_alike(values: pa.Array) -> np.ndarray:
     """Which values pyarrow may get: a mask of shape (rows,)."""
     if values.nbytes > _LARGEST:
         return np.zeros(len(values), bool)
-    alike = pc.and_not(pc.match_substring_regex(values, _OBJECT), pc.match_substring_regex(values, _ODD))
-    mask = pc.fill_null(alike, False).to_numpy(zero_copy_only=False).copy()
+    if _are_plain(values):
+        mask = np.ones(len(values), bool)
+    else:
+        alike = pc.and_not(pc.match_substring_regex(values, _OBJECT), pc.match_substring_regex(values, _ODD))
+        mask = pc.fill_null(alike, False).to_numpy(zero_copy_only=False).copy()
     long = np.flatnonzero(pc.greater_equal(pc.binary_length(values), 2 * _DEEPEST).fill_null(False))
     if long.size:
         taken = values.take(pa.array(long))
         brackets = pc.add(pc.count_substring(taken, "["), pc.count_substring(taken, "{"))
         mask[long] &= pc.less(brackets, _DEEPEST).fill_null(False).to_numpy(zero_copy_only=False)
     return np.asarray(mask)
+
+
+def _are_plain(values: pa.Array) -> bool:
+    """Whether all are alike, as can be seen at a glance: `{...}` without another brace or odd numbers.
+
+    Regular expressions, which see it of others too, take a third of the time that parsing takes.
+    """
+    if values.null_count or not len(values):
+        return False
+    _, offsets, data = values.buffers()
+    width = np.int64 if pa.types.is_large_binary(values.type) else np.int32
+    bounds = np.frombuffer(offsets, width)[values.offset : values.offset + len(values) + 1]
+    if bounds[0] == bounds[-1]:
+        return False
+    text = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]]
+    starts, ends = bounds[:-1] - bounds[0], bounds[1:] - bounds[0] - 1
+    return (
+        np.array_equal(np.flatnonzero(text == ord("}")), ends)
+        and bool((text[starts] == ord("{")).all())
+        and not any(_has(text, word) for word in _ODD_NUMBERS)
+    )
+
+
+def _has(text: np.ndarray, word: bytes) -> bool:
+    """Whether bytes of shape (n,) have a word among them."""
+    found = np.flatnonzero(text[: max(0, len(text) - len(word) + 1)] == word[0])
+    for place, letter in enumerate(word[1:], start=1):
+        found = found[text[found + place] == letter]
+    return bool(found.size)
 
 
 class _Number(str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 # In a schema's JSON, in which a name never stands behind such a key.
 _SIZED = re.compile(r'"(?:type|elementType|keyType|valueType)":"((?:var)?char\(\d+\))"')
 
-KAFKA = ("kafka_key", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp", "kafka_headers")
+KEY, HEADERS = "kafka_key", "kafka_headers"
+KAFKA = (KEY, "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp", HEADERS)
 """What rows of Kafka have beside the columns of their values."""
 TRACES = (*KAFKA, RAW, FAULT)
 """Columns by which a row that was set aside is found again at its source."""
@@ -44,8 +45,13 @@ TRACES = (*KAFKA, RAW, FAULT)
 _MAGIC, _FRAME_BYTES = b"\x00", 5
 _LONGEST = 2**31 - 1
 
-# A consumer's own defaults, 500 messages and 1 MB of a partition at a time, leave it waiting.
-_FETCHED = {"kafka.max.poll.records": "10000", "kafka.max.partition.fetch.bytes": str(8 * 2**20)}
+# A consumer's own defaults, 500 messages and 1 MB of a partition at a time, leave it waiting. So does what it
+# fetches ahead behind a batch's last message: Spark asks for offsets then, and is answered after that.
+_FETCHED = {
+    "kafka.max.poll.records": "10000",
+    "kafka.max.partition.fetch.bytes": str(8 * 2**20),
+    "kafka.fetch.max.wait.ms": "10",
+}
 
 _BROKEN = "_hydrogen_broken"
 _DECODED = "_hydrogen_decoded"
@@ -81,7 +87,13 @@ class Rows:
         return self.frame.mapInArrow(run, self.schema)
 
 
-def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> Rows:
+def open_stream(
+    spark: SparkSession,
+    source: Source,
+    access: Access,
+    max_rows: int | None,
+    left_out: Collection[str] = (),
+) -> Rows:
     """Open a stream.
 
     Args:
@@ -89,6 +101,7 @@ def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: i
         source: of messages, files or changes of a table.
         access: what opens the connection that the source names.
         max_rows: of one micro-batch; None: all that are there.
+        left_out: columns of `KAFKA` that nobody asks for, which Spark would make for each message.
 
     Returns:
         Rows with the columns of the schema, those of `KAFKA` where they come from there, and where they had
@@ -101,7 +114,7 @@ def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: i
     """
     try:
         if source.kind == "kafka":
-            return _messages(spark, source, access, max_rows)
+            return _messages(spark, source, access, max_rows, left_out)
         frame = _files(spark, source) if source.kind == "files_stream" else _changes(spark, source)
         return Rows(frame, frame.schema)
     except spark_errors() as error:
@@ -110,16 +123,20 @@ def open_stream(spark: SparkSession, source: Source, access: Access, max_rows: i
         raise SourceError(str(source), reason) from error
 
 
-def _messages(spark: SparkSession, source: Source, access: Access, max_rows: int | None) -> Rows:
+def _messages(
+    spark: SparkSession, source: Source, access: Access, max_rows: int | None, left_out: Collection[str]
+) -> Rows:
     from pyspark.sql import functions
 
     reader = spark.readStream.format("kafka").options(**_FETCHED).option("startingOffsets", "earliest")
     reader = reader.options(**kafka.client_options(source, access), **source.options)
-    reader = reader.option("subscribe", str(source.topic)).option("includeHeaders", "true")
+    reader = reader.option("subscribe", str(source.topic))
+    reader = reader.option("includeHeaders", str(HEADERS not in left_out))
     if max_rows is not None:
         reader = reader.option("maxOffsetsPerTrigger", max_rows)
     value = functions.col(VALUE)
-    origins = [functions.col(name.removeprefix("kafka_")).alias(name) for name in KAFKA]
+    asked = (name for name in KAFKA if name not in left_out)
+    origins = [functions.col(name.removeprefix("kafka_")).alias(name) for name in asked]
     if (values := _by_tasks(source)) is not None:
         return _undecoded(reader.load().select(VALUE, *origins), _schema(source), values)
     decode = _decode_json if source.payload == "json" else _decode_avro

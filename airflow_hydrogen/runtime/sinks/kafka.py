@@ -15,6 +15,7 @@ from airflow_hydrogen.contract.errors import MessageIdError, TopicError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.kafka import client_options
+from airflow_hydrogen.runtime.data.streams import HEADERS, KEY
 from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
 from airflow_hydrogen.runtime.storage.swap import Replacement
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 ID = "hydrogen_id"
 """The field of a message that is the same where its row is sent again."""
-KEY, HEADERS = "kafka_key", "kafka_headers"
-"""Columns that become a message's own, in place of fields of its value."""
 
 
 @contextmanager
@@ -65,6 +64,7 @@ class Messages(StagedFiles):
         ids = staged.agg(functions.count_distinct(ID)).collect()[0][0]
         if ids != rows:
             raise MessageIdError(self.name, rows, ids)
+        # Two columns become a message's own, in place of fields of its value.
         fields = [functions.col(f"`{name}`") for name in staged.columns if name not in (KEY, HEADERS)]
         messages = staged.select(
             functions.col(KEY).alias("key"),

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -186,6 +187,33 @@ def test_a_batch_is_decoded_as_its_messages_are_one_by_one(values):
             for number, item in enumerate(SCHEMA)
         ]
         assert repr([column[row].as_py() for column in columns.values()]) == repr(wanted)
+
+
+FLAT = st.sampled_from(
+    [
+        *(b'{"a":1}', b'{"s":"x, y"}', b'{"f":1.5,"l":[1,2]}', b'{"N":1,"I":2}', b"{}", b'{"s":"\xc3\xbc"}'),
+        *(b'{"d":NaN}', b'{"s":"NaN"}', b'{"d":Inf}', b'{"s":"\xff"}', b"{", b"}", b"", None, b"1", b"{N}"),
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FLAT, max_size=6), st.integers(0, 3), st.sampled_from([pa.binary(), pa.large_binary()]))
+def test_what_is_seen_at_a_glance_is_what_is_seen_by_looking_closely(values, start, type_):
+    array = pa.array(values, type_).slice(start)
+    seen = messages._are_alike(array)
+    closely = pc.and_not(
+        pc.match_substring_regex(array, messages._OBJECT), pc.match_substring_regex(array, messages._ODD)
+    )
+    assert seen.tolist() == closely.fill_null(False).to_pylist()
+
+
+def test_messages_of_one_flat_object_each_are_seen_at_a_glance():
+    values = [b'{"a":1,"s":"Nancy"}', b'{"a":2,"l":[3]}', b"{}"]
+    assert messages._are_plain(pa.array(values, pa.binary()))
+    assert messages._are_plain(pa.array([b"no", *values], pa.large_binary()).slice(1))
+    assert not messages._are_plain(pa.array([*values, b'{"a":1}{"a":2}'], pa.binary()))
+    assert not messages._are_plain(pa.array([*values, b'{"d":NaN}'], pa.binary()))
 
 
 def test_rows_have_the_columns_that_are_wanted_and_say_what_is_wrong():

@@ -49,6 +49,29 @@ def test_a_store_that_does_not_answer_does_not_end_a_stream(monkeypatch, capsys)
     assert capsys.readouterr().out.count("busy") == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "left_out"),
+    [
+        ({}, ()),
+        ({"keep_columns": ["id"]}, ("kafka_key", "kafka_headers")),
+        ({"keep_columns": ["id", "kafka_headers"]}, ("kafka_key",)),
+        ({"keep_columns": ["id"], "prepare": "json:loads"}, ()),
+        ({"keep_columns": ["id"], "on_bad_row": "drop"}, ("kafka_key", "kafka_headers")),
+        ({"keep_columns": ["id"], "on_bad_row": "quarantine"}, ()),
+        ({"keep_columns": ["id"], "sink": Sink.kafka("broker:9092", "scores")}, ()),
+    ],
+)
+def test_spark_makes_no_columns_of_messages_that_nobody_asks_for(changes, left_out):
+    fields = {
+        "model_uri": "/m",
+        "source": Source.kafka("broker:9092", "events", schema="id BIGINT, a DOUBLE"),
+        "sink": Sink.parquet("/scores"),
+        "report_uri": "/r",
+        "stream": StreamOptions(trigger="available_now", checkpoint_uri="/checkpoint"),
+    }
+    assert streams._left_out(InferenceJob(**{**fields, **changes})) == left_out
+
+
 def test_the_position_knows_a_folder_by_whatever_name_of_its_store():
     def described(scheme: str) -> dict[str, str]:
         return positions._describe(
