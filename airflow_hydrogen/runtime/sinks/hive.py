@@ -140,8 +140,10 @@ class Rows(StagedFiles):
 
     def _bring(self, folder: str, note: Mapping[str, Any]) -> None:
         staged = partition_files.listed_files(self._replacement.staged)
-        for name, _size in staged:
-            filesystems.transfer(uris.join(self._replacement.staged, name), uris.join(folder, name))
+        places = {
+            uris.join(self._replacement.staged, name): uris.join(folder, name) for name, _size in staged
+        }
+        filesystems.transfer_all(places)
         # Last, because it says that the folder is whole; and there is a folder where there are no rows.
         filesystems.write_bytes(uris.join(folder, _NOTE), json.dumps(note, indent=1).encode())
         there = dict(filesystems.list_files(folder))

@@ -74,8 +74,7 @@ class TaskFiles:
         """
         there = {name for name, _size in filesystems.list_files(self.folder)}
         accepted = [name for name in names if name in there]
-        for name in accepted:
-            filesystems.transfer(uris.join(self.folder, name), uris.join(staged, name))
+        filesystems.transfer_all({uris.join(self.folder, name): uris.join(staged, name) for name in accepted})
         if not accepted:
             nothing = pa.BufferOutputStream()
             with self.writer(nothing) as writer:

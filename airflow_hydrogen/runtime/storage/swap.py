@@ -94,8 +94,12 @@ class Replacement:
         }
         before = self._freeze()
         try:
-            for name, (staged_name, _size) in brought.items():
-                filesystems.transfer(uris.join(self.staged, staged_name), uris.join(self.target, name))
+            filesystems.transfer_all(
+                {
+                    uris.join(self.staged, staged_name): uris.join(self.target, name)
+                    for name, (staged_name, _size) in brought.items()
+                }
+            )
             there = dict(filesystems.list_files(self.target))
             lost = [name for name, (_, size) in brought.items() if there.get(name) != size]
             if lost:
