@@ -355,7 +355,10 @@ def make_columns_predict(model: str) -> Callable[..., np.ndarray]:
     predict = load(model)
 
     def run(*inputs: np.ndarray) -> np.ndarray:
-        return predict({INPUT: np.ascontiguousarray(np.stack(inputs).T, "float32")})[OUTPUT]
+        matrix = np.empty((len(inputs[0]), len(inputs)), "float32")
+        for number, column in enumerate(inputs):  # in Spark's workers this is faster than to turn them
+            matrix[:, number] = column
+        return predict({INPUT: matrix})[OUTPUT]
 
     return with_parameters(run, FEATURES)
 
