@@ -102,6 +102,7 @@ def _main(master: str, *settings: str) -> None:
     """The driver of our side."""
     from pyspark.sql import SparkSession
 
+    from airflow_hydrogen.contract.gang import GangOptions
     from airflow_hydrogen.runtime import HorovodRunner
     from airflow_hydrogen.runtime.gang.slots import require_slots
 
@@ -111,7 +112,7 @@ def _main(master: str, *settings: str) -> None:
     for setting in [*own, *settings]:
         builder = builder.config(*setting.split("=", 1))
     spark = builder.getOrCreate()
-    require_slots(spark, 2, 60.0)
+    require_slots(spark, 2, GangOptions(start_timeout_s=60.0))
     began = time.monotonic()
     done = HorovodRunner(2, driver_log_verbosity="log_callback_only").run("bench.ranks:first_allreduce")
     spark.stop()
