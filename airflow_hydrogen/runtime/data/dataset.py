@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     DataError,
     EmptyDatasetError,
@@ -292,8 +291,9 @@ class DatasetShard:
     ) -> Iterator[pa.Table]:
         """A worker's rows of an epoch in shuffled windows of bounded size."""
         sizes = [self.files.columns[name] for name in columns]
-        remote = uris.local_path(self.files.uri) is None
-        plan = plan_windows(sizes, self.total_rows / len(self._groups), batch_size, remote=remote)
+        plan = plan_windows(
+            sizes, self.total_rows / len(self._groups), batch_size, remote=self.files.is_remote
+        )
         if not self.shuffle:
             plan = replace(plan, groups=1)
         slices = self._slices(epoch)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import (
     DatasetChangedError,
     PartitionFilesError,
@@ -130,6 +131,11 @@ class DatasetFiles:
         import pyarrow as pa
 
         return self.legacy and any(pa.types.is_temporal(item.type) for item in self.schema)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read waits for a network."""
+        return uris.local_path(self.uri) is None
 
     @property
     def total_rows(self) -> int:

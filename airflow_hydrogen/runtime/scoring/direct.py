@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.jobs import BatchRows
 from airflow_hydrogen.runtime import devices
 from airflow_hydrogen.runtime.data.files import DatasetFiles
@@ -118,7 +117,7 @@ def read(
     """
     batches = _read(scan, groups, columns, batch_rows)
     # Cores that are busy anyway gain nothing by it.
-    is_ahead = _is_remote(scan.files) or devices.held()
+    is_ahead = scan.files.is_remote or devices.held()
     with closing(read_ahead(batches, _AHEAD_BYTES) if is_ahead else batches) as found:
         yield from (batch for batch in found if batch.num_rows)
 
@@ -153,13 +152,9 @@ def _read(
             file.close()
 
 
-def _is_remote(files: DatasetFiles) -> bool:
-    return uris.local_path(files.uri) is None
-
-
 def _buffer_bytes(files: DatasetFiles, groups: Sequence[RowGroup], columns: int) -> int | None:
     """In which pieces columns are read; None: whole."""
-    if not _is_remote(files):
+    if not files.is_remote:
         return _BUFFER_BYTES
     if max(group.size for group in groups) <= _FETCHED_BYTES:
         return None

@@ -86,7 +86,7 @@ def test_columns_are_cut_to_pieces_where_a_row_group_is_not_to_be_in_memory(tmp_
     monkeypatch.setattr(
         DatasetFiles, "open", lambda self, file, size: opened.append(size) or plain_open(self, file, size)
     )
-    monkeypatch.setattr(direct, "_is_remote", lambda files: True)
+    monkeypatch.setattr(DatasetFiles, "is_remote", True)
 
     def numbers():
         batches = list(read(scan, row_groups(scan.files), ["x"], 64))
@@ -95,7 +95,7 @@ def test_columns_are_cut_to_pieces_where_a_row_group_is_not_to_be_in_memory(tmp_
     assert numbers() == list(range(1_000))
     monkeypatch.setattr(direct, "_FETCHED_BYTES", 100)
     assert numbers() == list(range(1_000))
-    monkeypatch.setattr(direct, "_is_remote", lambda files: False)
+    monkeypatch.setattr(DatasetFiles, "is_remote", False)
     assert numbers() == list(range(1_000))
     assert opened == [None, 2**20, 128 * 1024]
 
@@ -105,7 +105,7 @@ def test_files_are_closed_when_nobody_wants_more_rows(tmp_path, monkeypatch):
     scan = Scan(read_footers(list_dataset(str(tmp_path)), ["x"]), None)
     closed = []
     monkeypatch.setattr(OpenedFile, "close", lambda self: closed.append(self))
-    monkeypatch.setattr(direct, "_is_remote", lambda files: True)
+    monkeypatch.setattr(DatasetFiles, "is_remote", True)
     batches = read(scan, row_groups(scan.files), ["x"], 10)
     next(batches)
     batches.close()
@@ -133,7 +133,7 @@ def test_rows_that_are_left_out_keep_nobody_waiting_who_wants_no_more(tmp_path, 
     unwanted = threading.Event()
     plain_close = ahead._Line.close
     monkeypatch.setattr(ahead._Line, "close", lambda self: plain_close(self) or unwanted.set())
-    monkeypatch.setattr(direct, "_is_remote", lambda files: True)
+    monkeypatch.setattr(DatasetFiles, "is_remote", True)
     scan = Scan(read_footers(list_dataset(str(tmp_path)), ["x"]), FirstRow(unwanted))
     batches = read(scan, row_groups(scan.files), ["x"], 10)
     assert next(batches).to_pydict() == {"x": [0]}
