@@ -361,9 +361,9 @@ def test_a_column_of_the_sources_own_that_is_called_raw_value_is_kept(stream, sc
 def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     incoming, stream, scores, linear, tmp_path, monkeypatch, capfd
 ):
-    """Models are looked up before every batch: here while the first one of two is put in place."""
-    alias = tmp_path / "model"
-    alias.symlink_to(linear)
+    """The old one's files are still there, for workers that have to load it."""
+    alias = str(tmp_path / "production.alias")
+    aliases.set_alias(alias, linear)
     others = [
         publish(dense([[1.0], [1.0]]), str(tmp_path / "misfit"), matrix_layout("a", "absent")),
         publish(dense([[1.0, 2.0], [1.0, 2.0]]), str(tmp_path / "wide"), matrix_layout("a", "b")),
@@ -375,13 +375,12 @@ def test_a_model_that_does_not_fit_is_refused_and_the_old_one_goes_on(
 
     def swap_then_note(self: Batches, number: int, *given: Any) -> None:
         if number in (0, 1, 2):
-            (tmp_path / "next").symlink_to(others.pop(0))
-            (tmp_path / "next").rename(alias)
+            aliases.set_alias(alias, others.pop(0))
         note(self, number, *given)
 
     monkeypatch.setattr(Batches, "_note", swap_then_note)
     source = Source.files_stream(str(tmp_path / "incoming"), maxFilesPerTrigger="1")
-    report = stream(model_uri=str(alias), source=source)
+    report = stream(model_uri=alias, source=source)
     out = capfd.readouterr().out
     assert out.count("is refused") == 2
     assert "MissingColumnError" in out
