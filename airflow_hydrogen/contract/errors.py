@@ -19,6 +19,8 @@ HydrogenError
 │   ├── AcceleratorError            fewer GPUs than a rank wants
 │   ├── WorkerDevicesError          a Python worker holds other GPUs than its task was given
 │   ├── NeverEnoughError            a machine that will never have what is waited for
+│   ├── NotOnConnectError           a job that a Spark Connect server cannot carry out
+│   ├── ConnectRefusedError         a Spark Connect server that does not let the job in
 │   └── ContractVersionError        a job or report of another version
 ├── DataError                       the data does not fit the job
 │   ├── SourceError                 a source that cannot be read
@@ -79,6 +81,7 @@ HydrogenError
 ├── ClusterError                    the cluster manager does not say what is free
 │   ├── ClusterUnreachableError     it does not answer, for now
 │   └── ClusterResponseError        it refuses, or answers with something else
+├── ConnectServerError              a Spark Connect server that does not answer, or a session that is gone
 ├── LauncherError                   spark-submit cannot be started here
 │   ├── SparkSubmitNotFoundError
 │   ├── JavaNotFoundError
@@ -360,6 +363,30 @@ class StoreUnreachableError(InvalidJobError):
         )
         self.conn_id = conn_id
         self.endpoint = endpoint
+
+
+class NotOnConnectError(InvalidJobError):
+    """A job that a Spark Connect server cannot carry out, because it takes a SparkContext.
+
+    Args:
+        what: argument and value, or what the job is.
+        why: what is missing.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(
+            f"{what} is not possible on Spark Connect: {why}; name a connection whose host is a master, such "
+            "as 'spark://host:7077' or 'local[*]'"
+        )
+        self.what = what
+
+
+class ConnectRefusedError(InvalidJobError):
+    """A Spark Connect server that does not let the job in: its token, its TLS or its version."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(f"the Spark Connect server at {url} {problem}")
+        self.url = url
 
 
 class ContractVersionError(InvalidJobError):
@@ -1168,6 +1195,22 @@ class ClusterResponseError(ClusterError):
     def __init__(self, url: str, problem: str, *, status: int | None = None) -> None:
         super().__init__(url, problem)
         self.status = status
+
+
+# --- Spark Connect ----------------------------------------------------------------------------------
+
+
+class ConnectServerError(HydrogenError):
+    """A Spark Connect server that does not answer, or a session that is gone: the next try gets a new one.
+
+    Nothing is half-written: what a job has not put in place is swept.
+    """
+
+    retryable = True
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(f"the Spark Connect server at {url} {problem}")
+        self.url = url
 
 
 # --- launching ---------------------------------------------------------------------------------------

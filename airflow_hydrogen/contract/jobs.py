@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from airflow_hydrogen.contract import CONTRACT_VERSION, uris
 from airflow_hydrogen.contract.aliases import SUFFIX, is_alias
+from airflow_hydrogen.contract.connect import ConnectAccess
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.gpus import gpu_share
@@ -33,7 +34,7 @@ from airflow_hydrogen.contract.values import (
 # Another one makes no other model.
 _NOT_THE_MODELS = (
     *("report_uri", "report_nonce", "spark_log_uri", "run", "gang", "contract_version"),
-    *("kind", "code", "access", "s3"),
+    *("kind", "code", "access", "s3", "connect"),
 )
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -175,6 +176,7 @@ class TrainJob:
     spark_log_uri: str | None = None
     access: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     s3: S3Access | None = field(default=None, repr=False)
+    connect: ConnectAccess | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entrypoint_args", tuple(self.entrypoint_args))
@@ -267,6 +269,7 @@ class TrainJob:
             **unless_none("spark_log_uri", self.spark_log_uri),
             **unless_none("access", _plain(self.access)),
             **unless_none("s3", self.s3.to_dict() if self.s3 else None),
+            **unless_none("connect", self.connect.to_dict() if self.connect else None),
         }
 
     @classmethod
@@ -283,6 +286,7 @@ class TrainJob:
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
         fields["gang"] = GangOptions.from_dict(fields["gang"])
         fields["s3"] = _s3_of(fields)
+        fields["connect"] = _connect_of(fields)
         return cls(**fields)
 
 
@@ -336,6 +340,7 @@ class InferenceJob:
         batch: the micro-batch that is scored; None: all. It does not travel.
         access: what opens the connections that the source names, as in a TrainJob.
         s3: what opens S3, likewise.
+        connect: the Spark Connect server that does it; None: the application is a driver of its own.
     """
 
     KIND: ClassVar[str] = "inference"
@@ -362,6 +367,7 @@ class InferenceJob:
     spark_log_uri: str | None = None
     access: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     s3: S3Access | None = field(default=None, repr=False)
+    connect: ConnectAccess | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.keep_columns is not None:
@@ -584,6 +590,7 @@ class InferenceJob:
             **unless_none("spark_log_uri", self.spark_log_uri),
             **unless_none("access", _plain(self.access)),
             **unless_none("s3", self.s3.to_dict() if self.s3 else None),
+            **unless_none("connect", self.connect.to_dict() if self.connect else None),
         }
 
     @classmethod
@@ -601,6 +608,7 @@ class InferenceJob:
         fields["stream"] = StreamOptions.from_dict(fields["stream"]) if fields.get("stream") else None
         fields["run"] = Run(**fields["run"]) if fields["run"] else None
         fields["s3"] = _s3_of(fields)
+        fields["connect"] = _connect_of(fields)
         return cls(**fields)
 
 
@@ -648,6 +656,10 @@ def _plain(access: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]
 
 def _s3_of(fields: Mapping[str, Any]) -> S3Access | None:
     return S3Access.from_dict(fields["s3"]) if fields.get("s3") else None
+
+
+def _connect_of(fields: Mapping[str, Any]) -> ConnectAccess | None:
+    return ConnectAccess.from_dict(fields["connect"]) if fields.get("connect") else None
 
 
 def _require_limit(argument: str, value: object) -> None:

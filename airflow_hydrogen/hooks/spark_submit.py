@@ -34,7 +34,7 @@ from airflow_hydrogen.hooks.sessions import end_session
 SPARK_UI_LINE = "airflow-hydrogen: spark-ui "
 """The application prints this, and its Spark UI's address, once it has a Spark session."""
 
-_EXEC_WITH_PARENT = Path(__file__).with_name("exec_with_parent.py")
+EXEC_WITH_PARENT = Path(__file__).with_name("exec_with_parent.py")
 _KILL_GRACE_S = 3.0  # Airflow's supervisor kills a task 5 s after it asked it to end
 _TAIL_LINES = 40
 
@@ -304,7 +304,7 @@ class HydrogenSparkSubmitHook(SparkSubmitHook):
             # For spark-submit's own JVM; the user's come last and win.
             given = environ.get("SPARK_SUBMIT_OPTS", "")
             self._env["SPARK_SUBMIT_OPTS"] = f"{self._java_options} {given}".rstrip()
-        return [sys.executable, "-I", "-S", str(_EXEC_WITH_PARENT), str(os.getpid()), *command]
+        return [sys.executable, "-I", "-S", str(EXEC_WITH_PARENT), str(os.getpid()), *command]
 
     def _process_spark_submit_log(self, itr: Iterator[Any]) -> None:
         super()._process_spark_submit_log(self._watch(itr))

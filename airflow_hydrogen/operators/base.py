@@ -11,10 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+)
 
 from airflow_hydrogen.contract import jobs, uris
-from airflow_hydrogen.contract.errors import ApplicationError, HydrogenError, SharedStorageError
+from airflow_hydrogen.contract.connect_limits import require_possible
+from airflow_hydrogen.contract.errors import (
+    ApplicationError,
+    HydrogenError,
+    NotOnConnectError,
+    SharedStorageError,
+)
 from airflow_hydrogen.contract.jobs import Job, Run
 from airflow_hydrogen.contract.reports import Report
 from airflow_hydrogen.contract.stores import S3Access
@@ -22,6 +32,7 @@ from airflow_hydrogen.drivers.cluster_mode import ClusterModeOperator
 from airflow_hydrogen.drivers.hook import ClusterDriverHook
 from airflow_hydrogen.drivers.tries import require_mode
 from airflow_hydrogen.hooks import buckets, connectors, databases, report_files, stores
+from airflow_hydrogen.hooks.connect import SCHEME, HydrogenConnectHook, is_connect
 from airflow_hydrogen.hooks.connectors import Submission
 from airflow_hydrogen.hooks.programs import write_secretly
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
@@ -236,6 +247,8 @@ class HydrogenOperator(ClusterModeOperator):
             self.name = to_text("name", self.name)
         hook = self._get_hook()
         self._connection = hook.resolved_connection
+        if isinstance(hook, HydrogenConnectHook):
+            return self._answer(context, run, self._run_on_connect(context, run, hook))
         self.conf = {
             **self._resource_conf(hook.master),
             **spark_logs.level_conf(self.spark_log_level),
@@ -255,6 +268,28 @@ class HydrogenOperator(ClusterModeOperator):
             self._pack(job, Path(folder), hook.is_cluster_mode)
             report = self._submit(context, report_uri)
         return self._answer(context, run, report)
+
+    def _run_on_connect(self, context: Context, run: Run, hook: HydrogenConnectHook) -> Report:
+        """Run the job as a client of a Spark Connect server, which logs and shows for itself."""
+        require_mode(hook, self.deferrable, self.supervise)
+        if self.spark_log_uri is not None or self.spark_log_level is not None:
+            option = "spark_log_level" if self.spark_log_uri is None else "spark_log_uri"
+            raise NotOnConnectError(
+                f"{option}={getattr(self, option)!r}", "Spark's log is that of its server"
+            )
+        with tempfile.TemporaryDirectory(prefix="airflow-hydrogen-") as folder:
+            report_uri = str(Path(folder, "report.json"))
+            job = dataclasses.replace(self._build_job(run, report_uri, False), s3=self._s3_access())
+            require_possible(job)
+            self._code.check(hook, elsewhere=bool(self.py_files or self._archives))
+            hook.require_launcher()
+            self._check_data(context, job, hook)
+            self._push_links(context)
+            self.log.info("%s", describe_job(job, hook.master))
+            archives = self._pack_code(Path(folder))
+            job = dataclasses.replace(job, connect=hook.with_code(archives))
+            self._write_application(job, Path(folder), archives)
+            return self._submit(context, report_uri)
 
     def _prepare(self, context: Context, run: Run, hook: HydrogenSparkSubmitHook, report_uri: str) -> Job:
         job = self._build_job(run, report_uri, hook.is_cluster_mode)
@@ -309,13 +344,23 @@ class HydrogenOperator(ClusterModeOperator):
 
     def _get_hook(self) -> HydrogenSparkSubmitHook:
         options = {option: getattr(self, attribute) for option, attribute in HOOK_OPTIONS.items()}
-        kind = ClusterDriverHook if self._driver_options else HydrogenSparkSubmitHook
+        kind = ClusterDriverHook if self._driver_options else self._kind_of_hook()
         return kind(
             on_spark_ui=self._on_spark_ui,
             on_submit=self._before_submit,
             connection=self._connection,
             **{**options, **self._connectors, **self._packed, **self._driver_options},
         )
+
+    def _kind_of_hook(self) -> type[HydrogenSparkSubmitHook]:
+        if self._connection is not None:
+            is_to_server = self._connection["master"].startswith(SCHEME)
+        else:
+            try:
+                is_to_server = is_connect(HydrogenSparkSubmitHook.get_connection(self._conn_id))
+            except AirflowNotFoundException:
+                is_to_server = False
+        return HydrogenConnectHook if is_to_server else HydrogenSparkSubmitHook
 
     def _before_submit(self) -> None:
         if self._killed:
@@ -344,16 +389,19 @@ class HydrogenOperator(ClusterModeOperator):
 
     def _pack(self, job: Job, folder: Path, cluster_mode: bool) -> None:
         """Write everything that is submitted into a folder that only this user can read."""
+        job_file = self._write_application(job, folder, self._pack_code(folder))
+        if cluster_mode:
+            self._packed["files"] = _join(self.files, [job_file, *self._code.scripts()])
+            self._packed["application_args"] = [job_file.name]
+
+    def _write_application(self, job: Job, folder: Path, archives: Sequence[Path]) -> Path:
         application = folder / "airflow_hydrogen_job.py"
         application.write_text(_APPLICATION)
         job_file = folder / "job.json"
         write_secretly(job_file, jobs.dumps(job))
-        archives = self._pack_code(folder)
         self.application = str(application)
         self._packed = {"py_files": _join(self.py_files, archives), "application_args": [str(job_file)]}
-        if cluster_mode:
-            self._packed["files"] = _join(self.files, [job_file, *self._code.scripts()])
-            self._packed["application_args"] = [job_file.name]
+        return job_file
 
     def _pack_code(self, folder: Path) -> list[Path]:
         archives = [pack_runtime(folder / "airflow_hydrogen_runtime.zip")]

@@ -16,7 +16,8 @@ from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.errors import SharedStorageError
 from airflow_hydrogen.contract.jobs import TrainJob
 from airflow_hydrogen.runtime import spark_log
-from airflow_hydrogen.runtime.session import without_java_stack
+from airflow_hydrogen.runtime.connect import sessions
+from airflow_hydrogen.runtime.spark_errors import without_java_stack
 from airflow_hydrogen.runtime.storage import filesystems, s3
 
 _PR_SET_PDEATHSIG = 1
@@ -106,20 +107,25 @@ def run(job: jobs.Job, prepare: Callable[[], None] | None = None) -> reports.Rep
     try:
         if prepare is not None:
             prepare()
-        if isinstance(job, TrainJob):
-            from airflow_hydrogen.runtime.training import run_training
-
-            return run_training(job)
-        if job.stream is not None:
-            from airflow_hydrogen.runtime.scoring.streams import run_stream
-
-            return run_stream(job)
-        from airflow_hydrogen.runtime.scoring.application import run_inference
-
-        return run_inference(job)
+        with sessions.joining(job.connect):
+            return _dispatch(job)
     except Exception as error:
         traceback.print_exc()
         return failed(job, error)
+
+
+def _dispatch(job: jobs.Job) -> reports.Report:
+    if isinstance(job, TrainJob):
+        from airflow_hydrogen.runtime.training import run_training
+
+        return run_training(job)
+    if job.stream is not None:
+        from airflow_hydrogen.runtime.scoring.streams import run_stream
+
+        return run_stream(job)
+    from airflow_hydrogen.runtime.scoring.application import run_inference
+
+    return run_inference(job)
 
 
 def failed(job: jobs.Job, error: Exception) -> reports.Report:

@@ -1,15 +1,15 @@
-"""What both Spark applications share: the session, and errors that come back through Spark."""
+"""The session that both applications work in: of a driver's own, or of a Spark Connect server."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_hydrogen.contract import errors
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Job, TrainJob
 from airflow_hydrogen.contract.stores import S3Access
+from airflow_hydrogen.runtime.connect import sessions
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.log_groups import log_group
 from airflow_hydrogen.runtime.spark_log import quiet_console
 
@@ -44,17 +44,6 @@ _KEYS = r"(?:(?i)fs\.s3a\..*(access\.key|secret|token))"
 # How sessions of this process were told to reach S3, by the application's id.
 _stores: dict[str, S3Access | None] = {}
 
-_ERROR_LINE = re.compile(r"airflow_hydrogen\.contract\.errors\.(\w+): (.+)")
-_JAVA_FRAMES = re.compile(
-    r"^(?:\s*at [\w.$/<>]+\(.*\)|\s*\.\.\. \d+ more|Driver stacktrace:)\n?", re.MULTILINE
-)
-# The class of the error, and which query of the application it is that has failed.
-_NOT_SAID = re.compile(
-    r"^(?:(?:[a-z]\w*\.)+[A-Z]\w*(?:Exception|Error): "
-    r"|\[STREAM_FAILED\] Query \[.*?\] terminated with exception: )+"
-)
-_PY4J_PREFIX = re.compile(r"^An error occurred while calling \S+\n: ")
-
 
 def spark_session(
     job: Job, more: Callable[[SparkConf], Mapping[str, str]] = lambda _given: {}
@@ -68,6 +57,8 @@ def spark_session(
     Raises:
         InvalidJobError: the session is there, with the keys of another connection to S3.
     """
+    if job.connect is not None:
+        return sessions.session(job.connect, touched=_is_touched(job))
     from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
@@ -100,7 +91,19 @@ def spark_session(
 
 def is_local(spark: SparkSession) -> bool:
     """Whether the application runs inside the driver's own JVM."""
-    return str(spark.sparkContext.master).startswith("local")
+    return master_of(spark).startswith("local")
+
+
+def master_of(spark: SparkSession) -> str:
+    """Spark's master URL."""
+    return str(spark.conf.get("spark.master") if is_connect(spark) else spark.sparkContext.master)
+
+
+def _is_touched(job: Job) -> bool:
+    """Whether a job makes views in its session, or hands it to code of the user's."""
+    if isinstance(job, TrainJob):
+        return True
+    return job.prepare is not None or any(place.where_args or place.tables for place in job.sources)
 
 
 def _store_settings(access: S3Access | None, given: SparkConf) -> dict[str, str]:
@@ -133,61 +136,3 @@ def _require_same_store(application: str, access: S3Access | None) -> None:
         f"this Spark session reaches S3 by {by[0]}, and the job by {by[1]}, or with other keys: stop the "
         "session first (spark.stop()), so that the job starts one of its own"
     )
-
-
-def original_error(error: Exception) -> Exception:
-    """The error of ours that a Python worker raised, which Spark passes on as text in one of its own."""
-    found = _ERROR_LINE.search(str(error))
-    if found is None:
-        return error
-    kind = getattr(errors, found.group(1), None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.HydrogenError)):
-        return error
-    rebuilt = kind.__new__(kind, found.group(2))
-    rebuilt.args = (found.group(2),)
-    return rebuilt
-
-
-def spark_errors() -> tuple[type[Exception], ...]:
-    """What Spark raises: errors that it knows in Python, and Java's own."""
-    from py4j.protocol import Py4JJavaError
-    from pyspark.errors import PySparkException
-
-    return PySparkException, Py4JJavaError
-
-
-def root_cause(error: Exception) -> str:
-    """The first line of what Spark says, and of what a library below it has said that Spark leaves out.
-
-    What a database says stands for itself: Spark puts a query of its own around it.
-    """
-    known: Any = getattr(error, "_origin", None)
-    java: Any = known or getattr(error, "java_exception", None)
-    said = _first_line(str(error) if known or java is None else java.getMessage())
-    of_database = False
-    while java is not None:
-        if not of_database and _is_of_database(java):
-            said, of_database = _first_line(java.getMessage()), True
-        if (cause := java.getCause()) is None:
-            break
-        java = cause
-    last = said if java is None else _first_line(java.getMessage())
-    if java is not None and java.getClass().getSimpleName() == "ClassNotFoundException":
-        last = f"no jar has the class {last}: name the one that does as packages or jars"
-    return said if last in said else f"{said}: {last}"
-
-
-def without_java_stack(text: str) -> str:
-    """What an error says, without the lines of Java's stack traces: the driver's log has them. Pure."""
-    return _PY4J_PREFIX.sub("", _JAVA_FRAMES.sub("", text)).strip()
-
-
-def _is_of_database(java: Any) -> bool:
-    from pyspark import SparkContext
-
-    jvm: Any = SparkContext._jvm
-    return bool(jvm.java.lang.Class.forName("java.sql.SQLException").isInstance(java))
-
-
-def _first_line(text: object) -> str:
-    return _NOT_SAID.sub("", str(text or "").strip().partition("\n")[0])

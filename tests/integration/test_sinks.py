@@ -33,9 +33,9 @@ from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source
 from airflow_hydrogen.contract.sinks import RUN_COLUMN
 from airflow_hydrogen.runtime.scoring import application
 from airflow_hydrogen.runtime.scoring.application import run_inference
-from airflow_hydrogen.runtime.session import original_error, spark_errors
 from airflow_hydrogen.runtime.sinks import delta, hive, placements
 from airflow_hydrogen.runtime.sinks.tables import LABEL
+from airflow_hydrogen.runtime.spark_errors import original_error, spark_errors
 from tests.integration.models import dense, matrix_layout, publish
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]

@@ -23,7 +23,7 @@ from airflow_hydrogen.runtime.data import conditions
 from airflow_hydrogen.runtime.data.conditions import Both, Comparison, Condition, Either, IsNull, Not, OneOf
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
-from airflow_hydrogen.runtime.session import spark_errors
+from airflow_hydrogen.runtime.spark_errors import spark_errors
 from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:

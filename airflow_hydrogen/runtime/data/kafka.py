@@ -8,7 +8,7 @@ from airflow_hydrogen.contract.errors import InvalidJobError, SourceError, Topic
 from airflow_hydrogen.contract.sinks import Sink
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.data.databases import Access
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

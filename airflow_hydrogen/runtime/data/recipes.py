@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_hydrogen.contract.errors import DatasetChangedError, SourceError
 from airflow_hydrogen.contract.jobs import Source
+from airflow_hydrogen.runtime.connect.sessions import is_connect
+from airflow_hydrogen.runtime.data import connected
 from airflow_hydrogen.runtime.data.code import source_hashes
 from airflow_hydrogen.runtime.data.files import Listing
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -120,6 +122,8 @@ def files_of(frame: DataFrame) -> PlanFiles | None:
     What is no file (a table of a database, rows that `prepare` made itself) has nothing by which to see
     that it changed. A Delta table's version says which files it is made of.
     """
+    if is_connect(frame.sparkSession):
+        return _files_on_connect(frame)
     found: set[str] = set()
     for leaf in _leaves(frame):
         kind = leaf.getClass().getSimpleName()
@@ -135,6 +139,15 @@ def files_of(frame: DataFrame) -> PlanFiles | None:
         found.update(files)
     lengths = [int(length) for status in found for length in re.findall(r"; length=(\d+);", status)]
     return PlanFiles(_hash(sorted(found)), len(lengths), sum(lengths))
+
+
+def _files_on_connect(frame: DataFrame) -> PlanFiles | None:
+    """Those that the server names; of a plan that reads no files it names none."""
+    found = connected.files_of(frame)
+    if not found:
+        return None
+    listed = sorted((uri, size, changed) for uri, (size, changed) in found.items())
+    return PlanFiles(_hash(listed), len(listed), sum(size for _, size, _ in listed))
 
 
 def require_same_files(frame: DataFrame, where: str) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.data import conditions
 from airflow_hydrogen.runtime.data.conditions import Condition
 from airflow_hydrogen.runtime.data.files import (
@@ -89,6 +90,19 @@ class _Plan:
         return StructType.fromJson(json.loads(self.scan.relation().partitionSchema().json()))
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of files, where no plan is there to be asked."""
+
+    schema: StructType
+
+    @property
+    def partition_schema(self) -> StructType:
+        from pyspark.sql.types import StructType
+
+        return StructType()
+
+
 def scan_of(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan | None:
     """The files that hold a frame's rows, where they can be read as Spark would.
 
@@ -100,6 +114,8 @@ def scan_of(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan | 
     Returns:
         The list, made once, or None where Spark has to read.
     """
+    if is_connect(frame.sparkSession):
+        return _scan_on_connect(frame, source, columns)
     from py4j.protocol import Py4JError
 
     try:
@@ -130,6 +146,18 @@ def _scan_of(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan |
     else:
         found = _delta_files(plan) if is_delta else _parquet_files(plan, source)
     return None if found is None else _scan(found, plan, needed, condition)
+
+
+def _scan_on_connect(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan | None:
+    """A folder of files that are all wanted: whatever else there is to a scan, its plan alone would tell."""
+    assert source.uri is not None or not is_plain_parquet(source)
+    if not is_plain_parquet(source) or not _is_seen_by_all(str(source.uri), {}):
+        return None
+    listing = list_dataset(str(source.uri))
+    if listing.partitioned:
+        return None
+    found = _Found(listing, ((),), (0,) * len(listing.files))
+    return _scan(found, _Columns(frame.schema), list(columns), None)
 
 
 def _plan_of(frame: DataFrame) -> _Plan | None:
@@ -300,7 +328,9 @@ def _value(text: str | None, field: StructField) -> PartitionValue:
     raise ValueError(f"{type_} {text!r}")
 
 
-def _scan(found: _Found, plan: _Plan, columns: Sequence[str], condition: Condition | None) -> Scan | None:
+def _scan(
+    found: _Found, plan: _Plan | _Columns, columns: Sequence[str], condition: Condition | None
+) -> Scan | None:
     import pyarrow as pa
 
     partition_columns = tuple(plan.partition_schema.names)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from airflow_hydrogen.contract.errors import SourceError
 from airflow_hydrogen.contract.jobs import Run
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.data import databases, iceberg, sources
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import Listing
 from airflow_hydrogen.runtime.data.recipes import files_of, of_files, table_version
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _version(spark: SparkSession, source: Source, access: Access) -> int | None:
     if source.kind == "iceberg":
         return iceberg.newest(spark, source, access)
     frame = sources.read(spark, replace(source, columns=None, where=None, where_args={}))
-    return table_version(frame)
+    return None if is_connect(spark) else table_version(frame)
 
 
 def _files(frame: DataFrame) -> Snapshot:

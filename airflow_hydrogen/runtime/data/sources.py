@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import EntrypointError, MissingColumnError, SourceError
 from airflow_hydrogen.contract.sources import Source
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.data import databases, iceberg
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import Listing, list_dataset, read_footers
-from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
+from airflow_hydrogen.runtime.spark_errors import original_error, root_cause, spark_errors
 from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ def read(spark: SparkSession, source: Source, access: Access | None = None) -> D
         MissingColumnError: one of `columns` is not there.
     """
     try:
-        return _selected(_filtered(spark, source, access or {}), source)
+        frame = _selected(_filtered(spark, source, access or {}), source)
+        if is_connect(spark):
+            frame.schema  # noqa: B018 - its server resolves a plan when it is asked for something
+        return frame
     except spark_errors() as error:
         empty = "UNABLE_TO_INFER_SCHEMA" in str(error)
         raise SourceError(str(source), no_files(source) if empty else root_cause(error)) from error
@@ -250,7 +254,7 @@ def _of_session(session: SparkSession, frame: DataFrame) -> DataFrame:
     """The same rows in another session, where their view is to be found."""
     from pyspark.sql import DataFrame
 
-    if frame.sparkSession is session:
+    if frame.sparkSession is session or is_connect(session):
         return frame
     datasets: Any = session._jvm.org.apache.spark.sql.classic.Dataset  # type: ignore[union-attr]
     plan = frame._jdf.queryExecution().analyzed()
@@ -263,6 +267,8 @@ def _session_that_binds(spark: SparkSession) -> SparkSession:
     Spark 4.2 puts values in before it parses, but not where an extension brings a parser of its own, as Delta
     does. This setting has it bind them when names are resolved, as Spark 4.0 did.
     """
+    if is_connect(spark):
+        return spark  # names travel with their values, and the session is the job's alone
     session = spark.newSession()
     session.conf.set("spark.sql.legacy.parameterSubstitution.constantsOnly", "true")
     return session

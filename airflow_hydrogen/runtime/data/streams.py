@@ -25,7 +25,7 @@ from airflow_hydrogen.runtime.data.messages import (
     wrong,
 )
 from airflow_hydrogen.runtime.data.spark_types import arrow_type
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession

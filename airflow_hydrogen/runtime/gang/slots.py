@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract.errors import InvalidJobError, NotEnoughSlotsError
 from airflow_hydrogen.contract.gang import GangOptions
+from airflow_hydrogen.runtime.connect import plans
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.gang import profiles
 from airflow_hydrogen.runtime.gang.rendezvous import OMP_THREADS
 from airflow_hydrogen.runtime.session import is_local
@@ -57,6 +59,8 @@ def task_slots(spark: SparkSession, profile: ResourceProfile | None = None) -> S
         spark: the session.
         profile: of the tasks that are to run on them; None: the application's own.
     """
+    if is_connect(spark):
+        return Slots(plans.task_slots(spark), 0, 1)
     context = spark.sparkContext._jsc.sc()
     manager = context.resourceProfileManager()
     total = int(
@@ -118,6 +122,8 @@ def threads_per_task(spark: SparkSession, tasks: int) -> int:
         spark: the session.
         tasks: how many run at the same time.
     """
+    if is_connect(spark):
+        return plans.cores_of_task(spark)
     if is_local(spark):
         return max(1, len(os.sched_getaffinity(0)) // max(1, tasks))
     return int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or 1)

@@ -12,17 +12,17 @@ import fcntl
 import os
 import secrets
 import shutil
-import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from airflow_hydrogen.contract.errors import ModelChangedError, UnwritableUriError
+from airflow_hydrogen.contract.errors import ModelChangedError
+from airflow_hydrogen.contract.private_folders import private_folder
 
 KEPT_S = 3600.0
 """How long a copy that nobody uses is kept for the next task, in seconds."""
 
+_PURPOSE = "models"
 _PARTIAL = ".partial"
 _DISCARDED = ".discarded-"
 
@@ -43,7 +43,7 @@ def hold(version: str, fetch: Callable[[Path], None], verify: Callable[[Path], N
         ModelChangedError: what was fetched is not that version.
         UnwritableUriError: the temporary folder cannot be used.
     """
-    root = _root()
+    root = private_folder(_PURPOSE)
     _sweep(root, version)
     held = _acquire(root / version, fetch, verify)
     try:
@@ -174,20 +174,3 @@ def _discard(folder: Path, descriptor: int) -> None:
 def _empty(folder: Path) -> None:
     for child in folder.iterdir():
         shutil.rmtree(child) if child.is_dir() else child.unlink()
-
-
-def _root() -> Path:
-    """This user's folder for copies, below the temporary folder, which may be everybody's."""
-    root = Path(tempfile.gettempdir()) / f"airflow-hydrogen-models-{os.getuid()}"
-    try:
-        root.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise UnwritableUriError("the temporary folder", str(root), str(error)) from error
-    found = root.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise UnwritableUriError(
-            "the temporary folder",
-            str(root),
-            "it is no folder that belongs to this user alone; remove it, or set TMPDIR to another place",
-        )
-    return root

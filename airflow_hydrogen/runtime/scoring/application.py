@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.connect_limits import require_possible
 from airflow_hydrogen.contract.errors import HydrogenError, InvalidJobError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.runtime import versions
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.data import snapshots, sources
 from airflow_hydrogen.runtime.data.snapshots import Kept, Opened, Snapshot
 from airflow_hydrogen.runtime.entrypoints import resolve_import_path
@@ -26,8 +28,9 @@ from airflow_hydrogen.runtime.scoring import sinks, warming
 from airflow_hydrogen.runtime.scoring.planning import Scoring, score
 from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
-from airflow_hydrogen.runtime.session import original_error, spark_session
+from airflow_hydrogen.runtime.session import spark_session
 from airflow_hydrogen.runtime.sinks import placements
+from airflow_hydrogen.runtime.spark_errors import original_error
 from airflow_hydrogen.runtime.storage import filesystems, s3
 
 if TYPE_CHECKING:
@@ -60,6 +63,8 @@ def _run(job: InferenceJob) -> InferenceReport:
             "mode='merge' with on_bad_row='quarantine' needs a run, in whose partition bad rows are kept: "
             "outside Airflow give the job one"
         )
+    if job.connect is not None:
+        require_possible(job)
     require_writable(job)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     with _kept(job) as kept:
@@ -202,6 +207,8 @@ def label_of(manifest: Manifest, job: InferenceJob, snapshot: Snapshot) -> dict[
 
 def scoring_session(job: InferenceJob, manifest: Manifest) -> SparkSession:
     """The session for a scoring, whose Python workers have the model's framework when they start."""
+    if job.connect is not None:
+        return spark_session(job)
     from pyspark import SparkContext
 
     if SparkContext._active_spark_context is not None:
@@ -222,6 +229,8 @@ def _write(spark: SparkSession, scoring: Scoring, job: InferenceJob) -> Written:
             group.say(line)
             group.begin()
 
+        if is_connect(spark):
+            return sinks.place(spark, scoring, job)
         counter = RowCounter(spark)
         with progress_told(counter, scoring.rows, say):
             return sinks.place(spark, scoring, job, counter)

@@ -16,8 +16,11 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import BatchRows, InferenceJob
 from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.contract.stores import is_s3
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.data import scans
+from airflow_hydrogen.runtime.data.connected import SameFiles
 from airflow_hydrogen.runtime.data.messages import FAULT, RAW, VALUE
+from airflow_hydrogen.runtime.data.recipes import require_same_files
 from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.spark_types import arrow_type, file_metadata, file_schema, is_plain
 from airflow_hydrogen.runtime.data.streams import TRACES, Rows
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 _ARROW_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
+_ARROW_BATCH_DEFAULT = "10000"
 _CODEC = "spark.sql.parquet.compression.codec"
 _CODECS = {"uncompressed": "none", "lz4_raw": "lz4"}
 
@@ -57,6 +61,7 @@ class Scoring:
         job: what is scored.
         run: gives tasks their batches: scorer and schema of its answers -> their frame.
         through_spark: the rows that Spark reads and gives the tasks; None: tasks read files themselves.
+        require_same_files: raises where files that Spark has read were written anew meanwhile.
         codec: of Parquet files that Spark would write.
         spark: its version.
         finish: what Spark adds to the scored rows, and then has to write them; None: nothing.
@@ -70,6 +75,7 @@ class Scoring:
     job: InferenceJob
     run: Callable[[Scorer, StructType], DataFrame]
     through_spark: DataFrame | None
+    require_same_files: Callable[[], None]
     codec: str
     spark: str
     finish: Callable[[DataFrame], DataFrame] | None = None
@@ -183,9 +189,16 @@ def score(
         job=job,
         run=run,
         through_spark=None if groups else frame,
+        require_same_files=_same_files(frame, job) if not groups and job.stream is None else lambda: None,
         codec=str(spark.conf.get(_CODEC)).lower(),
         spark=spark.version,
     )
+
+
+def _same_files(frame: DataFrame, job: InferenceJob) -> Callable[[], None]:
+    if is_connect(frame.sparkSession):
+        return SameFiles(frame, str(job.source))
+    return partial(require_same_files, frame, str(job.source))
 
 
 def _sifting(job: InferenceJob) -> Sifting | None:
@@ -248,7 +261,12 @@ def _decoded_by_tasks(
 
 def _cut_batches(spark: SparkSession, rows: BatchRows) -> None:
     """Batches that arrive in the size of the model's calls are not joined, which saves a copy."""
-    if rows != "auto" and not spark.sparkContext.getConf().contains(_ARROW_BATCH):
+    if rows == "auto":
+        return
+    if is_connect(spark):
+        if spark.conf.get(_ARROW_BATCH) == _ARROW_BATCH_DEFAULT:
+            spark.conf.set(_ARROW_BATCH, rows)
+    elif not spark.sparkContext.getConf().contains(_ARROW_BATCH):
         spark.conf.set(_ARROW_BATCH, rows)
 
 

@@ -12,7 +12,6 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import RowCountError, RowsLostError
 from airflow_hydrogen.contract.jobs import InferenceJob
 from airflow_hydrogen.runtime.data import sources
-from airflow_hydrogen.runtime.data.recipes import require_same_files
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.sinks import parquet
 from airflow_hydrogen.runtime.sinks.placements import Placement, placing
@@ -119,8 +118,7 @@ def place(
                 counter.rows_each = scoring.scorer.rows_told
         with sources.explained(job.source):
             account = _computed(scoring.frame(output, bad_output), scores, output)
-            if scoring.through_spark is not None and job.stream is None:
-                require_same_files(scoring.through_spark, str(job.source))
+            scoring.require_same_files()
         account.require_working_model()
         account.require_few(job.max_bad_rows, scores.name)
         scores.require_owner()  # a newer try removes what this one has staged

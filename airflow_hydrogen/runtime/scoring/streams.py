@@ -46,10 +46,10 @@ from airflow_hydrogen.runtime.scoring.application import (
 from airflow_hydrogen.runtime.scoring.planning import Scoring, score
 from airflow_hydrogen.runtime.scoring.positions import Position
 from airflow_hydrogen.runtime.scoring.sinks import Written
-from airflow_hydrogen.runtime.session import original_error, root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import placements
 from airflow_hydrogen.runtime.sinks.kafka import ID
 from airflow_hydrogen.runtime.sinks.tables import POSITION
+from airflow_hydrogen.runtime.spark_errors import original_error, root_cause, spark_errors
 from airflow_hydrogen.runtime.storage import filesystems, s3
 
 if TYPE_CHECKING:

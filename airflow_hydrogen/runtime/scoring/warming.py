@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import airflow_hydrogen
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.gang.preload import Preload
 from airflow_hydrogen.runtime.gang.preload import plan as read_code
 from airflow_hydrogen.runtime.gang.warming import beside
@@ -210,6 +211,8 @@ def warm_workers(spark: SparkSession, say: Callable[[str], None]) -> threading.T
     Returns:
         The thread that runs the job; None where Spark forks its workers from another daemon.
     """
+    if is_connect(spark):
+        return None
     context = spark.sparkContext
     if context.getConf().get(DAEMON) != MODULE:
         return None

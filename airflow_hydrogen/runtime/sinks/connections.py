@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from pyspark import SparkContext
 
 from airflow_hydrogen.contract.errors import DatabaseRefusedError, InvalidJobError, UnwritableUriError
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 
 T = TypeVar("T")
 

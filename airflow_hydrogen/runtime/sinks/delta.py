@@ -30,13 +30,13 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.contract.streams import Batch
 from airflow_hydrogen.runtime.data.spark_types import file_metadata, file_schema, is_plain
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import tables
 from airflow_hydrogen.runtime.sinks.delta_files import Files, activate
 from airflow_hydrogen.runtime.sinks.delta_table import Table
 from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
 from airflow_hydrogen.runtime.sinks.tables import Types
 from airflow_hydrogen.runtime.sinks.task_files import TaskTarget
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 from airflow_hydrogen.runtime.storage import filesystems, partition_files
 from airflow_hydrogen.runtime.storage.swap import Replacement
 

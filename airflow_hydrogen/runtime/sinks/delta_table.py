@@ -17,10 +17,10 @@ from airflow_hydrogen.contract.errors import (
 )
 from airflow_hydrogen.contract.jobs import Sink
 from airflow_hydrogen.runtime.data.sources import quoted
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import delta_rules, tables
 from airflow_hydrogen.runtime.sinks.delta_files import Transaction, activate
 from airflow_hydrogen.runtime.sinks.tables import Types
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 from airflow_hydrogen.runtime.storage import filesystems, partition_files
 
 if TYPE_CHECKING:

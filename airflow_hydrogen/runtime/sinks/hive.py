@@ -25,9 +25,9 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.counting import stage
 from airflow_hydrogen.runtime.data.sources import quoted
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks import tables
 from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 from airflow_hydrogen.runtime.storage import filesystems, partition_files, swap
 from airflow_hydrogen.runtime.storage.swap import Replacement
 

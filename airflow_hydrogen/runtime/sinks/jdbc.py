@@ -29,11 +29,11 @@ from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.contract.streams import Batch
 from airflow_hydrogen.runtime.data.databases import Access, opening
 from airflow_hydrogen.runtime.data.sources import is_failed_read
-from airflow_hydrogen.runtime.session import spark_errors
 from airflow_hydrogen.runtime.sinks import dialects, tables
 from airflow_hydrogen.runtime.sinks.connections import Connection, Database, Table, transact
 from airflow_hydrogen.runtime.sinks.tables import Types
 from airflow_hydrogen.runtime.sinks.targets import Target
+from airflow_hydrogen.runtime.spark_errors import spark_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

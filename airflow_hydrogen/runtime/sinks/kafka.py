@@ -16,8 +16,8 @@ from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.kafka import client_options
 from airflow_hydrogen.runtime.data.streams import HEADERS, KEY
-from airflow_hydrogen.runtime.session import root_cause, spark_errors
 from airflow_hydrogen.runtime.sinks.staged import StagedFiles, replacing
+from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 from airflow_hydrogen.runtime.storage.swap import Replacement
 
 if TYPE_CHECKING:

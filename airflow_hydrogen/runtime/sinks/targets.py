@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from airflow_hydrogen.contract.errors import TableMismatchError
-from airflow_hydrogen.runtime.session import spark_errors
 from airflow_hydrogen.runtime.sinks import dialects
 from airflow_hydrogen.runtime.sinks.connections import Column, Connection, Database, Parameter, Table
+from airflow_hydrogen.runtime.spark_errors import spark_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

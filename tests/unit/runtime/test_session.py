@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from airflow_hydrogen.runtime.session import without_java_stack
+from airflow_hydrogen.runtime.spark_errors import without_java_stack
 
 SAID = """An error occurred while calling o42.collectToPython.
 : org.apache.spark.SparkException: Job aborted: Task 0 failed: java.lang.ArithmeticException: / by zero

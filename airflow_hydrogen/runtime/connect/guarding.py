@@ -1,0 +1,46 @@
+"""Starting what watches a job on a Spark Connect server; see `guard`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import airflow_hydrogen
+from airflow_hydrogen.contract.connect import ConnectAccess
+
+DONE = "done"
+
+_GUARD = "airflow_hydrogen.runtime.connect.guard"
+
+
+@contextmanager
+def guarded(access: ConnectAccess, session_id: str) -> Iterator[None]:
+    """Have what runs in a session ended, should this process die in the block.
+
+    Args:
+        access: the server.
+        session_id: nobody else's.
+    """
+    root = str(Path(airflow_hydrogen.__file__).parents[1])
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen(
+        [sys.executable, "-m", _GUARD],
+        stdin=subprocess.PIPE,
+        text=True,
+        env=environ,
+        start_new_session=True,
+    ) as guard:
+        assert guard.stdin is not None
+        guard.stdin.write(json.dumps({"access": access.to_dict(), "session_id": session_id}) + "\n")
+        guard.stdin.flush()
+        try:
+            yield
+        finally:
+            with suppress(BrokenPipeError):  # it has been killed
+                guard.stdin.write(f"{DONE}\n")
+                guard.stdin.flush()
