@@ -154,6 +154,10 @@ class HydrogenOperator(ClusterModeOperator):
         """Spark settings that the arguments imply on a master; the author's own `conf` wins."""
         return {}
 
+    def _not_on_connect(self) -> dict[str, str]:
+        """Options that a Spark Connect server has no use for -> why."""
+        return dict.fromkeys(("spark_log_uri", "spark_log_level"), "Spark's log is that of its server")
+
     def _texts(self) -> list[Any]:
         """Arguments with containers of text: templates in them render to text in every DAG."""
         return [self.conf, self.env_vars]
@@ -272,11 +276,9 @@ class HydrogenOperator(ClusterModeOperator):
     def _run_on_connect(self, context: Context, run: Run, hook: HydrogenConnectHook) -> Report:
         """Run the job as a client of a Spark Connect server, which logs and shows for itself."""
         require_mode(hook, self.deferrable, self.supervise)
-        if self.spark_log_uri is not None or self.spark_log_level is not None:
-            option = "spark_log_level" if self.spark_log_uri is None else "spark_log_uri"
-            raise NotOnConnectError(
-                f"{option}={getattr(self, option)!r}", "Spark's log is that of its server"
-            )
+        for option, why_not in self._not_on_connect().items():
+            if (found := getattr(self, option)) is not None:
+                raise NotOnConnectError(f"{option}={found!r}", why_not)
         with tempfile.TemporaryDirectory(prefix="airflow-hydrogen-") as folder:
             report_uri = str(Path(folder, "report.json"))
             job = dataclasses.replace(self._build_job(run, report_uri, False), s3=self._s3_access())

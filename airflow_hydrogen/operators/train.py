@@ -228,6 +228,12 @@ class HorovodTrainOperator(HydrogenOperator):
         prepare = [("prepare", self.prepare)] if self.prepare else []
         return [("entry point", self._callable or self.entrypoint), *prepare]
 
+    def _not_on_connect(self) -> dict[str, str]:
+        return {
+            **super()._not_on_connect(),
+            "cpus_per_process": "the server says how many cores a task has",
+        }
+
     def _resource_conf(self, master: str) -> dict[str, str]:
         return gang_conf(
             master,

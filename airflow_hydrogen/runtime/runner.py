@@ -16,6 +16,7 @@ from airflow_hydrogen.contract.errors import EntrypointError, InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
+from airflow_hydrogen.runtime.connect import sessions
 from airflow_hydrogen.runtime.gang import attempt, warming
 from airflow_hydrogen.runtime.gang.logs import GangLog
 from airflow_hydrogen.runtime.gang.preload import Preload, named, plan
@@ -102,9 +103,7 @@ class HorovodRunner:
                 free_slots=lambda: -self.np,
                 say=log.event,
             )
-        from pyspark.sql import SparkSession
-
-        spark = SparkSession.builder.getOrCreate()
+        spark = running_session()
         if self._warming is not None:  # its tasks take slots, for a moment
             self._warming.join(options.start_timeout_s)
         return run_supervised(
@@ -140,7 +139,8 @@ class HorovodRunner:
             return None
         found = self._preload(entrypoint, script)
         owner = os.getpid() if self.np < 0 else None
-        return TemplateSpec(secret_of_driver(), found.modules, owner, required=found.required)
+        secret = sessions.secret_of_session() or secret_of_driver()
+        return TemplateSpec(secret, found.modules, owner, required=found.required)
 
     def _preload(self, entrypoint: Entrypoint, script: str | None) -> Preload:
         fork = self.options.fork
@@ -153,6 +153,15 @@ class HorovodRunner:
             min_np=self.options.min_np,
             start_timeout_s=self.options.start_timeout_s,
         )
+
+
+def running_session() -> SparkSession:
+    """The session of this application."""
+    if (joined := sessions.joined()) is not None:
+        return joined
+    from pyspark.sql import SparkSession
+
+    return SparkSession.builder.getOrCreate()
 
 
 def rank_task(main: Callable[..., Any] | str, args: tuple[str, ...], kwargs: dict[str, Any]) -> RankTask:

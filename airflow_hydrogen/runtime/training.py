@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.connect_limits import require_possible
 from airflow_hydrogen.contract.errors import HydrogenError
 from airflow_hydrogen.contract.jobs import Run, TrainJob
 from airflow_hydrogen.contract.reports import TrainReport
@@ -57,6 +58,8 @@ def run_training(job: TrainJob) -> TrainReport:
 
 def _train_alone(job: TrainJob) -> TrainReport:
     """Carry out a training job, if no other application works at its URI."""
+    if job.connect is not None:
+        require_possible(job)
     uri = uris.canonical(job.model_uri)
     prepare = resolve_import_path(job.prepare) if job.prepare else None
     script = _check_entrypoint(job)

@@ -31,6 +31,29 @@ def tells_what_is_there(spark: SparkSession, rows: DataFrame) -> DataFrame:
     return rows.withColumn("there", functions.lit(f"{views} {owned} {zone} {cut}"))
 
 
+def trains(epochs: int) -> Any:
+    """A line, by two ranks."""
+    import keras
+
+    import airflow_hydrogen.runtime as hydrogen
+
+    context = hydrogen.get_context()
+    print(f"rank {context.rank} of {context.size} has parent {os.getppid()}", flush=True)
+    rows = hydrogen.get_dataset_shard("train").to_tf(batch_size=50, label="y")
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(hydrogen.keras.DistributedOptimizer(keras.optimizers.Adam(0.1)), "mse")
+    model.fit(rows, epochs=epochs, callbacks=hydrogen.keras.callbacks(), verbose=0)
+    return model
+
+
+def fails_on_rank_1() -> None:
+    """Raises there."""
+    import airflow_hydrogen.runtime as hydrogen
+
+    if hydrogen.get_context().rank == 1:
+        raise ValueError("rank 1 does not want to")
+
+
 def counts_its_loads(path: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A predictor that doubles `a`, and leaves a file for each time that it was loaded."""
     folder = Path(Path(path).read_text())

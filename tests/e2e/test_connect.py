@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.contract import jobs, reports
-from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
-from airflow_hydrogen.contract.reports import InferenceReport
+from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Sink, Source, TrainJob
+from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
 from airflow_hydrogen.operators.packing import pack_project, pack_runtime
 from airflow_hydrogen.runtime.publication import publish_model
 from scripts.dag_runs import DagRunner, private_environment
@@ -73,7 +73,7 @@ def rows(tmp_path: Path) -> str:
 class Job:
     """A job as the operator's process runs it."""
 
-    def __init__(self, job: InferenceJob, folder: Path) -> None:
+    def __init__(self, job: InferenceJob | TrainJob, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.job = dataclasses.replace(job, report_uri=str(folder / "report.json"))
         (folder / "job.json").write_text(jobs.dumps(self.job))
@@ -92,10 +92,10 @@ class Job:
     def log(self) -> str:
         return self._log.read_text()
 
-    def report(self) -> InferenceReport:
+    def report(self) -> Any:
         self.process.wait(120)
         found = reports.loads(Path(self.job.report_uri).read_text())
-        assert isinstance(found, InferenceReport)
+        assert isinstance(found, TrainReport if isinstance(self.job, TrainJob) else InferenceReport)
         return found
 
     def rows(self) -> Any:
@@ -182,7 +182,7 @@ def test_rows_that_spark_reads_are_scored_as_those_that_workers_read(
         source = Source.csv(str(tmp_path / "rows.csv"))
     elif kind == "sql":
         query = "select id, cast(a as float) a, b from t where id < :limit"
-        source = Source.sql(query, tables={"t": Source.parquet(rows)}, query_args={"limit": 100})
+        source = Source.sql(query, t=Source.parquet(rows), query_args={"limit": 100})
     else:
         (tmp_path / "days" / "day=2").mkdir(parents=True)
         pq.write_table(pq.read_table(rows).slice(0, 100), tmp_path / "days" / "day=2" / "0.parquet")
@@ -329,6 +329,51 @@ def test_a_server_that_dies_in_mid_job_and_comes_back(run: Run, tmp_path: Path) 
         again = run({"port": port}, model_uri=model, predictor=predictor)
         assert len(again.rows()) == ROWS
         assert session_of(again)[0] == "opened"
+
+
+@pytest.fixture
+def train(server: Server, code: tuple[str, ...], tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    started: list[Job] = []
+    x = np.random.default_rng(1).normal(size=1000).astype("float32")
+    (tmp_path / "line").mkdir()
+    pq.write_table(pa.table({"x": x, "y": 3 * x + 1}), tmp_path / "line" / "0.parquet")
+
+    def begin(entrypoint: str, **changes: Any) -> Job:
+        given = {"np": 2, "model_uri": str(tmp_path / "model"), "report_uri": "set below", **changes}
+        access = dataclasses.replace(server.access, py_files=code, code=f"{code}")
+        job = TrainJob(entrypoint=Entrypoint.parse(f"{APPS}:{entrypoint}"), connect=access, **given)
+        started.append(Job(job, tmp_path / f"training-{len(started)}"))
+        return started[-1]
+
+    yield begin
+    for job in started:
+        job.process.kill()
+        job.process.wait()
+
+
+def test_a_gang_trains_in_a_barrier_stage_of_the_server(
+    train: Callable[..., Job], run: Run, tmp_path: Path
+) -> None:
+    given = {
+        "datasets": {"train": Source.parquet(str(tmp_path / "line"), where="x < 10")},
+        "entrypoint_kwargs": {"epochs": 20},
+    }
+    job = train("trains", **given)
+    report = job.report()
+    assert report.failure is None, f"{report.failure}\n{job.log}"
+    assert (report.np, report.epochs, report.rows) == (2, 20, 1000)
+    assert report.metrics["loss"] < 0.1
+    assert "rank 0 of 2" in job.log and "rank 1 of 2" in job.log
+    rows = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"id": [0, 1], "x": pa.array([1.0, 2.0], pa.float32())}), rows)
+    scored = run(model_uri=report.model_uri, source=Source.parquet(str(rows))).rows()
+    assert np.allclose(scored["prediction"], [4, 7], atol=0.3)
+
+    failed = train("fails_on_rank_1", model_uri=str(tmp_path / "none"))
+    assert "RankFailedError" in failed.error() and "rank 1 does not want to" in failed.error()
+    again = train("trains", model_uri=str(tmp_path / "again"), **given)
+    assert again.report().failure is None, again.log
+    assert session_of(again) == ("joined", session_of(job)[1])
 
 
 DAG = """

@@ -32,6 +32,12 @@ def require_reachable(access: ConnectAccess) -> None:
         ) from error
 
 
+def local_address(access: ConnectAccess) -> str:
+    """The address of this machine on the way to a server, where its executors reach this process."""
+    with socket.create_connection((access.host, access.port), _TIMEOUT_S) as connection:
+        return str(connection.getsockname()[0])
+
+
 def _require_tls(access: ConnectAccess, connection: socket.socket) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the client checks them

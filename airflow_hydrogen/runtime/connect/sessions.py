@@ -49,6 +49,11 @@ class _Joined:
     def __init__(self, access: ConnectAccess, stack: ExitStack) -> None:
         self.access, self._stack = access, stack
         self._spark: SparkSession | None = None
+        self.secret = ""
+
+    @property
+    def joined(self) -> SparkSession | None:
+        return self._spark
 
     def spark(self, *, touched: bool) -> SparkSession:
         if self._spark is None:
@@ -73,6 +78,7 @@ class _Joined:
             _clean(spark, lease, found)
         lease.is_used, lease.is_touched = True, touched
         lease.keep()
+        self.secret = lease.session_id
         self._stack.callback(_put_back, lease)
         for name, value in access.settings.items():
             spark.conf.set(name, value)
@@ -116,6 +122,22 @@ def session(access: ConnectAccess, *, touched: bool) -> SparkSession:
     """
     assert _open is not None and _open.access == access
     return _open.spark(touched=touched)
+
+
+def joined() -> SparkSession | None:
+    """The session that this job has joined."""
+    return None if _open is None else _open.joined
+
+
+def secret_of_session() -> str | None:
+    """The word by which templates know who may ask: the next job of the session uses them again."""
+    return None if _open is None or _open.joined is None else _open.secret
+
+
+def access_of_job() -> ConnectAccess:
+    """The server of this job."""
+    assert _open is not None
+    return _open.access
 
 
 def is_connect(spark: SparkSession) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_hydrogen.contract.errors import DatasetChangedError, SourceError
@@ -18,11 +19,12 @@ from airflow_hydrogen.contract.jobs import Source
 from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.data import connected
 from airflow_hydrogen.runtime.data.code import source_hashes
+from airflow_hydrogen.runtime.data.connected import SameFiles
 from airflow_hydrogen.runtime.data.files import Listing
 from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 # How `sources.stage` lays rows out. A new number makes older tries' data be prepared again.
 _LAYOUT_VERSION = 2
@@ -71,7 +73,7 @@ def recipe(
     """
     settings = {
         key: value
-        for key, value in frame.sparkSession.sparkContext.getConf().getAll()
+        for key, value in _settings(frame.sparkSession)
         if key.startswith("spark.sql.") and key != _WAREHOUSE
     }
     parts: dict[str, Any] = {
@@ -92,6 +94,12 @@ def recipe(
             else {f"{_CODE} in {module}": digest for module, digest in hashes.items()}
         )
     return {name: _UNKNOWN if part is None else _hash(part) for name, part in parts.items()}
+
+
+def _settings(spark: SparkSession) -> Iterable[tuple[str, str]]:
+    if is_connect(spark):
+        return [(str(key), str(value)) for key, value in spark.conf.getAll.items()]
+    return spark.sparkContext.getConf().getAll()
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -148,6 +156,18 @@ def _files_on_connect(frame: DataFrame) -> PlanFiles | None:
         return None
     listed = sorted((uri, size, changed) for uri, (size, changed) in found.items())
     return PlanFiles(_hash(listed), len(listed), sum(size for _, size, _ in listed))
+
+
+def same_files(frame: DataFrame, where: str) -> Callable[[], None]:
+    """What is to be called once a frame has been read: see `require_same_files`.
+
+    Args:
+        frame: what is going to be read.
+        where: the source, for messages.
+    """
+    if is_connect(frame.sparkSession):
+        return SameFiles(frame, where)
+    return partial(require_same_files, frame, where)
 
 
 def require_same_files(frame: DataFrame, where: str) -> None:

@@ -124,8 +124,9 @@ def stage(
     folder = uris.join(uri, secrets.token_hex(6))
     try:
         with explained(opened.source):
+            require_same_files = recipes.same_files(frame, str(opened.source))
             rows = _write(frame, folder, ranks * _FILES_PER_RANK)
-            recipes.require_same_files(frame, str(opened.source))
+            require_same_files()
     except Exception as error:
         if difference is None or "PARQUET_COLUMN_DATA_TYPE_MISMATCH" not in str(error):
             raise

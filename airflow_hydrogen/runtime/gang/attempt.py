@@ -6,7 +6,6 @@ One attempt. What happens when it fails is `supervision.py`'s affair.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 from airflow_hydrogen.contract.errors import GangError, GangLostError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.runtime import devices as gpus
-from airflow_hydrogen.runtime.gang import accelerators, network, profiles, rendezvous
+from airflow_hydrogen.runtime.gang import accelerators, network, rendezvous
+from airflow_hydrogen.runtime.gang.barriers import barrier_of
 from airflow_hydrogen.runtime.gang.channel import DriverChannel
 from airflow_hydrogen.runtime.gang.logs import GangLog
 from airflow_hydrogen.runtime.gang.monitor import GangMonitor
@@ -61,34 +61,25 @@ def run_on_spark(
         GangLostError: Spark lost the stage and no rank said why, or the ranks did not all start.
         RanksDivergedError: `main` returned models that are not the same.
     """
-    context = spark.sparkContext
-    host = context.getConf().get("spark.driver.host")
-    bind = context.getConf().get("spark.driver.bindAddress", host)
-    assert host is not None and bind is not None
-    tag = f"airflow-hydrogen-gang-{secrets.token_hex(8)}"
-    channel = DriverChannel(host, bind, size, options.ports())
+    barrier = barrier_of(spark, options.gpus_per_process)
+    channel = DriverChannel(barrier.host, barrier.bind, size, options.ports())
     monitor = GangMonitor(
         size,
         options,
         log,
         on_failure=channel.stop_ranks,
         # A task whose host is gone does not hear that; Spark itself would wait for it.
-        on_overdue=lambda: context.cancelJobsWithTag(tag),
+        on_overdue=barrier.cancel,
     )
     with ExitStack() as stack:
         stack.callback(channel.close)
         stack.enter_context(monitor)
         channel.open(monitor)
-        context.addJobTag(tag)
-        stack.callback(context.removeJobTag, tag)
+        stack.enter_context(barrier.tagged())
         threads = threads_per_task(spark, size)
         stage = RankStage(task, channel.address, threads, given_omp_threads(spark), options, template)
         try:
-            # A data-free RDD: Spark refuses barrier stages over unions, coalesced RDDs and the like.
-            ranks = context.parallelize(range(size), size)
-            if (profile := profiles.of_gang(spark, options.gpus_per_process)) is not None:
-                ranks = ranks.withResources(profile)
-            answers = ranks.barrier().mapPartitions(stage).collect()
+            answers = barrier.run(stage, size)
         except Exception as error:
             failure = _why(monitor, error)
             failure.tasks_ended = False

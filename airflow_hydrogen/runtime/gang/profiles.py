@@ -29,8 +29,10 @@ def of_gang(spark: SparkSession, gpus: int) -> ResourceProfile | None:
         spark: the session.
         gpus: GPUs of a rank.
     """
+    if not gpus:
+        return None
     conf = spark.sparkContext.getConf()
-    if not gpus or conf.contains(TASK_GPUS) or is_local(spark) or _executor_gpus(conf) < gpus:
+    if conf.contains(TASK_GPUS) or is_local(spark) or _executor_gpus(conf) < gpus:
         return None
     return _profile(spark, gpus)
 

@@ -14,7 +14,7 @@ from airflow_hydrogen.runtime.connect import plans
 from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.gang import profiles
 from airflow_hydrogen.runtime.gang.rendezvous import OMP_THREADS
-from airflow_hydrogen.runtime.session import is_local
+from airflow_hydrogen.runtime.session import is_local, master_of
 
 if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile
@@ -99,7 +99,7 @@ def require_slots(
     timeout_s = options.start_timeout_s
     started = time.monotonic()
     said_at = float("-inf")
-    master = f"master {spark.sparkContext.master}"
+    master = f"master {master_of(spark)}"
     # With np=0 the busy ones are waited for too: those of a stage that was cancelled are free within seconds.
     while (slots := gang_slots(spark, options)).free < (wanted := np or max(1, slots.total)):
         if is_local(spark) and slots.total < wanted:
@@ -137,16 +137,17 @@ def given_omp_threads(spark: SparkSession) -> str | None:
     `spark.driver.cores`, where that is set. So what a worker finds says nothing, and what the driver finds
     only on a local master, whose tasks are this machine's.
     """
-    conf = spark.sparkContext.getConf()
+    conf = spark.conf if is_connect(spark) else spark.sparkContext.getConf()
     given: str | None = conf.get(f"spark.executorEnv.{OMP_THREADS}", None)
-    if given is not None or not is_local(spark):
+    if given is not None or is_connect(spark) or not is_local(spark):
         return given
     found = os.environ.get(OMP_THREADS)
     return None if found == conf.get("spark.driver.cores", None) else found
 
 
 def _refuse_dynamic_allocation(spark: SparkSession) -> None:
-    enabled = spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") or "false"
+    conf = spark.conf if is_connect(spark) else spark.sparkContext.getConf()
+    enabled = conf.get("spark.dynamicAllocation.enabled", "false") or "false"
     if enabled.lower() == "true" and not is_local(spark):
         raise InvalidJobError(
             "spark.dynamicAllocation.enabled is true, with which Spark runs no barrier stage: a gang needs "

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_hydrogen.runtime.connect import plans
+from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.gang import rendezvous, stage, templates
 from airflow_hydrogen.runtime.gang.slots import given_omp_threads, threads_per_task
 from airflow_hydrogen.runtime.gang.templates import NoTemplate, TemplateSpec
@@ -60,8 +62,14 @@ def warm_executors(
         The thread that runs the job.
     """
     task = WarmTask(template, threads_per_task(spark, size), given_omp_threads(spark))
+    if is_connect(spark):
+        return _beside(lambda: plans.run_tasks(spark, size, task), _failing(say))
     tasks = spark.sparkContext.defaultParallelism
-    return beside(spark, task, tasks, lambda why: say(f"no template was started before the gang: {why}"))
+    return beside(spark, task, tasks, _failing(say))
+
+
+def _failing(say: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda why: say(f"no template was started before the gang: {why}")
 
 
 def beside(
@@ -79,10 +87,13 @@ def beside(
         The thread that runs it.
     """
     context = spark.sparkContext
+    return _beside(lambda: context.parallelize(range(tasks), tasks).foreachPartition(task), failed)
 
+
+def _beside(job: Callable[[], object], failed: Callable[[str], None]) -> threading.Thread:
     def run() -> None:
         try:
-            context.parallelize(range(tasks), tasks).foreachPartition(task)
+            job()
         except Exception as error:
             failed(str(error).strip().partition(chr(10))[0])
 

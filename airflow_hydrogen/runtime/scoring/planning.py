@@ -18,9 +18,8 @@ from airflow_hydrogen.contract.signatures import OutputSpec, Signature
 from airflow_hydrogen.contract.stores import is_s3
 from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.data import scans
-from airflow_hydrogen.runtime.data.connected import SameFiles
 from airflow_hydrogen.runtime.data.messages import FAULT, RAW, VALUE
-from airflow_hydrogen.runtime.data.recipes import require_same_files
+from airflow_hydrogen.runtime.data.recipes import same_files
 from airflow_hydrogen.runtime.data.scans import Scan
 from airflow_hydrogen.runtime.data.spark_types import arrow_type, file_metadata, file_schema, is_plain
 from airflow_hydrogen.runtime.data.streams import TRACES, Rows
@@ -189,16 +188,10 @@ def score(
         job=job,
         run=run,
         through_spark=None if groups else frame,
-        require_same_files=_same_files(frame, job) if not groups and job.stream is None else lambda: None,
+        require_same_files=(lambda: None) if groups or job.stream else same_files(frame, str(job.source)),
         codec=str(spark.conf.get(_CODEC)).lower(),
         spark=spark.version,
     )
-
-
-def _same_files(frame: DataFrame, job: InferenceJob) -> Callable[[], None]:
-    if is_connect(frame.sparkSession):
-        return SameFiles(frame, str(job.source))
-    return partial(require_same_files, frame, str(job.source))
 
 
 def _sifting(job: InferenceJob) -> Sifting | None:
