@@ -16,7 +16,7 @@ from airflow_hydrogen.runtime.connect.reach import require_reachable
 from airflow_hydrogen.runtime.spark_errors import spark_errors
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 MODE = "SPARK_CONNECT_MODE_ENABLED"
 """Of the environment: whether `pyspark.sql` makes things of Spark Connect's client."""
@@ -140,9 +140,9 @@ def access_of_job() -> ConnectAccess:
     return _open.access
 
 
-def is_connect(spark: SparkSession) -> bool:
-    """Whether a session is one of Spark Connect's, without a SparkContext."""
-    return type(spark).__module__.startswith("pyspark.sql.connect")
+def is_connect(thing: SparkSession | DataFrame) -> bool:
+    """Whether a session, or a frame's, is one of Spark Connect's, without a SparkContext."""
+    return type(thing).__module__.startswith("pyspark.sql.connect")
 
 
 def interrupt(access: ConnectAccess, session_id: str) -> None:

@@ -130,7 +130,7 @@ def files_of(frame: DataFrame) -> PlanFiles | None:
     What is no file (a table of a database, rows that `prepare` made itself) has nothing by which to see
     that it changed. A Delta table's version says which files it is made of.
     """
-    if is_connect(frame.sparkSession):
+    if is_connect(frame):
         return _files_on_connect(frame)
     found: set[str] = set()
     for leaf in _leaves(frame):
@@ -165,7 +165,7 @@ def same_files(frame: DataFrame, where: str) -> Callable[[], None]:
         frame: what is going to be read.
         where: the source, for messages.
     """
-    if is_connect(frame.sparkSession):
+    if is_connect(frame):
         return SameFiles(frame, where)
     return partial(require_same_files, frame, where)
 

@@ -114,7 +114,7 @@ def scan_of(frame: DataFrame, source: Source, columns: Sequence[str]) -> Scan | 
     Returns:
         The list, made once, or None where Spark has to read.
     """
-    if is_connect(frame.sparkSession):
+    if is_connect(frame):
         return _scan_on_connect(frame, source, columns)
     from py4j.protocol import Py4JError
 
