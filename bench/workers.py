@@ -44,7 +44,7 @@ def _workers_mb(workers: int) -> float:
     """PSS of the Python workers and of the daemon that has forked them."""
     import psutil
 
-    from airflow_hydrogen.runtime.scoring.daemon import MODULE
+    from airflow_hydrogen.contract.python_workers import MODULE
 
     # By the files: psutil refuses those that have ended and are waited for.
     children = psutil.Process(os.getppid()).children(recursive=True)

@@ -85,6 +85,7 @@ HydrogenError
 ├── LauncherError                   spark-submit cannot be started here
 │   ├── SparkSubmitNotFoundError
 │   ├── JavaNotFoundError
+│   ├── LocalServerError            no Spark Connect server on this machine
 │   └── BundleServerError           this machine cannot hand the job to a driver on the cluster
 └── ApplicationError                the Spark application ended without a result
 ```
@@ -1238,6 +1239,23 @@ class JavaNotFoundError(LauncherError):
             f"Java was not found ({searched}); Spark needs a Java runtime of version 17 or later: install "
             "one on the Airflow worker or set JAVA_HOME"
         )
+
+
+class LocalServerError(LauncherError):
+    """The Spark Connect server that tasks of this machine share cannot be started.
+
+    Example: its JVM needs more memory than the machine has. The task does without, by spark-submit.
+
+    Attributes:
+        log_tail: the last lines that the server has written, empty where it has written none.
+    """
+
+    retryable = True
+
+    def __init__(self, reason: str, log_tail: str = "") -> None:
+        said = f"; the last lines of its log:\n{log_tail}" if log_tail else ""
+        super().__init__(f"no local Spark Connect server: {reason}{said}")
+        self.log_tail = log_tail
 
 
 class BundleServerError(LauncherError):

@@ -104,7 +104,7 @@ class ClassArchive:
 
 
 def find_class_archive(
-    spark_submit: str, java: str | None, environ: Mapping[str, str]
+    spark_submit: str, java: str | None, environ: Mapping[str, str], use: str = ""
 ) -> ClassArchive | None:
     """The archive for what spark-submit will start, or None where there can be none.
 
@@ -112,12 +112,14 @@ def find_class_archive(
         spark_submit: its path.
         java: path of the Java that it will run; None: there is none.
         environ: what spark-submit will see.
+        use: a word, for what loads other classes than most applications do.
     """
     home = spark_home(spark_submit, environ)
     if java is None or home is None or not _class_path_is_sparks(home, environ):
         return None
     folder = _private_folder(environ)
-    return None if folder is None else ClassArchive(folder, _key(Path(java).resolve(), home))
+    key = f"{_key(Path(java).resolve(), home)}{use and f'-{use}'}"
+    return None if folder is None else ClassArchive(folder, key)
 
 
 def _class_path_is_sparks(home: Path, environ: Mapping[str, str]) -> bool:

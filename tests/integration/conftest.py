@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from airflow_hydrogen.runtime.scoring import daemon, warming
+from airflow_hydrogen.contract import python_workers
+from airflow_hydrogen.runtime.scoring import warming
 from scripts.jars import JarsUnavailableError, jars
 from tests.integration import daemons, servers, spark_classes
 from tests.integration.broker import Kafka, kafka_broker
@@ -89,8 +90,8 @@ def spark(_warehouse: Warehouse) -> Iterator[Any]:
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.driver.host", "localhost")
         # As operators have it: workers are forked with what they would import for themselves, one by one.
-        .config(warming.DAEMON, daemon.MODULE)
-        .config(f"spark.executorEnv.{daemon.MODULES_VARIABLE}", ",".join(WORKER_MODULES))
+        .config(warming.DAEMON, python_workers.MODULE)
+        .config(f"spark.executorEnv.{python_workers.MODULES_VARIABLE}", ",".join(WORKER_MODULES))
         .config("spark.executorEnv.SPARK_SIMPLIFIED_TRACEBACK", "1")
     )
     for name, value in _warehouse.settings.items():

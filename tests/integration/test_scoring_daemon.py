@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from airflow_hydrogen.runtime.scoring import daemon, warming
+from airflow_hydrogen.contract import python_workers
+from airflow_hydrogen.runtime.scoring import warming
 
 pytestmark = pytest.mark.integration
 
@@ -31,13 +32,13 @@ class Daemon:
     def __init__(self, module: str, folder: Path, **environment: str) -> None:
         self._log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", daemon.MODULE, "pyspark.worker"],
+            [sys.executable, "-m", python_workers.MODULE, "pyspark.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={
                 **os.environ,
-                daemon.MODULES_VARIABLE: module,
+                python_workers.MODULES_VARIABLE: module,
                 "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
                 "PYTHON_WORKER_FACTORY_SECRET": SECRET,
                 "OMP_NUM_THREADS": "1",
@@ -95,7 +96,7 @@ def ahead(tmp_path, monkeypatch):
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     ends = []
     monkeypatch.setattr("atexit.register", lambda function, process: ends.append((function, process)))
-    variable = f"spark.executorEnv.{daemon.MODULES_VARIABLE}"
+    variable = f"spark.executorEnv.{python_workers.MODULES_VARIABLE}"
     yield warming._start_ahead({variable: "quiet", "spark.executorEnv.PYTHONPATH": str(tmp_path)}), ends[0][1]
     for function, process in ends:
         function(process)
@@ -106,7 +107,7 @@ def test_workers_are_forked_from_the_process_that_has_imported_and_end_with_it(s
     worker, line = started.worker()
     with line:
         assert worker.ppid() == started.process.pid
-        assert daemon.MODULE in worker.cmdline()
+        assert python_workers.MODULE in worker.cmdline()
         assert "quiet says hello" in started.log
         started.close()
         eventually(lambda: not worker.is_running(), "the worker ends with its daemon")
@@ -139,7 +140,7 @@ def test_where_nothing_may_be_forked_sparks_own_daemon_takes_its_place(start, mo
 
 def test_what_was_imported_ahead_is_sparks_daemon_and_again_when_that_is_killed(start, ahead, eventually):
     name, process = ahead
-    first = start("quiet", **{daemon.AHEAD_VARIABLE: name})
+    first = start("quiet", **{python_workers.AHEAD_VARIABLE: name})
     worker, line = first.worker()
     with line:
         forked = psutil.Process(worker.ppid())
@@ -147,7 +148,7 @@ def test_what_was_imported_ahead_is_sparks_daemon_and_again_when_that_is_killed(
         assert worker.environ()["OMP_NUM_THREADS"] == "1"
         forked.kill()
         assert first.process.wait(20) == 0  # Spark sees that its daemon is gone, and starts another
-        second = start("quiet", **{daemon.AHEAD_VARIABLE: name})
+        second = start("quiet", **{python_workers.AHEAD_VARIABLE: name})
         other, other_line = second.worker()
         with other_line:
             again = psutil.Process(other.ppid())
@@ -161,7 +162,7 @@ def test_where_nothing_was_imported_ahead_any_more_the_daemon_imports_itself(sta
     name, process = ahead
     process.kill()
     process.wait()
-    started = start("quiet", **{daemon.AHEAD_VARIABLE: name})
+    started = start("quiet", **{python_workers.AHEAD_VARIABLE: name})
     assert "was not imported ahead of Spark" in started.log
     worker, line = started.worker()
     with line:
@@ -169,5 +170,5 @@ def test_where_nothing_was_imported_ahead_any_more_the_daemon_imports_itself(sta
 
 
 def test_an_environment_that_frameworks_would_have_read_is_no_other_one(start, ahead):
-    started = start("quiet", **{daemon.AHEAD_VARIABLE: ahead[0], "OMP_NUM_THREADS": "3"})
+    started = start("quiet", **{python_workers.AHEAD_VARIABLE: ahead[0], "OMP_NUM_THREADS": "3"})
     assert "its environment is another than that of Spark's workers" in started.log

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 
 from airflow_hydrogen.contract.jobs import Entrypoint
-from airflow_hydrogen.runtime.rank.task import READ_AT_IMPORT
+from airflow_hydrogen.contract.python_workers import READ_AT_IMPORT
 
 _MAX_MODULES = 50
 

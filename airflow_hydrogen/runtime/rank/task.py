@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +20,6 @@ MARK_VARIABLE = "AIRFLOW_HYDROGEN_RANK"
 TEMPLATE_MODULE = "airflow_hydrogen.runtime.rank.template"
 NO_MARK = "0" * 16
 PEER = struct.Struct("3i")
-# Variables that frameworks and their libraries read when they are imported, and not as late as at the first
-# use of a device or of a thread pool.
-READ_AT_IMPORT = re.compile(
-    r"(?:KERAS|TF(?!_CONFIG|_NUM_|_FORCE_GPU|_GPU)|TF2|XLA|OMP|KMP|GOMP|MKL|OPENBLAS|NUMEXPR|ONEDNN|DNNL|GRPC"
-    r"|ABSL|TORCH|PYTORCH)_[A-Z][A-Z0-9_]*"
-)
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from airflow_hydrogen.contract.python_workers import READ_AT_IMPORT
 from airflow_hydrogen.runtime.rank import horovod_imports, marks, worker
 from airflow_hydrogen.runtime.rank.preloading import draw_seeds, preload
 from airflow_hydrogen.runtime.rank.task import (
     MARK_VARIABLE,
     NO_MARK,
     PEER,
-    READ_AT_IMPORT,
     TEMPLATE_MODULE,
     Launch,
 )

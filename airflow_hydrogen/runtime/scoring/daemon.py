@@ -26,14 +26,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from airflow_hydrogen.contract.python_workers import AHEAD, AHEAD_VARIABLE, MODULES_VARIABLE, READ_AT_IMPORT
 from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.rank.preloading import draw_seeds, preload
-from airflow_hydrogen.runtime.rank.task import PEER, READ_AT_IMPORT
-
-MODULE = "airflow_hydrogen.runtime.scoring.daemon"
-MODULES_VARIABLE = "AIRFLOW_HYDROGEN_WORKER_MODULES"
-AHEAD_VARIABLE = "AIRFLOW_HYDROGEN_WORKERS_AHEAD"
-AHEAD = "--ahead"
+from airflow_hydrogen.runtime.rank.task import PEER
 
 _SPARKS_OWN = "pyspark.daemon"
 _MAX_OUTPUT_BYTES = 32768  # Spark reads what is written only when all has been imported; a pipe holds 64 KB

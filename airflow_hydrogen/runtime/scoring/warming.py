@@ -17,13 +17,19 @@ from typing import TYPE_CHECKING
 
 import airflow_hydrogen
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob
+from airflow_hydrogen.contract.python_workers import (
+    AHEAD,
+    AHEAD_VARIABLE,
+    MODULE,
+    MODULES_VARIABLE,
+    OF_EVERY_WORKER,
+)
 from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.gang.preload import Preload
 from airflow_hydrogen.runtime.gang.preload import plan as read_code
 from airflow_hydrogen.runtime.gang.warming import beside
 from airflow_hydrogen.runtime.models import engines
 from airflow_hydrogen.runtime.models.manifest import Manifest
-from airflow_hydrogen.runtime.scoring.daemon import AHEAD, AHEAD_VARIABLE, MODULE, MODULES_VARIABLE
 from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
@@ -41,8 +47,6 @@ _SQL_SHORT_TRACES = "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled
 
 _SAID = "each Python worker imports the model's framework for itself"
 
-# What every worker that scores imports, and Spark's own with it.
-_WORKER = ("pandas", "pyarrow.parquet", "pyspark.worker", "airflow_hydrogen.runtime.scoring.inference")
 _PROGRAM = "torch.export"
 _FRAMEWORKS = {
     "keras": ("tensorflow", "keras"),
@@ -78,7 +82,7 @@ def plan(job: InferenceJob, manifest: Manifest) -> Preload:
     named = code[0].modules if predictor else (own,)
     wanted = [name for name in _FRAMEWORKS if name in named]
     modules = dict.fromkeys(module for name in wanted for module in _FRAMEWORKS[name])
-    return Preload((*_WORKER, *modules) if wanted else ())
+    return Preload((*OF_EVERY_WORKER, *modules) if wanted else ())
 
 
 def settings(given: SparkConf, preload: Preload, say: Callable[[str], None]) -> dict[str, str]:

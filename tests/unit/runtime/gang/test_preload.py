@@ -6,8 +6,8 @@ import pytest
 
 from airflow_hydrogen.contract.jobs import Entrypoint
 from airflow_hydrogen.contract.pickling import dumps_by_value
+from airflow_hydrogen.contract.python_workers import READ_AT_IMPORT
 from airflow_hydrogen.runtime.gang.preload import Preload, named, plan
-from airflow_hydrogen.runtime.rank.task import READ_AT_IMPORT
 
 SCRIPT = Entrypoint.parse("train.py")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from airflow_hydrogen.contract.jobs import InferenceJob, Sink, Source
+from airflow_hydrogen.contract.python_workers import MODULE, MODULES_VARIABLE
 from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.runtime.gang.preload import Preload
 from airflow_hydrogen.runtime.models.manifest import Manifest, Twin
 from airflow_hydrogen.runtime.scoring import warming
-from airflow_hydrogen.runtime.scoring.daemon import MODULE, MODULES_VARIABLE
 from airflow_hydrogen.runtime.storage import s3
 
 TWINS = (Twin(engine="onnx", entry="y", rows=1, tolerance=1e-3, difference=0.0),)

@@ -1,0 +1,108 @@
+"""Spark's settings of a server, and the file that they are in: the token stands there and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from airflow_hydrogen.contract.python_workers import AHEAD_VARIABLE, MODULE, MODULES_VARIABLE
+from airflow_hydrogen.hooks.programs import write_secretly
+
+DAEMON = "spark.python.daemon.module"
+ENVIRONMENT = "spark.executorEnv."
+JAVA_OPTIONS = "spark.driver.extraJavaOptions"
+LOCAL_FOLDER = "spark.local.dir"
+
+_USES_DAEMON = "spark.python.use.daemon"
+_TASK_CPUS = "spark.task.cpus"
+# Others than this task's rely on the server: after that error nobody knows what still works in it.
+_END_WITHOUT_MEMORY = "-XX:+ExitOnOutOfMemoryError"
+
+# Used where the user's own configuration says nothing.
+_DEFAULTS = {
+    # It would be open to every user of this machine, and nobody has asked for it.
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    # As for applications of one machine (runtime/session.py).
+    "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    # Those of a gang (runtime/session.py): a server does not know which jobs come.
+    "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "2s",
+    "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "5",
+    "spark.dynamicAllocation.enabled": "false",
+}
+_SPECIAL = re.compile(r"[\\\s:=#!]")
+
+
+def server_properties(master: str, given: Mapping[str, str], *, token: str, port: int) -> dict[str, str]:
+    """Spark's settings of a server, without those of its workers.
+
+    Args:
+        master: Spark's.
+        given: what the user has set, which wins over what is only of use, but not over what a server is.
+        token: what it asks of its clients.
+        port: on which it listens, for this machine alone.
+    """
+    java = f"{given.get(JAVA_OPTIONS, '')} {_END_WITHOUT_MEMORY}".strip()
+    return {
+        **_DEFAULTS,
+        **given,
+        JAVA_OPTIONS: java,
+        "spark.master": master,
+        "spark.submit.deployMode": "client",
+        "spark.app.name": "airflow-hydrogen",
+        "spark.connect.authenticate.token": token,
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": str(port),
+        "spark.connect.grpc.port.maxRetries": "0",
+    }
+
+
+def worker_environment(given: Mapping[str, str], modules: list[str], ahead: str) -> dict[str, str]:
+    """What the environment of Python workers has that the server's has not.
+
+    Args:
+        given: the user's settings of Spark.
+        modules: that are imported before a worker is forked.
+        ahead: the name of the socket of the process that has imported them.
+
+    Returns:
+        Empty where workers are not forked from this package's daemon.
+    """
+    if not modules or DAEMON in given or given.get(_USES_DAEMON, "true").lower() != "true":
+        return {}
+    theirs = {
+        name.removeprefix(ENVIRONMENT): value for name, value in given.items() if name.startswith(ENVIRONMENT)
+    }
+    return {
+        # As Spark has it, where the user has not said otherwise.
+        "OMP_NUM_THREADS": given.get(_TASK_CPUS, "1"),
+        **theirs,
+        MODULES_VARIABLE: ",".join(modules),
+        AHEAD_VARIABLE: ahead,
+    }
+
+
+def worker_properties(environment: Mapping[str, str]) -> dict[str, str]:
+    """Settings by which workers are forked from this package's daemon, with their environment."""
+    if not environment:
+        return {}
+    return {DAEMON: MODULE, **{f"{ENVIRONMENT}{name}": value for name, value in environment.items()}}
+
+
+def write_properties(file: Path, properties: Mapping[str, str]) -> None:
+    """Write settings as Java reads them, for this user alone.
+
+    Args:
+        file: is replaced.
+        properties: name -> value.
+    """
+    file.unlink(missing_ok=True)
+    lines = (f"{_escaped(name)} {_escaped(value)}{os.linesep}" for name, value in properties.items())
+    write_secretly(file, "".join(lines))
+
+
+def _escaped(text: str) -> str:
+    return _SPECIAL.sub(lambda found: {"\n": "\\n", "\r": "\\r"}.get(found[0], f"\\{found[0]}"), text)
