@@ -31,6 +31,13 @@ def tells_what_is_there(spark: SparkSession, rows: DataFrame) -> DataFrame:
     return rows.withColumn("there", functions.lit(f"{views} {owned} {zone} {cut}"))
 
 
+def reads_a_table(spark: SparkSession, rows: DataFrame, folder: str) -> DataFrame:
+    """The rows of a table over a folder."""
+    columns = "id bigint, a float, b float"
+    spark.sql(f"create table if not exists grows ({columns}) using parquet location '{folder}'")
+    return spark.table("grows")
+
+
 def trains(epochs: int) -> Any:
     """A line, by two ranks."""
     import keras

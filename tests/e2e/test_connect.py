@@ -204,6 +204,21 @@ def test_a_job_finds_nothing_of_the_one_before_it_in_its_session(run: Run, tmp_p
     assert run(prepare=f"{APPS}:tells_what_is_there").rows()["there"][0].endswith(" 200")
 
 
+def test_rows_are_read_that_have_come_since_the_job_before(run: Run, rows: str) -> None:
+    kinds = {
+        "condition": {"source": Source.parquet(rows, where="id >= 0")},
+        "prepare": {"prepare": f"{APPS}:reads_a_table", "prepare_kwargs": {"folder": rows}},
+        "sql": {"source": Source.sql("select * from grows")},
+    }
+
+    def found() -> list[int]:
+        return [len(run(**given).rows()) for given in kinds.values()]
+
+    assert found() == [ROWS] * 3
+    pq.write_table(pq.read_table(rows), Path(rows, "1.parquet"))
+    assert found() == [2 * ROWS] * 3
+
+
 def test_jobs_at_the_same_time_have_a_session_each(run: Run, tmp_path: Path) -> None:
     model, predictor = plain_model(tmp_path), f"{APPS}:never_ends"
     first = run(model_uri=model, predictor=predictor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -196,10 +197,22 @@ def _client(access: ConnectAccess, session_id: str, retries: int) -> SparkSessio
         builder.set("use_ssl", "true")
     if access.user_id is not None:
         builder.set("user_id", access.user_id)
+    _number_plans_anew()
     spark: Any = SparkSession(builder)
     spark.client.set_retry_policies([DefaultPolicy(max_retries=retries)])
     SparkSession._set_default_and_active_session(spark)
     return spark  # type: ignore[no-any-return]
+
+
+def _number_plans_anew() -> None:
+    """Have a plan of this job be none that its session knows.
+
+    A server keeps the plans of a session, with the files that it has found for them, by their numbers, and
+    each client counts from 0: it would read the files that the job before has read.
+    """
+    from pyspark.sql.connect.plan import LogicalPlan
+
+    LogicalPlan._nextPlanId += secrets.randbits(48)
 
 
 def _settings(spark: SparkSession) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from airflow_hydrogen.contract import uris
@@ -11,10 +12,46 @@ from airflow_hydrogen.contract.errors import DatasetChangedError
 from airflow_hydrogen.runtime.storage import filesystems
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 Found = Mapping[str, tuple[int, int | None]]
 """URI of a file -> its bytes, and when it was changed, in nanoseconds."""
+
+_PLANS_KEPT = "spark.connect.session.planCache.enabled"
+# A table of a catalog, in the text of a plan; what a query or a user calls so has no dot.
+_TABLE = re.compile(
+    r"^\W*SubqueryAlias ((?:[^\s`.]+|`(?:[^`]|``)+`)(?:\.(?:[^\s`.]+|`(?:[^`]|``)+`))+)$", re.M
+)
+
+
+def refresh_tables(frame: DataFrame) -> None:
+    """Have a plan read its tables as they are now.
+
+    A session keeps the files of a table that it has read, as long as it lives: those that have come since
+    would be left out.
+
+    Args:
+        frame: the plan; what it was resolved to is not used any more.
+    """
+    client: Any = frame.sparkSession.client  # type: ignore[attr-defined]
+    plan: Any = frame._plan.to_proto(client)  # type: ignore[attr-defined]
+    text = client.explain_string(plan, explain_mode="extended").partition("== Analyzed Logical Plan ==")[2]
+    tables = dict.fromkeys(_TABLE.findall(text.partition("== Optimized Logical Plan ==")[0]))
+    if not tables:
+        return
+    frame.sparkSession.conf.set(_PLANS_KEPT, "false")
+    for table in tables:
+        frame.sparkSession.catalog.refreshTable(table)
+
+
+def refresh_files(spark: SparkSession, uri: str) -> None:
+    """Have the files of a folder read as they are now, whoever on the server has cached rows of them.
+
+    Args:
+        spark: the session.
+        uri: as Spark is told it.
+    """
+    spark.catalog.refreshByPath(uri)
 
 
 def files_of(frame: DataFrame) -> Found:

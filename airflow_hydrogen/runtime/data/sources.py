@@ -13,7 +13,7 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import EntrypointError, MissingColumnError, SourceError
 from airflow_hydrogen.contract.sources import Source
 from airflow_hydrogen.runtime.connect.sessions import is_connect
-from airflow_hydrogen.runtime.data import databases, iceberg
+from airflow_hydrogen.runtime.data import connected, databases, iceberg
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.data.files import Listing, list_dataset, read_footers
 from airflow_hydrogen.runtime.spark_errors import original_error, root_cause, spark_errors
@@ -54,8 +54,12 @@ def read(spark: SparkSession, source: Source, access: Access | None = None) -> D
         MissingColumnError: one of `columns` is not there.
     """
     try:
+        if is_connect(spark) and source.uri is not None:
+            connected.refresh_files(spark, uris.spark_uri(source.uri))
         frame = _selected(_filtered(spark, source, access or {}), source)
         if is_connect(spark):
+            if source.uri is None:
+                connected.refresh_tables(frame)
             frame.schema  # noqa: B018 - its server resolves a plan when it is asked for something
         return frame
     except spark_errors() as error:
@@ -117,6 +121,8 @@ def prepared(frame: DataFrame, prepare: Prepare | None, kwargs: Mapping[str, Any
     if not isinstance(found, DataFrame):
         name = f"{prepare.__module__}:{getattr(prepare, '__qualname__', prepare)}"
         raise EntrypointError(name, f"returned a {type(found).__name__}, prepare must return a DataFrame")
+    if is_connect(found):
+        connected.refresh_tables(found)
     return found
 
 

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from pyspark import SparkContext
-
 from airflow_hydrogen.contract.errors import DatabaseRefusedError, InvalidJobError, UnwritableUriError
 from airflow_hydrogen.runtime.spark_errors import root_cause, spark_errors
 
@@ -77,6 +75,8 @@ class Database:
     """
 
     def __init__(self, options: Mapping[str, str], sink: str) -> None:
+        from pyspark import SparkContext  # which Spark Connect's client alone does not have
+
         SparkContext._ensure_initialized()
         jvm: Any = SparkContext._jvm
         self._jvm = jvm
