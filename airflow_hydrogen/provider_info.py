@@ -63,6 +63,7 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
+        "cli": ["airflow_hydrogen.cli.definition.get_cli_commands"],
         "extra-links": [
             "airflow_hydrogen.links.locations.SparkUILink",
             "airflow_hydrogen.links.locations.SparkLogLink",
@@ -100,6 +101,16 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "string",
                         "example": "/opt/spark-connectors",
                         "default": "",
+                    },
+                    "session_idle_s": {
+                        "description": (
+                            "How long the Spark Connect server that a task has left behind on this machine "
+                            "lives while no task uses it, in seconds."
+                        ),
+                        "version_added": __version__,
+                        "type": "float",
+                        "example": "3600",
+                        "default": "600",
                     },
                 },
             }
