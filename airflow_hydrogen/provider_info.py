@@ -63,6 +63,7 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
+        "cli": ["airflow_hydrogen.cli.definition.get_cli_commands"],
         "extra-links": [
             "airflow_hydrogen.links.locations.SparkUILink",
             "airflow_hydrogen.links.locations.SparkLogLink",
@@ -73,6 +74,24 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_hydrogen": {
                 "description": "Training and scoring on Spark.",
                 "options": {
+                    "local_sessions": {
+                        "description": (
+                            "Whether tasks without a cluster leave a Spark Connect server behind on this "
+                            "machine, which later tasks join. auto: where the executor runs all tasks on "
+                            "the machine of Airflow itself (LocalExecutor)."
+                        ),
+                        "version_added": __version__,
+                        "type": "string",
+                        "example": "false",
+                        "default": "auto",
+                    },
+                    "session_idle_s": {
+                        "description": "After how many seconds without a task such a server ends.",
+                        "version_added": __version__,
+                        "type": "float",
+                        "example": "3600",
+                        "default": "600",
+                    },
                     "jars_folder": {
                         "description": (
                             "A folder with the jars of Spark's connectors (Delta, Avro, drivers of "
@@ -82,6 +101,16 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "string",
                         "example": "/opt/spark-connectors",
                         "default": "",
+                    },
+                    "session_idle_s": {
+                        "description": (
+                            "How long the Spark Connect server that a task has left behind on this machine "
+                            "lives while no task uses it, in seconds."
+                        ),
+                        "version_added": __version__,
+                        "type": "float",
+                        "example": "3600",
+                        "default": "600",
                     },
                 },
             }

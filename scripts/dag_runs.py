@@ -56,6 +56,8 @@ def private_environment(home: Path, dags: Path, **variables: str) -> dict[str, s
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        # What one run leaves behind is not to be found by another.
+        "AIRFLOW__AIRFLOW_HYDROGEN__LOCAL_SESSIONS": "False",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         **variables,

@@ -68,6 +68,7 @@ def _demo(options: argparse.Namespace, home: Path, log: Path) -> None:
         home / "airflow",
         DAGS,
         FLIGHTS_HOME=str(home),
+        AIRFLOW__AIRFLOW_HYDROGEN__LOCAL_SESSIONS="True",
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     )
     with _step("Making Airflow's database"), log.open("a") as stream:

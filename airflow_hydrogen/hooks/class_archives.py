@@ -53,11 +53,17 @@ class ClassArchive:
         """The JVM that gets the options writes the archive when it ends."""
         return self._writes
 
+    def use(self) -> str:
+        """Options for a JVM that never writes the archive; none where there is no archive yet."""
+        if not self._archive.exists():
+            return ""
+        os.utime(self._archive)  # it is of use
+        return f'"-XX:SharedArchiveFile={self._archive}" {_QUIET}'
+
     def begin(self) -> str:
         """Options for the JVM that is about to start: to use the archive, to write it, or none."""
-        if self._archive.exists():
-            os.utime(self._archive)  # it is of use
-            return f'"-XX:SharedArchiveFile={self._archive}" {_QUIET}'
+        if options := self.use():
+            return options
         if self._failed_lately() or shutil.disk_usage(self._archive.parent).free < _ROOM_BYTES:
             return ""
         try:
@@ -104,7 +110,7 @@ class ClassArchive:
 
 
 def find_class_archive(
-    spark_submit: str, java: str | None, environ: Mapping[str, str], use: str = ""
+    spark_submit: str, java: str | None, environ: Mapping[str, str]
 ) -> ClassArchive | None:
     """The archive for what spark-submit will start, or None where there can be none.
 
@@ -112,14 +118,12 @@ def find_class_archive(
         spark_submit: its path.
         java: path of the Java that it will run; None: there is none.
         environ: what spark-submit will see.
-        use: a word, for what loads other classes than most applications do.
     """
     home = spark_home(spark_submit, environ)
     if java is None or home is None or not _class_path_is_sparks(home, environ):
         return None
     folder = _private_folder(environ)
-    key = f"{_key(Path(java).resolve(), home)}{use and f'-{use}'}"
-    return None if folder is None else ClassArchive(folder, key)
+    return None if folder is None else ClassArchive(folder, _key(Path(java).resolve(), home))
 
 
 def _class_path_is_sparks(home: Path, environ: Mapping[str, str]) -> bool:

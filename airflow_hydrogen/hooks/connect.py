@@ -109,13 +109,11 @@ class HydrogenConnectHook(HydrogenSparkSubmitHook):
 
     Raises:
         InvalidJobError: the connection is none to a Spark Connect server.
-        NotOnConnectError: an option that would do nothing.
     """
 
     def __init__(self, *, access: ConnectAccess | None = None, **options: Any) -> None:
         self._access = access
         super().__init__(**options)
-        self._refuse_options()
 
     @property
     def access(self) -> ConnectAccess:
@@ -174,7 +172,8 @@ class HydrogenConnectHook(HydrogenSparkSubmitHook):
             code=digest.hexdigest(),
         )
 
-    def _refuse_options(self) -> None:
+    def require_possible(self) -> None:
+        """Raise NotOnConnectError for an option that would do nothing."""
         for attribute, option in _OF_APPLICATIONS.items():
             if getattr(self, attribute, None):
                 raise NotOnConnectError(
@@ -191,7 +190,7 @@ class HydrogenConnectHook(HydrogenSparkSubmitHook):
             return dict(self._given_connection)
         if self._deploy_mode not in (None, "client"):
             raise NotOnConnectError(f"deploy_mode={self._deploy_mode!r}", "the driver is the server's")
-        return {**_NO_CONNECTION, "master": self.access.url}
+        return dict(connection_of(self.access))
 
     def _class_archive(self) -> ClassArchive | None:
         return None
@@ -206,6 +205,11 @@ class HydrogenConnectHook(HydrogenSparkSubmitHook):
         }
         start = [sys.executable, "-I", "-S", str(EXEC_WITH_PARENT), str(os.getpid())]
         return [*start, sys.executable, application, *map(str, self._application_args or ())]
+
+
+def connection_of(access: ConnectAccess) -> Mapping[str, Any]:
+    """What the Spark provider's hook keeps of a connection, for a server."""
+    return {**_NO_CONNECTION, "master": access.url}
 
 
 _NO_CONNECTION: Mapping[str, Any] = {

@@ -18,10 +18,12 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_hydrogen.contract import jobs, uris
+from airflow_hydrogen.contract.connect import ConnectAccess
 from airflow_hydrogen.contract.connect_limits import require_possible
 from airflow_hydrogen.contract.errors import (
     ApplicationError,
     HydrogenError,
+    LocalServerError,
     NotOnConnectError,
     SharedStorageError,
 )
@@ -32,12 +34,12 @@ from airflow_hydrogen.drivers.cluster_mode import ClusterModeOperator
 from airflow_hydrogen.drivers.hook import ClusterDriverHook
 from airflow_hydrogen.drivers.tries import require_mode
 from airflow_hydrogen.hooks import buckets, connectors, databases, report_files, stores
-from airflow_hydrogen.hooks.connect import SCHEME, HydrogenConnectHook, is_connect
+from airflow_hydrogen.hooks.connect import SCHEME, HydrogenConnectHook, connection_of, is_connect
 from airflow_hydrogen.hooks.connectors import Submission
 from airflow_hydrogen.hooks.programs import write_secretly
 from airflow_hydrogen.hooks.spark_submit import HydrogenSparkSubmitHook
 from airflow_hydrogen.links.locations import SparkLogLink, SparkUILink, browsable_file
-from airflow_hydrogen.operators import spark_logs
+from airflow_hydrogen.operators import local_sessions, spark_logs
 from airflow_hydrogen.operators.arguments import finite, to_text
 from airflow_hydrogen.operators.assets import emit_events
 from airflow_hydrogen.operators.code import JobCode
@@ -99,6 +101,7 @@ class HydrogenOperator(ClusterModeOperator):
         self._s3: S3Access | None = None
         self._spark_log: str | None = None
         self._report: Report | None = None
+        self._access: ConnectAccess | None = None
 
     # --- what an operator is made of ---------------------------------------------------------------------
 
@@ -253,6 +256,8 @@ class HydrogenOperator(ClusterModeOperator):
         self._connection = hook.resolved_connection
         if isinstance(hook, HydrogenConnectHook):
             return self._answer(context, run, self._run_on_connect(context, run, hook))
+        if (report := self._run_on_local_server(context, run, hook)) is not None:
+            return self._answer(context, run, report)
         self.conf = {
             **self._resource_conf(hook.master),
             **spark_logs.level_conf(self.spark_log_level),
@@ -276,9 +281,7 @@ class HydrogenOperator(ClusterModeOperator):
     def _run_on_connect(self, context: Context, run: Run, hook: HydrogenConnectHook) -> Report:
         """Run the job as a client of a Spark Connect server, which logs and shows for itself."""
         require_mode(hook, self.deferrable, self.supervise)
-        for option, why_not in self._not_on_connect().items():
-            if (found := getattr(self, option)) is not None:
-                raise NotOnConnectError(f"{option}={found!r}", why_not)
+        self._require_possible(hook)
         with tempfile.TemporaryDirectory(prefix="airflow-hydrogen-") as folder:
             report_uri = str(Path(folder, "report.json"))
             job = dataclasses.replace(self._build_job(run, report_uri, False), s3=self._s3_access())
@@ -292,6 +295,41 @@ class HydrogenOperator(ClusterModeOperator):
             job = dataclasses.replace(job, connect=hook.with_code(archives))
             self._write_application(job, Path(folder), archives)
             return self._submit(context, report_uri)
+
+    def _run_on_local_server(
+        self, context: Context, run: Run, hook: HydrogenSparkSubmitHook
+    ) -> Report | None:
+        """Run the job on the server that tasks of this machine share; None where it takes an application."""
+        if not local_sessions.are_wanted(hook.master):
+            return None
+        submitted = self._connection
+        try:
+            local_sessions.require_possible(self._build_job(run, "", False), self.env_vars)
+            self._require_possible(self._hook_of(local_sessions.NOWHERE))
+            with local_sessions.joining(hook.master, self.log.info) as access:
+                return self._run_on_connect(context, run, self._hook_of(access))
+        except ApplicationError as error:
+            if not local_sessions.takes_application(error):
+                raise
+            self.log.info("Submitting an application, which the job's code takes: %s", error)
+        except (NotOnConnectError, LocalServerError) as reason:
+            self.log.info("Submitting an application: %s", reason)
+        finally:
+            self._access, self._connection = None, submitted
+        return None
+
+    def _hook_of(self, access: ConnectAccess) -> HydrogenConnectHook:
+        self._access, self._connection = access, dict(connection_of(access))
+        hook = self._get_hook()
+        assert isinstance(hook, HydrogenConnectHook)
+        return hook
+
+    def _require_possible(self, hook: HydrogenConnectHook) -> None:
+        """Raise NotOnConnectError for an argument that a Spark Connect server has no use for."""
+        hook.require_possible()
+        for option, why_not in self._not_on_connect().items():
+            if (found := getattr(self, option)) is not None:
+                raise NotOnConnectError(f"{option}={found!r}", why_not)
 
     def _prepare(self, context: Context, run: Run, hook: HydrogenSparkSubmitHook, report_uri: str) -> Job:
         job = self._build_job(run, report_uri, hook.is_cluster_mode)
@@ -347,7 +385,9 @@ class HydrogenOperator(ClusterModeOperator):
     def _get_hook(self) -> HydrogenSparkSubmitHook:
         options = {option: getattr(self, attribute) for option, attribute in HOOK_OPTIONS.items()}
         kind = ClusterDriverHook if self._driver_options else self._kind_of_hook()
+        known = {"access": self._access} if kind is HydrogenConnectHook else {}
         return kind(
+            **known,
             on_spark_ui=self._on_spark_ui,
             on_submit=self._before_submit,
             connection=self._connection,

@@ -35,7 +35,11 @@ def test_everything_it_names_exists() -> None:
         for modules in info[kind]:
             for module in modules["python-modules"]:
                 importlib.import_module(module)
-    paths = [*info["extra-links"], *(decorator["class-name"] for decorator in info["task-decorators"])]
+    paths = [
+        *info["extra-links"],
+        *info["cli"],
+        *(decorator["class-name"] for decorator in info["task-decorators"]),
+    ]
     for path in paths:
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(module), name)

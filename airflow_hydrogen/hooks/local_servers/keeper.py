@@ -20,15 +20,17 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from airflow_hydrogen.contract.python_workers import AHEAD, MODULE
+from airflow_hydrogen.contract.python_workers import AHEAD, AHEAD_VARIABLE, MODULE, MODULES_VARIABLE
 from airflow_hydrogen.hooks.local_servers import folders
 from airflow_hydrogen.hooks.local_servers.folders import ServerFolder
 from airflow_hydrogen.hooks.local_servers.processes import began
 from airflow_hydrogen.hooks.local_servers.properties import (
+    DAEMON,
     LOCAL_FOLDER,
+    forks_workers,
+    math_threads,
     server_properties,
     worker_environment,
-    worker_properties,
     write_properties,
 )
 from airflow_hydrogen.hooks.local_servers.server import ServerProcess
@@ -71,7 +73,7 @@ class Keeper:
             has_answered = problem is None
             _say(problem or self._watch())
         finally:
-            self._end(well=has_answered)
+            self._end()
         return 0 if has_answered else 1
 
     def _ask(self, _number: int, _frame: object) -> None:
@@ -81,22 +83,25 @@ class Keeper:
         """Start the server, on another port where that has been taken. Returns why it does not answer."""
         token = secrets.token_hex(32)
         conf: Mapping[str, str] = self._plan["conf"]
-        environment = self._start_ahead(conf)
+        environment = {**os.environ, **worker_environment(conf)}
+        told = self._start_ahead(environment, conf)
         deadline = time.monotonic() + self._plan["start_timeout_s"]
         for _ in range(_PORTS):
             port = _free_port()
             properties = server_properties(self._plan["master"], conf, token=token, port=port)
-            if "SPARK_LOCAL_DIRS" not in os.environ:
+            if told:
+                properties[DAEMON] = MODULE
+            if "SPARK_LOCAL_DIRS" not in environment:
                 properties.setdefault(LOCAL_FOLDER, str(self._folder.work / "spark"))
-            write_properties(self._folder.properties, {**properties, **worker_properties(environment)})
-            self._server = ServerProcess(self._plan, self._folder)
+            write_properties(self._folder.properties, properties)
+            self._server = ServerProcess(self._plan, self._folder, {**environment, **told})
             problem = self._wait_until_it_listens(self._server, port, deadline)
             if problem is None:
                 self._tell(self._server.pid, port, token)
                 return None
             if not self._server.found_port_taken():
                 return problem
-            self._server.end(well=False)
+            self._server.end()
         return f"{_PORTS} ports that were free have been taken by others before the server had them"
 
     def _wait_until_it_listens(self, server: ServerProcess, port: int, deadline: float) -> str | None:
@@ -115,22 +120,30 @@ class Keeper:
             {"url": f"sc://localhost:{port}", "token": token, "pid": pid, "began": began(pid)}
         )
 
-    def _start_ahead(self, conf: Mapping[str, str]) -> dict[str, str]:
-        """Start the process that workers' daemons are forked from. Returns the environment that they have."""
-        name = f"airflow-hydrogen-{secrets.token_hex(16)}"
-        environment = worker_environment(conf, self._plan["modules"], name)
-        if not environment:
+    def _start_ahead(self, environment: Mapping[str, str], conf: Mapping[str, str]) -> dict[str, str]:
+        """Start the process that workers' daemons are forked from.
+
+        Args:
+            environment: of the server, and so of workers.
+            conf: the user's settings of Spark.
+
+        Returns:
+            What the server is to have in its environment, for daemons to find that process.
+        """
+        if not self._plan["modules"] or not forks_workers(conf):
             return {}
+        name = f"airflow-hydrogen-{secrets.token_hex(16)}"
+        told = {MODULES_VARIABLE: ",".join(self._plan["modules"]), AHEAD_VARIABLE: name}
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(f"\0{name}")
             listener.listen()
             self._ahead = subprocess.Popen(
                 [sys.executable, "-m", MODULE, AHEAD, str(listener.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **environment, "PYTHONUNBUFFERED": "YES"},
+                env={**math_threads(conf), **environment, **told, "PYTHONUNBUFFERED": "YES"},
                 pass_fds=[listener.fileno()],
             )
-        return environment
+        return told
 
     def _watch(self) -> str:
         """Wait until the server is to end. Returns why."""
@@ -165,13 +178,13 @@ class Keeper:
         if self._ahead is not None:
             self._ahead.poll()  # so that it does not stay as a zombie
 
-    def _end(self, *, well: bool) -> None:
+    def _end(self) -> None:
         aside = None
         with contextlib.suppress(OSError):  # a folder that is not ours to move any more
             if folders.is_at(self._users, self._folder.users):
                 aside = folders.set_aside(self._folder.path)
         if self._server is not None:
-            self._server.end(well=well)
+            self._server.end()
         folders.remove(aside, self._plan["mark"])
 
 

@@ -14,7 +14,7 @@ from airflow_hydrogen.hooks.local_servers import folders
 from airflow_hydrogen.hooks.local_servers.folders import ENDED, NEW, ServerFolder
 from airflow_hydrogen.hooks.local_servers.processes import memory_bytes
 
-_END_S = 90.0
+_END_S = 30.0
 _KILL_S = 5.0
 _POLL_S = 0.05
 _TRIES = 5

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from airflow_hydrogen.contract.python_workers import AHEAD_VARIABLE, MODULE, MODULES_VARIABLE
 from airflow_hydrogen.hooks.programs import write_secretly
 
 DAEMON = "spark.python.daemon.module"
@@ -60,36 +59,21 @@ def server_properties(master: str, given: Mapping[str, str], *, token: str, port
     }
 
 
-def worker_environment(given: Mapping[str, str], modules: list[str], ahead: str) -> dict[str, str]:
-    """What the environment of Python workers has that the server's has not.
-
-    Args:
-        given: the user's settings of Spark.
-        modules: that are imported before a worker is forked.
-        ahead: the name of the socket of the process that has imported them.
-
-    Returns:
-        Empty where workers are not forked from this package's daemon.
-    """
-    if not modules or DAEMON in given or given.get(_USES_DAEMON, "true").lower() != "true":
-        return {}
-    theirs = {
+def worker_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What the user wants in the environment of Python workers, where Connect has them take the server's."""
+    return {
         name.removeprefix(ENVIRONMENT): value for name, value in given.items() if name.startswith(ENVIRONMENT)
     }
-    return {
-        # As Spark has it, where the user has not said otherwise.
-        "OMP_NUM_THREADS": given.get(_TASK_CPUS, "1"),
-        **theirs,
-        MODULES_VARIABLE: ",".join(modules),
-        AHEAD_VARIABLE: ahead,
-    }
 
 
-def worker_properties(environment: Mapping[str, str]) -> dict[str, str]:
-    """Settings by which workers are forked from this package's daemon, with their environment."""
-    if not environment:
-        return {}
-    return {DAEMON: MODULE, **{f"{ENVIRONMENT}{name}": value for name, value in environment.items()}}
+def forks_workers(given: Mapping[str, str]) -> bool:
+    """Whether the user leaves it to this package what Python workers are forked from."""
+    return DAEMON not in given and given.get(_USES_DAEMON, "true").lower() == "true"
+
+
+def math_threads(given: Mapping[str, str]) -> dict[str, str]:
+    """The variable that Spark adds to the environment of Python workers, where the user has not said it."""
+    return {"OMP_NUM_THREADS": given.get(_TASK_CPUS, "1")}
 
 
 def write_properties(file: Path, properties: Mapping[str, str]) -> None:

@@ -17,8 +17,6 @@ from airflow_hydrogen.hooks.local_servers.processes import listens
 _CLASS = "org.apache.spark.sql.connect.service.SparkConnectServer"
 _TAKEN = (b"java.net.BindException", b"Address already in use")
 _GRACE_S = 10.0
-_ARCHIVE_GRACE_S = 60.0
-_ENDED_BY_SIGTERM = 143  # by Java's own way out
 
 
 class ServerProcess:
@@ -27,12 +25,13 @@ class ServerProcess:
     Args:
         plan: the keeper's.
         folder: with the file of Spark's settings.
+        environment: its own.
     """
 
-    def __init__(self, plan: Mapping[str, Any], folder: ServerFolder) -> None:
-        self._archive = find_class_archive(plan["spark_submit"], plan["java"], os.environ, "connect")
-        java = self._archive.begin() if self._archive is not None else ""
-        given = os.environ.get("SPARK_SUBMIT_OPTS", "")
+    def __init__(self, plan: Mapping[str, Any], folder: ServerFolder, environment: Mapping[str, str]) -> None:
+        archive = find_class_archive(plan["spark_submit"], plan["java"], environment)
+        java = archive.use() if archive is not None else ""
+        given = environment.get("SPARK_SUBMIT_OPTS", "")
         self._log, self._log_begins = folder.log, folder.log.stat().st_size
         self._process = subprocess.Popen(
             [
@@ -42,7 +41,7 @@ class ServerProcess:
             ],
             stdin=subprocess.DEVNULL,
             cwd=folder.work,
-            env={**os.environ, "SPARK_SUBMIT_OPTS": f"{java} {given}".strip()},
+            env={**environment, "SPARK_SUBMIT_OPTS": f"{java} {given}".strip()},
         )
 
     @property
@@ -63,21 +62,11 @@ class ServerProcess:
         said = self._log.read_bytes()[self._log_begins :]
         return self.exit_code() is not None and any(word in said for word in _TAKEN)
 
-    def end(self, *, well: bool) -> None:
-        """End it, which may take as long as it writes the archive of its classes.
-
-        Args:
-            well: it has served: what it writes is worth keeping.
-        """
-        archive, was_alive = self._archive, self.exit_code() is None
-        writes = archive is not None and archive.writes and well
+    def end(self) -> None:
+        """End it, whether it likes to or not."""
         self._process.terminate()
         try:
-            code = self._process.wait(_ARCHIVE_GRACE_S if writes else _GRACE_S)
+            self._process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            code = self._process.wait()
-        if archive is not None:
-            if writes and was_alive and code != _ENDED_BY_SIGTERM:
-                archive.give_up(f"a server that was to write it ended with exit code {code}")
-            archive.finish(ended_well=well and code == _ENDED_BY_SIGTERM)
+            self._process.wait()

@@ -10,7 +10,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.connect import ConnectAccess
-from airflow_hydrogen.contract.errors import ConnectRefusedError, ConnectServerError, HydrogenError
+from airflow_hydrogen.contract.errors import (
+    ConnectRefusedError,
+    ConnectServerError,
+    HydrogenError,
+    NotOnConnectError,
+)
 from airflow_hydrogen.runtime.connect.guarding import guarded
 from airflow_hydrogen.runtime.connect.leases import Lease, leased
 from airflow_hydrogen.runtime.connect.reach import require_reachable
@@ -81,8 +86,7 @@ class _Joined:
         lease.keep()
         self.secret = lease.session_id
         self._stack.callback(_put_back, lease)
-        for name, value in access.settings.items():
-            spark.conf.set(name, value)
+        _set(spark, access.settings)
         print(
             f"airflow-hydrogen: {'opened' if is_new else 'joined'} session {lease.session_id[:8]} of Spark "
             f"{spark.version} at {access.url}",
@@ -233,6 +237,16 @@ def _equip(spark: SparkSession, access: ConnectAccess) -> None:
         if files:
             spark.addArtifacts(*files, **{kind: True})
     spark.conf.set(_MARK, access.code)
+
+
+def _set(spark: SparkSession, settings: Mapping[str, str]) -> None:
+    from pyspark.errors import AnalysisException
+
+    for name, value in settings.items():
+        try:
+            spark.conf.set(name, value)
+        except AnalysisException as error:
+            raise NotOnConnectError(f"conf {name!r}", f"the server says {_first_line(str(error))}") from error
 
 
 def _clean(spark: SparkSession, lease: Lease, found: Mapping[str, str]) -> None:

@@ -119,7 +119,7 @@ def hook(**options: Any) -> HydrogenConnectHook:
 )
 def test_what_would_do_nothing_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(NotOnConnectError, match=said):
-        hook(**options)
+        hook(**options).require_possible()
 
 
 def test_sessions_of_other_code_are_others(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Commands that the provider adds to `airflow`."""
