@@ -11,7 +11,11 @@ import signal
 import sys
 
 from airflow_hydrogen.contract.connect import ConnectAccess
-from airflow_hydrogen.runtime.connect.guarding import DONE
+
+# Now, and not when it is needed: the archive that it is read from ends with the task.
+from airflow_hydrogen.runtime.connect.sessions import interrupt
+
+_DEADLINE_S = 60
 
 
 def main() -> None:
@@ -19,11 +23,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     line = sys.stdin.readline()
-    if not line or sys.stdin.readline().strip() == DONE:
+    if not line:
         return
+    sys.stdin.read()  # until the job has died: one that ends by itself ends its guard
+    signal.alarm(_DEADLINE_S)  # a server that says nothing is waited for by nobody
     job = json.loads(line)
-    from airflow_hydrogen.runtime.connect.sessions import interrupt
-
     interrupt(ConnectAccess.from_dict(job["access"]), job["session_id"])
 
 

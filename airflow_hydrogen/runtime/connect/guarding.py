@@ -13,8 +13,6 @@ from pathlib import Path
 import airflow_hydrogen
 from airflow_hydrogen.contract.connect import ConnectAccess
 
-DONE = "done"
-
 _GUARD = "airflow_hydrogen.runtime.connect.guard"
 
 
@@ -28,19 +26,23 @@ def guarded(access: ConnectAccess, session_id: str) -> Iterator[None]:
     """
     root = str(Path(airflow_hydrogen.__file__).parents[1])
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    with subprocess.Popen(
+    guard = subprocess.Popen(
         [sys.executable, "-m", _GUARD],
         stdin=subprocess.PIPE,
-        text=True,
+        # Whoever reads what this process says waits until nobody holds the other end.
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
         env=environ,
         start_new_session=True,
-    ) as guard:
-        assert guard.stdin is not None
-        guard.stdin.write(json.dumps({"access": access.to_dict(), "session_id": session_id}) + "\n")
-        guard.stdin.flush()
-        try:
-            yield
-        finally:
-            with suppress(BrokenPipeError):  # it has been killed
-                guard.stdin.write(f"{DONE}\n")
-                guard.stdin.flush()
+    )
+    assert guard.stdin is not None
+    try:
+        with suppress(BrokenPipeError):  # it has been killed
+            line = json.dumps({"access": access.to_dict(), "session_id": session_id})
+            guard.stdin.write(f"{line}\n".encode())
+        yield
+    finally:
+        guard.kill()
+        guard.wait()
+        guard.stdin.close()

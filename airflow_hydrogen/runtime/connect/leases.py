@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from airflow_hydrogen import __version__
 from airflow_hydrogen.contract.connect import ConnectAccess
@@ -52,11 +51,12 @@ class Lease:
         self.keep()
 
     def keep(self) -> None:
-        """Write it down for the next job."""
+        """Write it down for the next job. A full disk leaves nothing: that job takes a new session."""
         fields = ("session_id", "settings", "is_touched", "is_used")
         text = json.dumps({name: getattr(self, name) for name in fields}).encode()
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, text, 0)
 
 
 @contextmanager
@@ -95,7 +95,8 @@ def _locked(file: Path) -> int | None:
 
 def _read(file: int) -> Lease:
     """What the last job has written down. Half of it, of a machine that lost power, is nothing."""
-    found: dict[str, Any] = {"session_id": str(uuid.uuid4())}
-    with contextlib.suppress(ValueError):
-        found = json.loads(os.pread(file, os.fstat(file).st_size, 0))
-    return Lease(file, **found)
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        found = Lease(file, **json.loads(os.pread(file, os.fstat(file).st_size, 0)))
+        uuid.UUID(found.session_id)
+        return found
+    return Lease(file, str(uuid.uuid4()))

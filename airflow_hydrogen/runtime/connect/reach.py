@@ -13,19 +13,28 @@ from airflow_hydrogen.contract.connect import ConnectAccess
 from airflow_hydrogen.contract.errors import ConnectRefusedError, ConnectServerError
 
 _TIMEOUT_S = 10.0
+# How a client of HTTP/2 begins, and a frame without settings; a server answers with its own.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_FRAME_BYTES = 9
+_SETTINGS = 4
+_TLS_ALERT = 21
 
 
 def require_reachable(access: ConnectAccess) -> None:
-    """Look whether a server listens, and speaks TLS where the client will.
+    """Look whether a server listens, speaks TLS where the client will, and answers as gRPC does.
 
     Raises:
         ConnectServerError: nobody answers.
-        ConnectRefusedError: the client would speak TLS, and whoever answers does not.
+        ConnectRefusedError: the client would speak TLS and whoever answers does not, or the other way round,
+            or it is no server of that kind.
     """
     try:
         with socket.create_connection((access.host, access.port), _TIMEOUT_S) as connection:
             if access.speaks_tls:
-                _require_tls(access, connection)
+                with _tls(access, connection) as secured:
+                    _require_answer(access, secured)
+            else:
+                _require_answer(access, connection)
     except OSError as error:
         raise ConnectServerError(
             access.url, f"does not answer ({error}); is it started, and is that its host and port?"
@@ -38,14 +47,29 @@ def local_address(access: ConnectAccess) -> str:
         return str(connection.getsockname()[0])
 
 
-def _require_tls(access: ConnectAccess, connection: socket.socket) -> None:
+def _require_answer(access: ConnectAccess, connection: socket.socket) -> None:
+    connection.sendall(_HELLO)
+    found = b""
+    while len(found) < _FRAME_BYTES and (more := connection.recv(_FRAME_BYTES - len(found))):
+        found += more
+    if len(found) == _FRAME_BYTES and found[3] == _SETTINGS:
+        return
+    if not found:
+        raise ConnectionError("it hangs up; does it speak TLS, for which use_ssl is to be set?")
+    if found[0] == _TLS_ALERT:
+        problem = "speaks TLS, which this client is not told to: set use_ssl in the connection's extra field"
+    else:
+        problem = f"answers {found!r}, which is not gRPC: is that the port of Spark Connect?"
+    raise ConnectRefusedError(access.url, problem)
+
+
+def _tls(access: ConnectAccess, connection: socket.socket) -> ssl.SSLSocket:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the client checks them
     context.set_alpn_protocols(["h2"])
     try:
-        with context.wrap_socket(connection, server_hostname=access.host):
-            return
-    except (ssl.SSLError, ConnectionResetError, TimeoutError) as error:
+        return context.wrap_socket(connection, server_hostname=access.host)
+    except (ssl.SSLError, ConnectionResetError) as error:
         why = (
             "use_ssl is set"
             if access.use_ssl

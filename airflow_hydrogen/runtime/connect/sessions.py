@@ -7,12 +7,14 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.connect import ConnectAccess
 from airflow_hydrogen.contract.errors import (
     ConnectRefusedError,
     ConnectServerError,
+    GangError,
     HydrogenError,
     NotOnConnectError,
 )
@@ -35,13 +37,21 @@ _OLDEST = (4, 0)
 _RETRIES = 5
 _INTERRUPT_RETRIES = 2
 
+_CANCELLED = "OPERATION_CANCELED"
+# A server that hangs, or a way to it that is cut, is asked whether it is there. It minds to be asked more than
+# once in five minutes.
+_ALIVE = {
+    "grpc.keepalive_time_ms": 320_000,
+    "grpc.keepalive_timeout_ms": 30_000,
+    "grpc.http2.max_pings_without_data": 0,
+}
 _GONE = {
     "SESSION_CLOSED": "has closed the session, because nothing happened in it or it was told to",
     "SESSION_CHANGED": "was started anew meanwhile, and knows nothing of the session",
     "SESSION_NOT_FOUND": "has lost the session",
     "OPERATION_NOT_FOUND": "has lost the operation: it was started anew, or has no memory left for it",
     "OPERATION_ABANDONED": "has given the operation up, because nobody asked for its results",
-    "OPERATION_CANCELED": "has cancelled the operation, because somebody told it to",
+    _CANCELLED: "has cancelled the operation, because somebody told it to",
 }
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
@@ -73,19 +83,15 @@ class _Joined:
         if lease.is_used:  # by a job that died: what it has left there is not known
             _end(access, lease.session_id)
             lease.renew()
-        spark, found = _connected(access, lease)
+        lease.is_used = True  # before there is a guard, which ends what runs in it
+        lease.keep()
+        spark, is_new = _ready(access, lease)
         self._stack.callback(spark.client.close)
-        self._stack.enter_context(guarded(access, lease.session_id))
-        is_new = lease.settings is None or found.get(_MARK) != access.code
-        if is_new:
-            _equip(spark, access)
-            lease.settings = {**found, _MARK: access.code}
-        else:
-            _clean(spark, lease, found)
-        lease.is_used, lease.is_touched = True, touched
+        lease.is_touched = touched
         lease.keep()
         self.secret = lease.session_id
-        self._stack.callback(_put_back, lease)
+        self._stack.push(partial(_leave, access, spark, lease))
+        self._stack.enter_context(guarded(access, lease.session_id))
         _set(spark, access.settings)
         print(
             f"airflow-hydrogen: {'opened' if is_new else 'joined'} session {lease.session_id[:8]} of Spark "
@@ -164,9 +170,39 @@ def _forget() -> None:
     _open = None
 
 
-def _put_back(lease: Lease) -> None:
+def _leave(access: ConnectAccess, spark: SparkSession, lease: Lease, *failure: Any) -> None:
+    """Give a session back with nothing that runs in it; where that is not known, the next job closes it."""
+    error = failure[1]
+    if error is not None:
+        if not isinstance(error, Exception) or isinstance(_explained(access, error), ConnectServerError):
+            return
+        try:
+            spark.interruptAll()
+        except spark_errors():
+            return
     lease.is_used = False
     lease.keep()
+
+
+def _ready(access: ConnectAccess, lease: Lease) -> tuple[SparkSession, bool]:
+    """A client in a session that has the job's code and nothing else, and whether the session is new."""
+    spark, found = _connected(access, lease)
+    is_new = lease.settings is None or found.get(_MARK) != access.code
+    try:
+        if is_new:
+            _equip(spark, access)
+            lease.settings = {**found, _MARK: access.code}
+        else:
+            _clean(spark, lease, found)
+    except spark_errors() as error:
+        spark.client.close()
+        if is_new or _fault(access, error) is not None:
+            raise
+        print(f"airflow-hydrogen: a session is given up: {_first_line(str(error))}", flush=True)
+        _end(access, lease.session_id)
+        lease.renew()
+        return _ready(access, lease)
+    return spark, is_new
 
 
 def _connected(access: ConnectAccess, lease: Lease) -> tuple[SparkSession, dict[str, str]]:
@@ -192,6 +228,8 @@ def _client(access: ConnectAccess, session_id: str, retries: int) -> SparkSessio
     os.environ[MODE] = "1"
     os.environ.pop(_TOKEN, None)  # it would be sent to whatever server
     builder = DefaultChannelBuilder(access.url)
+    for option, value in _ALIVE.items():
+        builder.setChannelOption(option, value)
     for name, value in access.headers.items():
         builder.set(name, value)
     builder.set("session_id", session_id)
@@ -240,12 +278,12 @@ def _equip(spark: SparkSession, access: ConnectAccess) -> None:
 
 
 def _set(spark: SparkSession, settings: Mapping[str, str]) -> None:
-    from pyspark.errors import AnalysisException
+    from pyspark.errors import AnalysisException, IllegalArgumentException
 
     for name, value in settings.items():
         try:
             spark.conf.set(name, value)
-        except AnalysisException as error:
+        except (AnalysisException, IllegalArgumentException) as error:
             raise NotOnConnectError(f"conf {name!r}", f"the server says {_first_line(str(error))}") from error
 
 
@@ -266,7 +304,8 @@ def _clean(spark: SparkSession, lease: Lease, found: Mapping[str, str]) -> None:
             spark.catalog.dropTempView(row.viewName)
     for row in spark.sql("SHOW USER FUNCTIONS").collect():
         if "." not in row.function:
-            spark.sql(f"DROP TEMPORARY FUNCTION IF EXISTS `{row.function}`")
+            name = row.function.replace("`", "``")
+            spark.sql(f"DROP TEMPORARY FUNCTION IF EXISTS `{name}`")
 
 
 def _end(access: ConnectAccess, session_id: str) -> None:
@@ -289,7 +328,8 @@ def _explained(access: ConnectAccess, error: Exception) -> Exception:
     cause: BaseException | None = error
     while cause is not None:  # what has failed of it may have been taken for a fault of the source's
         if (found := _fault(access, cause)) is not None:
-            return found
+            # What ranks did not do in time, this process has cancelled itself.
+            return error if isinstance(error, GangError) and _CANCELLED in _said(cause) else found
         cause = cause.__cause__
     return error
 

@@ -75,3 +75,13 @@ def test_half_a_file_is_nothing(tmp_path: Path) -> None:
     file.write_text(file.read_text()[:20])
     with leased(ACCESS) as anew:
         assert anew.session_id != lease.session_id and anew.settings is None
+
+
+@pytest.mark.parametrize("text", ["{}", "null", '{"session_id": 5}', '{"session_id": "no"}', "\0" * 20])
+def test_nonsense_in_a_file_is_nothing(tmp_path: Path, text: str) -> None:
+    with leased(ACCESS) as lease:
+        lease.keep()
+    (file,) = [file for file in tmp_path.rglob("*") if file.is_file()]
+    file.write_text(text)
+    with leased(ACCESS) as anew:
+        assert anew.session_id != lease.session_id and not anew.is_used
