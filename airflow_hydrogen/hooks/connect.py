@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
+import re
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,6 +26,13 @@ CONN_TYPE = "spark_connect"
 SCHEME = "sc://"
 
 _SQL = "spark.sql."
+_TOKEN = re.compile(r"[!-~]+")
+# What Spark's client takes for one.
+_ENDINGS = {
+    "py_files": (".py", ".zip", ".egg", ".jar"),
+    "archives": (".zip", ".jar", ".tar.gz", ".tgz", ".tar"),
+    "files": ("",),
+}
 # Options of the operator that are about an application of its own -> how DAGs call them.
 _OF_APPLICATIONS = {
     "_packages": "packages",
@@ -41,7 +50,7 @@ _OF_APPLICATIONS = {
     "_proxy_user": "proxy_user",
     "_properties_file": "properties_file",
     "_yarn_queue": "yarn_queue",
-    "_spark_binary": "spark_binary",
+    "spark_binary": "spark_binary",
 }
 
 
@@ -85,6 +94,11 @@ def access_of(conn_id: str, connection: Connection) -> ConnectAccess:
     use_ssl = str(connection.extra_dejson.get("use_ssl", found.pop("use_ssl", False))).lower()
     if use_ssl not in ("true", "false"):
         raise InvalidJobError(f"connection {conn_id!r}: use_ssl must be true or false, found {use_ssl!r}")
+    if connection.password and not _TOKEN.fullmatch(connection.password):
+        raise InvalidJobError(
+            f"connection {conn_id!r}: its password, the token, has a blank, a line break or a letter that is "
+            "not ASCII in it; write the token alone"
+        )
     user = found.pop("user_id", None)
     return ConnectAccess(
         conn_id=conn_id,
@@ -155,20 +169,24 @@ class HydrogenConnectHook(HydrogenSparkSubmitHook):
             code: zips of Python code that the job needs, besides the author's own.
 
         Raises:
-            NotOnConnectError: files that are not on this machine.
+            NotOnConnectError: files that are not on this machine, or that a session does not take.
         """
         settings = {name: str(value) for name, value in self._conf.items()}
-        py_files = [*_local("py_files", self._py_files), *code]
-        archives, files = _local("archives", self._archives), _local("files", self._files)
+        sent = {
+            "py_files": [*_local("py_files", self._py_files), *map(str, code)],
+            "archives": _local("archives", self._archives),
+            "files": _local("files", self._files),
+        }
         digest = hashlib.sha256()
-        for file in (*py_files, *archives, *files):
-            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        for option, named in sent.items():
+            _require_names(option, named)
+            for name in named:
+                content = hashlib.sha256(_path(name).read_bytes()).hexdigest()
+                digest.update(repr((option, Path(name).name, content)).encode())
         return dataclasses.replace(
             self.access,
             settings=settings,
-            py_files=tuple(map(str, py_files)),
-            archives=tuple(map(str, archives)),
-            files=tuple(map(str, files)),
+            **{option: tuple(named) for option, named in sent.items()},
             code=digest.hexdigest(),
         )
 
@@ -197,7 +215,8 @@ class HydrogenConnectHook(HydrogenSparkSubmitHook):
 
     def _build_spark_submit_command(self, application: str) -> list[str]:
         environ = worker_environment(self._env_vars)
-        paths = [*_split(self._py_files), environ.get("PYTHONPATH", "")]
+        folder = Path(application).parent  # the task's own
+        paths = [*_importable(self._py_files, folder), environ.get("PYTHONPATH", "")]
         self._env = {
             **{name: str(value) for name, value in (self._env_vars or {}).items()},
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -225,15 +244,42 @@ _NO_CONNECTION: Mapping[str, Any] = {
 }
 
 
-def _local(option: str, named: str | None) -> list[Path]:
-    """Files of this machine that an option names."""
-    files = [Path(name.partition("#")[0]) for name in _split(named)]
-    for file in files:
-        if not file.is_file():
+def _local(option: str, named: str | None) -> list[str]:
+    """Files of this machine that an option names; an archive may have `#`, and the folder it becomes."""
+    names = _split(named)
+    for name in names:
+        if not _path(name).is_file():
             raise NotOnConnectError(
-                f"{option}={str(file)!r}", "files are sent from this machine, and it has none there"
+                f"{option}={name!r}", "files are sent from this machine, and it has none there"
             )
-    return files
+        if not _path(name).name.endswith(_ENDINGS[option]):
+            raise NotOnConnectError(
+                f"{option}={name!r}", f"names of these end with {' or '.join(_ENDINGS[option])}"
+            )
+        if "#" in name and option != "archives":
+            raise NotOnConnectError(f"{option}={name!r}", "only archives get another name")
+    return names
+
+
+def _require_names(option: str, named: Sequence[str]) -> None:
+    found: dict[str, str] = {}
+    for name in named:
+        other = found.setdefault(_path(name).name, name)
+        if other is not name:
+            raise NotOnConnectError(f"{option}='{other},{name}'", "a session has one file of a name")
+
+
+def _importable(py_files: str | None, folder: Path) -> list[str]:
+    """What this machine's Python imports them from: a module is put into a folder."""
+    names = _split(py_files)
+    modules = [name for name in names if name.endswith(".py")]
+    for name in modules:
+        shutil.copy(name, folder)
+    return [*([str(folder)] if modules else []), *(name for name in names if name not in modules)]
+
+
+def _path(name: str) -> Path:
+    return Path(name.partition("#")[0])
 
 
 def _split(named: str | None) -> list[str]:

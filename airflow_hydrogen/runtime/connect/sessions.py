@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.connect import ConnectAccess
@@ -38,8 +39,8 @@ _RETRIES = 5
 _INTERRUPT_RETRIES = 2
 
 _CANCELLED = "OPERATION_CANCELED"
-# A server that hangs, or a way to it that is cut, is asked whether it is there. It minds to be asked more than
-# once in five minutes.
+# A server that hangs, or a way to it that is cut, is asked whether it is there. It does not let itself be asked
+# twice in five minutes.
 _ALIVE = {
     "grpc.keepalive_time_ms": 320_000,
     "grpc.keepalive_timeout_ms": 30_000,
@@ -273,7 +274,7 @@ def _equip(spark: SparkSession, access: ConnectAccess) -> None:
     """Give a new session the code of the job."""
     for files, kind in ((access.py_files, "pyfile"), (access.archives, "archive"), (access.files, "file")):
         if files:
-            spark.addArtifacts(*files, **{kind: True})
+            spark.addArtifacts(*map(_uri, files), **{kind: True})
     spark.conf.set(_MARK, access.code)
 
 
@@ -285,6 +286,12 @@ def _set(spark: SparkSession, settings: Mapping[str, str]) -> None:
             spark.conf.set(name, value)
         except (AnalysisException, IllegalArgumentException) as error:
             raise NotOnConnectError(f"conf {name!r}", f"the server says {_first_line(str(error))}") from error
+
+
+def _uri(name: str) -> str:
+    """A file, and after `#` what it is to be called, as Spark's client takes any of them."""
+    path, mark, alias = name.partition("#")
+    return f"{Path(path).absolute().as_uri()}{mark}{alias}"
 
 
 def _clean(spark: SparkSession, lease: Lease, found: Mapping[str, str]) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ def test_a_connection_says_where_the_server_is(given: Connection, expected: Conn
         (connection("spark", host="sc://host/;token=hush"), "credentials stand in an address"),
         (connection("spark", host="sc://ada:hush@host"), "credentials stand in an address"),
         (connection("spark", host="sc://host/;session_id=1"), "names a session_id"),
+        (connection(host="host", password="hush\n"), "the token, has a blank, a line break"),
         (
             connection(host="host", extra={"use_ssl": "perhaps"}),
             "use_ssl must be true or false",
@@ -110,6 +113,7 @@ def hook(**options: Any) -> HydrogenConnectHook:
     [
         ({"executor_memory": "2g"}, "executor_memory='2g' is not possible on Spark Connect"),
         ({"packages": "a:b:1"}, "packages='a:b:1'"),
+        ({"spark_binary": "spark3-submit"}, "spark_binary='spark3-submit'"),
         ({"deploy_mode": "cluster"}, "deploy_mode='cluster'"),
         (
             {"conf": {"spark.executor.cores": 2, "spark.sql.ansi.enabled": True}},
@@ -132,7 +136,7 @@ def test_sessions_of_other_code_are_others(tmp_path: Path) -> None:
     assert found.code == hook(py_files=str(other)).with_code([code]).code
     code.write_bytes(b"another")
     assert found.code != hook(py_files=str(other)).with_code([code]).code
-    with pytest.raises(NotOnConnectError, match="py_files='s3:/bucket/a.zip'.*it has none there"):
+    with pytest.raises(NotOnConnectError, match="py_files='s3://bucket/a.zip'.*it has none there"):
         hook(py_files="s3://bucket/a.zip").with_code([])
 
 
@@ -173,3 +177,51 @@ def test_what_takes_a_spark_context_is_refused(changes: dict[str, Any], said: st
     require_possible(JOB)
     with pytest.raises(NotOnConnectError, match=said):
         require_possible(dataclasses.replace(JOB, **changes))
+
+
+def test_files_that_a_session_takes(tmp_path: Path) -> None:
+    for name in ("a.zip", "b.py", "c.txt", "other.zip"):
+        (tmp_path / name).write_text(name)
+    archive = f"{tmp_path}/a.zip#env"
+    sent = hook(archives=archive, files=f"{tmp_path}/c.txt").with_code([tmp_path / "other.zip"])
+    assert (sent.archives, sent.files) == ((archive,), (f"{tmp_path}/c.txt",))
+    others = (
+        {"archives": f"{tmp_path}/a.zip", "files": f"{tmp_path}/c.txt"},
+        {"archives": archive, "files": f"{tmp_path}/c.txt,{tmp_path}/a.zip"},
+        {"files": f"{tmp_path}/c.txt", "py_files": f"{tmp_path}/a.zip"},
+    )
+    codes = {hook(**other).with_code([tmp_path / "other.zip"]).code for other in others}
+    assert len({*codes, sent.code}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"py_files": "none.py"}, "py_files='none.py'.*has none there"),
+        ({"py_files": "c.whl"}, "names of these end with .py or .zip"),
+        ({"archives": "c.whl"}, "names of these end with .zip"),
+        ({"files": "c.whl#d"}, "only archives get another name"),
+        ({"files": "c.whl,below/c.whl"}, "files='c.whl,below/c.whl'.*one file of a name"),
+    ],
+)
+def test_files_that_a_session_does_not_take(
+    options: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("below").mkdir()
+    for name in ("c.whl", "below/c.whl"):
+        Path(name).touch()
+    with pytest.raises(NotOnConnectError, match=said):
+        hook(**options).with_code([])
+
+
+def test_a_module_of_py_files_is_imported_by_the_task_itself(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("value = 5")
+    (tmp_path / "secrets.py").write_text("raise RuntimeError('not named')")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "application.py").write_text("import mine, secrets; print(mine.value)")
+    started = hook(py_files=f"{tmp_path}/mine.py")
+    command = started._build_spark_submit_command(str(tmp_path / "job" / "application.py"))
+    environment = {**os.environ, **(started._env or {})}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "5\n", done.stderr
