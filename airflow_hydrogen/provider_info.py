@@ -85,13 +85,6 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "false",
                         "default": "auto",
                     },
-                    "session_idle_s": {
-                        "description": "After how many seconds without a task such a server ends.",
-                        "version_added": __version__,
-                        "type": "float",
-                        "example": "3600",
-                        "default": "600",
-                    },
                     "jars_folder": {
                         "description": (
                             "A folder with the jars of Spark's connectors (Delta, Avro, drivers of "

@@ -19,7 +19,7 @@ ROOT = BENCH.parent
 BENCHMARKS = (
     *("imports", "sensors", "deferred", "memory", "shared", "scale"),
     *("startup", "forks", "cold", "hosts", "faults", "overheads", "training", "bridge", "scoring", "delta"),
-    *("streams", "peers", "kinds", "stores", "sizes"),
+    *("streams", "peers", "kinds", "stores", "sizes", "sessions"),
 )
 
 
