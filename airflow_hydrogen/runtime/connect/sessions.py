@@ -39,8 +39,8 @@ _RETRIES = 5
 _INTERRUPT_RETRIES = 2
 
 _CANCELLED = "OPERATION_CANCELED"
-# A server that hangs, or a way to it that is cut, is asked whether it is there. It does not let itself be asked
-# twice in five minutes.
+# Whether it is there is asked of a server that hangs, or to which the way is cut. It does not let itself be
+# asked twice in five minutes.
 _ALIVE = {
     "grpc.keepalive_time_ms": 320_000,
     "grpc.keepalive_timeout_ms": 30_000,

@@ -85,9 +85,18 @@ def _look(files: Iterable[str]) -> Found:
     from pyarrow.fs import FileType
 
     found = {}
+    unseen: set[str] = set()
     for uri in files:
-        filesystem, path = filesystems.resolve(uri)
-        info = filesystem.get_file_info(path)
+        store = "/".join(uri.split("/", 3)[:3])
+        if store in unseen:
+            continue
+        try:
+            filesystem, path = filesystems.resolve(uri)
+            info = filesystem.get_file_info(path)
+        except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
+            unseen.add(store)
+            print(f"airflow-hydrogen: changes of {uri} are not seen from here: {error}", flush=True)
+            continue
         if info.type == FileType.File:
             found[uri] = (info.size, info.mtime_ns)
     return found

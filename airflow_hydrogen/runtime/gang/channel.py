@@ -98,6 +98,7 @@ class DriverChannel:
                 channel._serve(self.connection, self.rfile)
 
         class Server(socketserver.ThreadingTCPServer):
+            address_family = socket.AF_INET6 if ":" in bind else socket.AF_INET
             daemon_threads = True
             allow_reuse_address = True
             request_queue_size = 512

@@ -52,6 +52,15 @@ def test_tasks_that_meet_know_what_all_offer_by_rank(task, pool, monitor):
     assert sorted(call.args for call in monitor.started.call_args_list) == [(0, "here"), (1, "here")]
 
 
+def test_a_driver_that_is_reached_by_ipv6(monitor, pool):
+    channel = DriverChannel("::1", "::1", 1)
+    channel.open(monitor)
+    opened = TaskChannel(channel.address, 0, "here")
+    assert pool.submit(opened.meet, "port").result(5) == ["port"]
+    opened.close()
+    channel.close()
+
+
 def test_tasks_that_spark_starts_again_meet_where_those_before_are_gone(task, pool, monitor, eventually):
     first = task(1)
     waiting = pool.submit(first.meet, "old")
