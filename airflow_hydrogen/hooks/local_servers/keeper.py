@@ -117,7 +117,12 @@ class Keeper:
 
     def _tell(self, pid: int, port: int, token: str) -> None:
         self._folder.write_server(
-            {"url": f"sc://localhost:{port}", "token": token, "pid": pid, "began": began(pid)}
+            {
+                "url": f"sc://localhost:{port}",
+                "token": token,
+                "pid": pid,
+                "began": began(pid) or 0,  # none did: it has ended meanwhile
+            }
         )
 
     def _start_ahead(self, environment: Mapping[str, str], conf: Mapping[str, str]) -> dict[str, str]:

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.hooks.launchers import read_properties
-from airflow_hydrogen.hooks.local_servers.processes import began, listens
+from airflow_hydrogen.hooks.local_servers.processes import began, listens, lives
 from airflow_hydrogen.hooks.local_servers.properties import server_properties, write_properties
 
 TASK = {
@@ -55,6 +56,12 @@ def test_whatever_makes_another_server_makes_another_key(settings, options):
 
 def test_how_long_it_lives_does_not_make_another(settings):
     assert settings(idle_s=1.0, start_timeout_s=7.0).key() == settings().key()
+
+
+@pytest.mark.parametrize("idle_s", [0, -1.0, float("nan"), float("inf")])
+def test_an_idle_time_that_is_none_is_refused(settings, idle_s):
+    with pytest.raises(InvalidJobError, match="session_idle_s"):
+        settings(idle_s=idle_s)
 
 
 def test_other_code_of_this_package_makes_another_key(settings, tmp_path, monkeypatch):
@@ -105,6 +112,7 @@ def test_a_port_on_which_another_process_listens_is_not_the_servers():
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number():
-    assert began(os.getpid()) == began(os.getpid()) != None  # noqa: E711
-    assert began(os.getpid()) >= began(os.getppid())
-    assert began(2**22) is None
+    began_at = began(os.getpid())
+    assert began_at is not None and lives(os.getpid(), began_at)
+    assert not lives(os.getpid(), began_at - 1)
+    assert began(2**22) is None and not lives(2**22, 0)
