@@ -188,26 +188,47 @@ def test_another_port_is_tried_where_the_first_one_has_been_taken(settings):
         assert (folder_of(server).work / "tried").exists()
 
 
-def test_a_keeper_that_dies_while_it_starts_the_server_is_an_error(settings, eventually):
-    errors: list[BaseException] = []
+@pytest.fixture
+def starting(settings, eventually):
+    """The folder of a server that never answers, and how the task ends that waits for it."""
+    errors: list[str] = []
 
     def task() -> None:
         try:
             with joined(settings("mute"), quiet):
                 pass
         except LocalServerError as error:
-            errors.append(error)
+            errors.append(str(error))
 
     thread = threading.Thread(target=task)
     thread.start()
     folder = ServerFolder(servers_folder() / settings("mute").key())
     eventually(lambda: folder.keeper.exists() and folder.keeper.read_text(), "its keeper is there")
     assert [info.state for info in list_servers()] == ["starting"]
-    os.kill(int(folder.keeper.read_text()), signal.SIGKILL)
+
+    def end() -> str:
+        thread.join(10)
+        return errors[0]
+
+    yield folder, end
+    stop_server(force=True)
     thread.join(10)
-    assert "before it answered" in str(errors[0])
+
+
+def test_a_keeper_that_dies_while_it_starts_the_server_is_an_error(starting):
+    folder, end = starting
+    os.kill(int(folder.keeper.read_text()), signal.SIGKILL)
+    assert "before it answered" in end()
     assert [info.state for info in list_servers()] == ["dead"]
     assert stop_server() == ([folder.path.name], [])
+    assert list(servers_folder().iterdir()) == []
+
+
+def test_one_that_is_being_started_is_stopped_by_force(starting):
+    folder, end = starting
+    assert stop_server() == ([], [folder.path.name])
+    assert stop_server(force=True) == ([folder.path.name], [])
+    assert "it was told to end before it listened" in end()
     assert list(servers_folder().iterdir()) == []
 
 
@@ -225,6 +246,17 @@ def test_elsewhere_than_on_linux_there_is_none(settings, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(LocalServerError, match="darwin"), joined(settings(), quiet):
         pass
+    assert list_servers() == [] and stop_server() == ([], [])
+
+
+def test_what_removes_unused_temporary_files_finds_them_used(settings):
+    with joined(settings(), quiet) as server:
+        folder = folder_of(server)
+        os.utime(folder.users, (1, 1))
+        folders.keep_files(folder.path)
+        found = folder.users.stat()
+        assert found.st_mtime == 1.0, "nobody has used it"
+        assert time.time() - found.st_atime < 60
 
 
 def test_one_that_is_used_is_stopped_by_force_alone(settings, processes):
