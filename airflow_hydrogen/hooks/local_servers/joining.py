@@ -18,7 +18,7 @@ from airflow_hydrogen.contract.errors import LocalServerError
 from airflow_hydrogen.hooks.launchers import default_settings, spark_home
 from airflow_hydrogen.hooks.local_servers import folders
 from airflow_hydrogen.hooks.local_servers.folders import ServerFolder
-from airflow_hydrogen.hooks.local_servers.processes import MARK_VARIABLE, began
+from airflow_hydrogen.hooks.local_servers.processes import MARK_VARIABLE, lives
 from airflow_hydrogen.hooks.local_servers.settings import ServerSettings
 
 _KEEPER = "airflow_hydrogen.hooks.local_servers.keeper"
@@ -149,7 +149,7 @@ def _answer(seat: _Seat, deadline: float) -> dict[str, Any] | None:
         found = seat.folder.server()
         if seat.is_in_place():
             if found:
-                return found if began(found["pid"]) == found["began"] else None
+                return found if lives(found["pid"], found["began"]) else None
             if seat.is_kept():
                 time.sleep(_POLL_S)
                 continue

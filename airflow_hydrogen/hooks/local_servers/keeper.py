@@ -117,7 +117,12 @@ class Keeper:
 
     def _tell(self, pid: int, port: int, token: str) -> None:
         self._folder.write_server(
-            {"url": f"sc://localhost:{port}", "token": token, "pid": pid, "began": began(pid)}
+            {
+                "url": f"sc://localhost:{port}",
+                "token": token,
+                "pid": pid,
+                "began": began(pid) or 0,  # none did: it has ended meanwhile
+            }
         )
 
     def _start_ahead(self, environment: Mapping[str, str], conf: Mapping[str, str]) -> dict[str, str]:
@@ -161,15 +166,10 @@ class Keeper:
                 return f"nobody has used it for {self._plan['idle_s']:g} s"
             if time.monotonic() - touched > _TOUCH_S:
                 touched = time.monotonic()
-                self._keep_files()
+                folders.keep_files(self._folder.path)
+                if os.fstat(1).st_size > _MAX_LOG_BYTES:
+                    os.ftruncate(1, 0)  # whoever writes to it does so at its end
             self._sleep(min(_POLL_S, self._plan["idle_s"] / 4))
-
-    def _keep_files(self) -> None:
-        """Keep what removes unused temporary files from these, and the log from growing for ever."""
-        for file in self._folder.path.iterdir():
-            os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
-        if os.fstat(1).st_size > _MAX_LOG_BYTES:
-            os.ftruncate(1, 0)
 
     def _sleep(self, seconds: float) -> None:
         """Until a child has ended, or this process is told to, but not longer than that."""

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ def list_servers() -> list[ServerInfo]:
     Raises:
         UnwritableUriError: the temporary folder cannot be used.
     """
+    if sys.platform != "linux":  # where none can be
+        return []
     found = [_look(folder) for folder in _folders(folders.servers_folder())]
     return sorted((info for info in found if info is not None), key=lambda info: info.since)
 
@@ -70,9 +73,11 @@ def stop_server(key: str | None = None, *, force: bool = False) -> tuple[list[st
     Raises:
         UnwritableUriError: the temporary folder cannot be used.
     """
-    root = folders.servers_folder()
     ended: list[str] = []
     used: list[str] = []
+    if sys.platform != "linux":
+        return ended, used
+    root = folders.servers_folder()
     for folder in _folders(root):
         if key in (None, folder.path.name):
             (ended if _stop(folder, force=force) else used).append(folder.path.name)

@@ -54,6 +54,11 @@ def began(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def lives(pid: int, ticks: int) -> bool:
+    """Whether the process lives that had a number when it began then."""
+    return began(pid) == ticks
+
+
 def listens(pid: int, port: int) -> bool:
     """Whether a process itself, and not another that was faster, listens on a TCP port."""
     sockets = {f"socket:[{inode}]" for inode in _listening(port)}

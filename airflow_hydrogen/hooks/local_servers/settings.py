@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import airflow_hydrogen
 from airflow_hydrogen.clusters.endpoint import EMBEDDED_MASTER
+from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.python_workers import OF_EVERY_WORKER, READ_AT_IMPORT
 from airflow_hydrogen.hooks.launchers import (
     DEFAULT_SPARK_BINARY,
@@ -53,6 +55,9 @@ class ServerSettings:
         modules: what workers have imported before they are asked; none: they import for themselves.
         idle_s: how long it lives while nobody uses it. That of the task that starts it counts.
         start_timeout_s: how long it may take to answer.
+
+    Raises:
+        InvalidJobError: a time that is none.
     """
 
     spark_submit: str
@@ -63,6 +68,13 @@ class ServerSettings:
     modules: tuple[str, ...] = (*OF_EVERY_WORKER, *FRAMEWORKS)
     idle_s: float = IDLE_S
     start_timeout_s: float = START_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if not (self.idle_s > 0 and math.isfinite(self.idle_s)):
+            raise InvalidJobError(
+                "[airflow_hydrogen] session_idle_s must be a number of seconds above 0, found "
+                f"{self.idle_s!r}; to have no server left behind, turn local sessions off"
+            )
 
     @classmethod
     def find(
@@ -76,6 +88,7 @@ class ServerSettings:
             options: the other attributes.
 
         Raises:
+            InvalidJobError: a time that is none.
             SparkSubmitNotFoundError: no spark-submit.
             JavaNotFoundError: no Java.
         """

@@ -52,6 +52,15 @@ def test_the_second_job_writes_and_the_third_uses(tmp_path: Path, environ: dict[
     assert len(list((tmp_path / "cache" / FOLDER).iterdir())) == 1, "nothing else is left"
 
 
+def test_who_only_uses_it_neither_writes_nor_leaves_a_note(tmp_path: Path, environ: dict[str, str]) -> None:
+    found = find(tmp_path, environ)
+    assert found is not None and found.use() == ""
+    assert list((tmp_path / "cache" / FOLDER).iterdir()) == []
+    (tmp_path / "cache" / FOLDER / found._archive.name).write_text("classes")
+    assert file_of(found.use(), "SharedArchiveFile").read_text() == "classes"
+    assert not found.writes
+
+
 def test_what_a_jvm_wrote_that_was_killed_is_not_kept(tmp_path: Path, environ: dict[str, str]) -> None:
     begin(tmp_path, environ)
     killed, options = begin(tmp_path, environ)
