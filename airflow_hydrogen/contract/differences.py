@@ -96,13 +96,13 @@ def of_features(signature: Signature, columns: Columns) -> list[HydrogenError]:
 
 
 def of_output(signature: Signature, columns: Sequence[str], job: InferenceJob) -> list[HydrogenError]:
-    """What `keep_columns`, `output_columns` and the sink name and is not there, and columns that would be twice."""
+    """What is named by `keep_columns`, `output_columns` or the sink and is not there, or would be twice."""
     found: list[HydrogenError] = list(of_output_names(signature, job))
     if job.keep_columns is not None and (missing := set(job.keep_columns) - set(columns)):
         found.append(MissingColumnError("kept column", missing, columns))
     there = {name.lower() for name in columns}
-    if missing := [name for name in job.sink.partition_by if name.lower() not in there]:
-        found.append(MissingColumnError("partition column", missing, columns))
+    if absent := [name for name in job.sink.partition_by if name.lower() not in there]:
+        found.append(MissingColumnError("partition column", absent, columns))
     keep, outputs = plan_columns(columns, signature, job)
     written = [*keep, *job.sink.partition_columns, *outputs.values()]
     # Spark tells no column from another by capital letters.

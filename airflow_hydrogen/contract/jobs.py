@@ -423,8 +423,8 @@ class InferenceJob:
             )
         if self.sink.partition_by:
             raise InvalidJobError(
-                f"sink {self.sink} has partition_by, and a stream writes each batch into a folder of its own: "
-                "leave partition_by out, and keep its columns"
+                f"sink {self.sink} has partition_by, and a stream writes each of its batches into a folder "
+                "of its own: leave partition_by out, and keep its columns"
             )
         written = [("sink", self.sink.folder or self.sink.uri), ("quarantine", self.quarantine_uri)]
         self._check_loop(written)

@@ -1,4 +1,4 @@
-"""The partitions that one job replaces, all of them declared: those without rows are replaced as well. Pure."""
+"""The partitions that one job replaces, all of them declared: those without rows are replaced too. Pure."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def days(start: str, end: str) -> dict[str, list[str]]:
     return {DAYS: [start, end]}
 
 
-def declared(columns: Sequence[str], given: Any) -> tuple[Partition, ...] | dict[str, list[str]]:
-    """Partitions as a sink keeps them: a mapping for each of them, or `days` as long as these are templates.
+def declared(columns: Sequence[str], given: Any) -> tuple[str | Partition, ...] | dict[str, list[str]]:
+    """Partitions as a sink keeps them as long as they may be templates.
 
     Args:
         columns: by which they are told apart.
@@ -52,23 +52,27 @@ def declared(columns: Sequence[str], given: Any) -> tuple[Partition, ...] | dict
     if len(told) < len(found):
         twice = next(partition for place, partition in enumerate(found) if partition in found[:place])
         raise InvalidJobError(f"sink partitions name {twice!r} twice")
-    return tuple(found)
+    return tuple(
+        item if isinstance(item, str) else partition for item, partition in zip(given, found, strict=True)
+    )
 
 
-def expanded(columns: Sequence[str], kept: tuple[Partition, ...] | dict[str, list[str]]) -> Sequence[Partition]:
+def expanded(
+    columns: Sequence[str], kept: tuple[str | Partition, ...] | dict[str, list[str]]
+) -> tuple[Partition, ...]:
     """The partitions themselves, once templates are rendered.
 
     Raises:
         InvalidJobError: `days` of what is no day, or of no days.
     """
     if not isinstance(kept, Mapping):
-        return kept
+        return tuple(_partition(columns, item) for item in kept)
     start, end = (_day(text) for text in kept[DAYS])
     number = (end - start).days
     if number < 1:
         raise InvalidJobError(
-            f"sink partitions: there is no day from {start} until {end}, which is not one of them: give days() "
-            "the day after the last one"
+            f"sink partitions: there is no day from {start} until {end}, which is not one of them: give "
+            "days() the day after the last one"
         )
     if number > _MOST:
         raise InvalidJobError(f"sink partitions are {number:,} days, and a job replaces at most {_MOST:,}")
@@ -93,12 +97,17 @@ def _partition(columns: Sequence[str], item: Any) -> dict[str, str]:
 
 def _days(columns: Sequence[str], given: Mapping[str, Any]) -> dict[str, list[str]]:
     bounds = given.get(DAYS)
-    if set(given) != {DAYS} or not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:
+    if (
+        set(given) != {DAYS}
+        or not isinstance(bounds, Sequence)
+        or isinstance(bounds, str)
+        or len(bounds) != 2
+    ):
         raise InvalidJobError(f"sink partitions must be {_FORMS}; found {dict(given)!r}")
     if len(columns) != 1:
         raise InvalidJobError(
-            f"sink partitions: days() are the values of one column, and partition_by has {len(columns)}: list "
-            "the partitions, {column: value} each"
+            f"sink partitions: days() are the values of one column, and partition_by has {len(columns)}: "
+            "list the partitions, {column: value} each"
         )
     return {DAYS: list(bounds)}
 

@@ -37,9 +37,7 @@ class _Fields(NamedTuple):
 
 
 _KINDS: dict[str, _Fields] = {
-    "parquet": _Fields(
-        ("uri",), ("partition_by", "partitions"), ("replace", "append"), "Sink.parquet(uri)"
-    ),
+    "parquet": _Fields(("uri",), ("partition_by", "partitions"), ("replace", "append"), "Sink.parquet(uri)"),
     "delta": _Fields(("uri",), (), ("replace", "append", "merge"), "Sink.delta(uri)"),
     "iceberg": _Fields(
         ("table_name",),
@@ -374,8 +372,11 @@ class Sink:
         columns = ", ".join(self.partition_by)
         if isinstance(self.partitions, Mapping):
             return f"partitions by {columns}"
-        first, last = ("/".join(found.values()) for found in (self.partitions[0], self.partitions[-1]))
-        which = first if first == last else f"{first} to {last}"
+        told = [
+            found if isinstance(found, str) else "/".join(found.values())
+            for found in (self.partitions[0], self.partitions[-1])
+        ]
+        which = " to ".join(dict.fromkeys(told))
         return f"{len(self.partitions):,} partitions by {columns}: {which}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -387,7 +388,9 @@ class Sink:
                 plain = {"keys": list, "partition_by": list, "catalog": dict}.get(item.name)
                 document[item.name] = value if plain is None else plain(value)
         if isinstance(self.partitions, tuple) and self.partitions:
-            document["partitions"] = [dict(partition) for partition in self.partitions]
+            document["partitions"] = [
+                found if isinstance(found, str) else dict(found) for found in self.partitions
+            ]
         return document
 
     @classmethod

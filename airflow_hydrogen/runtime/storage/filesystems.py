@@ -274,6 +274,9 @@ def many(act: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
     Returns:
         What it has answered, in the order of the items.
     """
+    items = list(items)
+    if len(items) == 1:
+        return [act(items[0])]
     with ThreadPoolExecutor(_AT_ONCE, "stores") as pool:
         return list(pool.map(act, items))
 
