@@ -294,6 +294,26 @@ def test_a_store_that_fails_between_two_swaps_is_told_with_what_is_replaced(
     require_scored(scores)
 
 
+def test_a_newer_job_of_the_same_range_takes_what_an_older_one_puts_in_place(score, scores, monkeypatch):
+    """The older one finds that what it has staged is gone, and says why: no retry takes it back."""
+    commit, begun = swap.Replacement.commit, []
+
+    def take_meanwhile(replacement, **told):
+        commit(replacement, **told)
+        if not begun:
+            begun.append(swap.replacing_all([str(scores / f"ds={day}") for day in DECLARED], DECLARED))
+            begun[0].__enter__()
+
+    monkeypatch.setattr("airflow_hydrogen.runtime.storage.filesystems._AT_ONCE", 1)
+    monkeypatch.setattr(swap.Replacement, "commit", take_meanwhile)
+    with pytest.raises(PartlyReplacedError, match="1 of 10 partitions .*was taken by another app") as caught:
+        score()
+    assert not caught.value.retryable, "while the newer one writes"
+    begun[0].__exit__(None, None, None)
+    score()
+    require_scored(scores)
+
+
 def test_a_backfill_of_one_day_that_begins_later_keeps_its_rows(score, scores, lake, monkeypatch):
     """The range is scored and has replaced nothing when the day is claimed: all of it is to be done again."""
     day = DAYS[3]

@@ -91,9 +91,10 @@ class PartitionedFiles:
                 raise
             replaced.sort()
             print(f"these partitions hold the new rows: {', '.join(replaced)}", flush=True)
-            retryable = error.retryable if isinstance(error, HydrogenError) else True
+            said = swap.taken_meanwhile(self._replacements, error) or error
+            retryable = said.retryable if isinstance(said, HydrogenError) else True
             raise PartlyReplacedError(
-                self.name, replaced, len(self._replacements), str(error) or repr(error), retryable=retryable
+                self.name, replaced, len(self._replacements), str(said) or repr(said), retryable=retryable
             ) from error
 
     @property

@@ -230,7 +230,7 @@ def _replacing(wanted: Sequence[Replacement], staged: str) -> Iterator[list[Repl
         yield [claimed[replacement.target] for replacement in wanted]
     except Exception as error:
         sweep(staged)
-        taken = _taken(claimed.values(), error)
+        taken = taken_meanwhile(claimed.values(), error)
         filesystems.many(_release, claimed.values())
         if taken is not None:
             raise taken from error
@@ -329,15 +329,23 @@ def _describe(owner: Mapping[str, Any]) -> str:
     return f"another try ({names})"
 
 
-def _taken(replacements: Iterable[Replacement], error: Exception) -> PartitionTakenError | None:
-    """Why a try failed whose staged files a newer one has removed under its hands; None: there is none."""
+def taken_meanwhile(replacements: Iterable[Replacement], error: Exception) -> PartitionTakenError | None:
+    """Why a try failed whose staged files a newer one has removed under its hands.
+
+    Args:
+        replacements: of the try.
+        error: with which it failed.
+
+    Returns:
+        None where no newer one is to blame, or the error says it already.
+    """
     if isinstance(error, (PartitionTakenError, PartlyReplacedError)):
         return None
-    found = filesystems.many(_taken_meanwhile, replacements)
+    found = filesystems.many(_taken, replacements)
     return next((taken for taken in found if taken is not None), None)
 
 
-def _taken_meanwhile(replacement: Replacement) -> PartitionTakenError | None:
+def _taken(replacement: Replacement) -> PartitionTakenError | None:
     try:
         replacement.require_owner()
     except PartitionTakenError as taken:
