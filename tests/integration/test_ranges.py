@@ -150,7 +150,7 @@ def test_the_declared_partitions_are_replaced_and_no_others(
     empty = pq.read_table(next((scores / f"ds={EMPTY}").glob("*.parquet")), partitioning=None)
     assert (empty.num_rows, empty.schema.names) == (0, table.columns)
     names = [path.name for path in (scores / f"ds={DAYS[1]}").glob("*.parquet")]
-    assert names and all(("-c000" in name) is (writer == "Spark") for name in names)
+    assert names and all((".c000." in name) is (writer == "Spark") for name in names)
 
 
 @pytest.mark.parametrize("where", [None, "id % 1000 >= 0"], ids=["read by workers", "read by Spark"])
