@@ -36,7 +36,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_hydrogen.clusters.drivers import Driver, StandaloneDrivers
-from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract import jobs, reports, uris
 from airflow_hydrogen.contract.jobs import Job, TrainJob
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, Report, TrainReport
 from airflow_hydrogen.drivers import cluster_mode
@@ -89,7 +89,11 @@ def success(job: Job) -> Report:
     if isinstance(job, TrainJob):
         return TrainReport(model_uri=job.model_uri, np=abs(job.np) or 1, epochs=1, seconds={"total": 1.0})
     return InferenceReport(
-        output_uri=job.sink.output, model_uri=job.model_uri, rows=0, seconds={"total": 1.0}
+        output_uri=job.sink.output,
+        model_uri=job.model_uri,
+        rows=0,
+        partitions={uris.partition_folders(partition): 0 for partition in job.sink.partitions},
+        seconds={"total": 1.0},
     )
 
 
@@ -224,12 +228,14 @@ class TaskRun:
         xcoms: what it pushed, by key, besides the return value.
         outlet_extra: outlet asset -> the extra of its event.
         alias_events: name of an outlet asset alias -> URI of the asset that got an event through it -> extra.
+        partition_keys: outlet asset -> the partitions of which it got an event each; empty: one event.
     """
 
     return_value: Any
     xcoms: dict[str, Any]
     outlet_extra: dict[Any, dict[str, Any]]
     alias_events: dict[str, dict[str, dict[str, Any]]]
+    partition_keys: dict[Any, set[str]]
 
 
 def run_task(
@@ -294,8 +300,14 @@ def run_task(
         for through in event.asset_alias_events:
             assets = through_aliases.setdefault(through.source_alias_name, {})
             assets[through.dest_asset_key.uri] = through.extra
-    extras = {key: event.extra for key, event in events.items() if isinstance(key, Asset)}
-    return TaskRun(value, pushed, extras, through_aliases)
+    of_assets = {key: event for key, event in events.items() if isinstance(key, Asset)}
+    return TaskRun(
+        value,
+        pushed,
+        {key: event.extra for key, event in of_assets.items()},
+        through_aliases,
+        {key: getattr(event, "partition_keys", set()) for key, event in of_assets.items()},
+    )
 
 
 def _read_submission(hook: HydrogenSparkSubmitHook, application: str) -> Submission:

@@ -18,8 +18,8 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 BENCHMARKS = (
     *("imports", "sensors", "deferred", "memory", "shared", "scale"),
-    *("startup", "forks", "cold", "hosts", "faults", "overheads", "training", "bridge", "scoring", "delta"),
-    *("streams", "peers", "kinds", "stores", "sizes", "sessions"),
+    *("startup", "forks", "cold", "ranges", "hosts", "faults", "overheads", "training", "bridge", "scoring"),
+    *("delta", "streams", "peers", "kinds", "stores", "sizes", "sessions"),
 )
 
 

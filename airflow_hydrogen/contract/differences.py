@@ -96,12 +96,15 @@ def of_features(signature: Signature, columns: Columns) -> list[HydrogenError]:
 
 
 def of_output(signature: Signature, columns: Sequence[str], job: InferenceJob) -> list[HydrogenError]:
-    """What `keep_columns` and `output_columns` name and is not there, and columns that would be twice."""
+    """What is named by `keep_columns`, `output_columns` or the sink and is not there, or would be twice."""
     found: list[HydrogenError] = list(of_output_names(signature, job))
     if job.keep_columns is not None and (missing := set(job.keep_columns) - set(columns)):
         found.append(MissingColumnError("kept column", missing, columns))
+    there = {name.lower() for name in columns}
+    if absent := [name for name in job.sink.partition_by if name.lower() not in there]:
+        found.append(MissingColumnError("partition column", absent, columns))
     keep, outputs = plan_columns(columns, signature, job)
-    written = [*keep, *job.sink.partition, *outputs.values()]
+    written = [*keep, *job.sink.partition_columns, *outputs.values()]
     # Spark tells no column from another by capital letters.
     lower = [name.lower() for name in written]
     if twice := {name for name in written if lower.count(name.lower()) > 1}:
@@ -130,7 +133,7 @@ def plan_columns(
     keep = columns if job.keep_columns is None else job.keep_columns
     outputs = {spec.name: job.output_columns.get(spec.name, spec.name) for spec in signature.outputs}
     # The partition's own columns stand in the folder's name.
-    own = {name.lower() for name in job.sink.partition}
+    own = {name.lower() for name in job.sink.partition_columns}
     return [name for name in keep if name.lower() not in own], outputs
 
 

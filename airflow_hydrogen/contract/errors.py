@@ -35,6 +35,7 @@ HydrogenError
 │   ├── RaggedTensorError
 │   ├── ColumnCollisionError
 │   ├── PartitionValueError
+│   ├── UndeclaredPartitionError    rows of none of the partitions that a job replaces
 │   ├── MergeKeysError              rows of which a key is null, or stands twice
 │   ├── MessageIdError              rows that a consumer could not tell apart
 │   ├── BadRowsError                more rows that cannot be scored than the job allows
@@ -51,6 +52,7 @@ HydrogenError
 │   ├── TopicError                  brokers that do not take what is sent
 │   ├── TableBusyError              others have committed to a table first, every time
 │   ├── PartitionTakenError         a newer try writes the same partition
+│   ├── PartlyReplacedError         some of many partitions are replaced, and the others are not
 │   ├── CheckpointMismatchError     a checkpoint that is not that of the sink's batches
 │   ├── BatchesLostError            a table that lacks batches of its stream
 │   └── StreamTakenError            a newer try scores the same stream
@@ -561,6 +563,24 @@ class PartitionValueError(DataError):
         )
 
 
+class UndeclaredPartitionError(DataError):
+    """Rows of none of the partitions that the job replaces.
+
+    Example: `partitions=days("2013-01-01", "2013-02-01")` and a source that holds February as well.
+
+    Attributes:
+        found: partitions that such rows are of.
+    """
+
+    def __init__(self, columns: Iterable[str], found: Iterable[str], declared: str) -> None:
+        self.found = list(found)
+        super().__init__(
+            f"the source has rows of {', '.join(self.found)}, and the sink's partitions by "
+            f"{', '.join(map(repr, columns))} are {declared}; nothing is replaced. Filter the source with "
+            "'where', or name these in the sink's partitions"
+        )
+
+
 class MergeKeysError(DataError):
     """Rows that are to be merged by keys, and of which a key is null or stands twice.
 
@@ -822,6 +842,28 @@ class PartitionTakenError(SinkError):
         self.uri = uri
         self.owner = owner
         self.retryable = owner is None  # type: ignore[misc]
+
+
+class PartlyReplacedError(SinkError):
+    """A job failed when it had replaced some of its partitions. Each one holds old rows or new ones, and all.
+
+    Example: a store that stops to answer in mid-job. A retry replaces all of them.
+
+    Attributes:
+        replaced: those that hold the new rows.
+        retryable: as what happened is.
+    """
+
+    def __init__(
+        self, uri: str, replaced: Iterable[str], partitions: int, problem: str, *, retryable: bool = True
+    ) -> None:
+        self.replaced = list(replaced)
+        told = ", ".join(self.replaced[:3]) + (", ..." if len(self.replaced) > 3 else "")
+        super().__init__(
+            f"{len(self.replaced):,} of {partitions:,} partitions of {uri!r} hold the new rows ({told}), and "
+            f"the others hold the rows that they had: {problem}"
+        )
+        self.retryable = retryable  # type: ignore[misc]
 
 
 class TopicError(SinkError):

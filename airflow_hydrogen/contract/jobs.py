@@ -18,7 +18,8 @@ from airflow_hydrogen.contract.connect import ConnectAccess
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.gpus import gpu_share
-from airflow_hydrogen.contract.sinks import Sink as Sink  # where DAGs import it from
+from airflow_hydrogen.contract.partitions import days as days  # where DAGs import it from
+from airflow_hydrogen.contract.sinks import Sink as Sink  # likewise
 from airflow_hydrogen.contract.sinks import run_partition
 from airflow_hydrogen.contract.sources import Source as Source  # likewise
 from airflow_hydrogen.contract.stores import S3Access, buckets_of
@@ -375,7 +376,7 @@ class InferenceJob:
         _require_uri("model_uri", self.model_uri)
         if self.stream is not None:
             self._check_sink_of_stream()  # before the run takes the mode away
-        object.__setattr__(self, "sink", self.sink.for_run(self.run))
+        object.__setattr__(self, "sink", self.sink.with_partitions().for_run(self.run))
         if self.sink.uri is not None:
             uris.require_folder("sink", self.sink.folder or self.sink.uri)
         _require_import_path("prepare", self.prepare)
@@ -425,6 +426,11 @@ class InferenceJob:
             raise InvalidJobError(
                 f"max_rows_per_trigger counts messages of Kafka, and {self.source} is read by files: give "
                 "the source the option maxFilesPerTrigger"
+            )
+        if self.sink.partition_by:
+            raise InvalidJobError(
+                f"sink {self.sink} has partition_by, and a stream writes each of its batches into a folder "
+                "of its own: leave partition_by out, and keep its columns"
             )
         written = [("sink", self.sink.folder or self.sink.uri), ("quarantine", self.quarantine_uri)]
         self._check_loop(written)
@@ -502,6 +508,11 @@ class InferenceJob:
             raise InvalidJobError(
                 f"quarantine must be Parquet files, Sink.parquet(uri), which are replaced; found {place}"
             )
+        if place.partition_by != self.sink.partition_by or place.partitions != self.sink.partitions:
+            raise InvalidJobError(
+                f"quarantine {place} has partitions of its own, and is written in those of the sink "
+                f"{self.sink}: leave its own out"
+            )
         if place.partition != self._quarantine_partition:
             raise InvalidJobError(
                 f"quarantine has partition {dict(place.partition)!r}, and is written in the sink's partition "
@@ -525,11 +536,15 @@ class InferenceJob:
     @property
     def quarantine_sink(self) -> Sink:
         """Where quarantined rows go: what the job says, else a sibling of the sink's table."""
-        if self.quarantine is None:
-            uri = uris.beside_table(str(self.sink.uri), "_quarantine")
-            return Sink.parquet(uri, partition=self._quarantine_partition)
+        place = self.quarantine
+        if place is None:
+            place = Sink.parquet(uris.beside_table(str(self.sink.uri), "_quarantine"))
+        if self.sink.partition_by and not place.partition_columns:
+            return dataclasses.replace(
+                place, partition_by=self.sink.partition_by, partitions=self.sink.partitions
+            )
         return dataclasses.replace(
-            self.quarantine, partition=self.quarantine.partition or self._quarantine_partition
+            place.with_partitions(), partition=place.partition or self._quarantine_partition
         )
 
     @property

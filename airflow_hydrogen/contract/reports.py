@@ -86,7 +86,7 @@ class InferenceReport:
     """What a scoring did.
 
     Attributes:
-        output_uri: the partition that was replaced; None on failure.
+        output_uri: the partition that was replaced, or the table of many; None on failure.
         model_uri: the model that scored.
         model_version: its version: the SHA-256 of its manifest, with that of every file in it.
         model_alias: the alias that named it; None where the job names the model itself.
@@ -97,6 +97,8 @@ class InferenceReport:
         rows_in: rows read: those written, dropped and quarantined.
         rows_dropped: bad rows that are nowhere.
         rows_quarantined: bad rows at `quarantine_uri`.
+        partitions: of a sink with `partition_by`: folder below `output_uri` of every partition that was
+            replaced, `ds=2013-01-01` -> rows written; {} of others.
         quarantine_uri: the partition of quarantined rows that was replaced; None where bad rows go elsewhere.
         bad_rows: what is wrong with bad rows, without their values -> how many.
         columns: the columns of what was written -> Spark's names of their types.
@@ -121,6 +123,7 @@ class InferenceReport:
     rows_in: int = 0
     rows_dropped: int = 0
     rows_quarantined: int = 0
+    partitions: Mapping[str, int] = field(default_factory=dict)
     quarantine_uri: str | None = None
     bad_rows: Mapping[str, int] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from airflow_hydrogen.contract import brokers, catalogs, uris
+from airflow_hydrogen.contract import brokers, catalogs, partitions, uris
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.values import refuse_unknown_fields, require_fields
 
@@ -37,7 +37,7 @@ class _Fields(NamedTuple):
 
 
 _KINDS: dict[str, _Fields] = {
-    "parquet": _Fields(("uri",), (), ("replace", "append"), "Sink.parquet(uri)"),
+    "parquet": _Fields(("uri",), ("partition_by", "partitions"), ("replace", "append"), "Sink.parquet(uri)"),
     "delta": _Fields(("uri",), (), ("replace", "append", "merge"), "Sink.delta(uri)"),
     "iceberg": _Fields(
         ("table_name",),
@@ -72,7 +72,7 @@ class Sink:
 
     A run replaces its partition: completely, at once, and again where it is repeated. With `mode="append"`
     the partition has one column more, `hydrogen_run`, and with `mode="merge"` rows take the place of those
-    with the same keys.
+    with the same keys. With `partition_by` it replaces many, each of them so.
     """
 
     kind: SinkKind = "parquet"
@@ -81,6 +81,8 @@ class Sink:
     conn_id: str | None = None
     catalog: Mapping[str, str] = field(default_factory=dict)
     partition: Mapping[str, str] = field(default_factory=dict)
+    partition_by: Sequence[str] = ()
+    partitions: Any = ()
     mode: SinkMode = "replace"
     keys: Sequence[str] = ()
     work_uri: str | None = None
@@ -89,6 +91,8 @@ class Sink:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", tuple(self.keys))
+        if self.partition_by or self.partitions:
+            self._take_partitions()
         kinds = _KINDS.get(self.kind)
         if kinds is None:
             raise InvalidJobError(
@@ -111,6 +115,31 @@ class Sink:
                     f"sink partition {key!r} must be a string that is not empty, found {value!r}"
                 )
 
+    def _take_partitions(self) -> None:
+        """Check which partitions are replaced, and keep them in one form."""
+        if self.kind != "parquet":
+            raise InvalidJobError(
+                f"partition_by is for Sink.parquet: a {self.kind} sink replaces one partition a job, for its "
+                "commit names one; give it partition= and map the task over the partitions"
+            )
+        if isinstance(self.partition_by, str) or not self.partition_by or not self.partitions:
+            raise InvalidJobError(
+                "partition_by and partitions belong together, the columns and the values of all partitions "
+                'that the job replaces, as in Sink.parquet(uri, partition_by=["ds"], '
+                f'partitions=days("2013-01-01", "2014-01-01")); found {self.partition_by!r} and '
+                f"{self.partitions!r}"
+            )
+        if self.partition or self.mode != "replace":
+            raise InvalidJobError(
+                "partition_by names all of a partition's columns, and is for mode='replace' alone; found "
+                f"partition={dict(self.partition)!r}, mode={self.mode!r}"
+            )
+        columns = tuple(self.partition_by)
+        if len({name.lower() for name in columns}) < len(columns):
+            raise InvalidJobError(f"partition_by names a column twice: {', '.join(map(repr, columns))}")
+        object.__setattr__(self, "partition_by", columns)
+        object.__setattr__(self, "partitions", partitions.declared(columns, self.partitions))
+
     def _check_mode(self, modes: Sequence[SinkMode]) -> None:
         if self.mode not in modes:
             raise InvalidJobError(
@@ -132,7 +161,13 @@ class Sink:
 
     @classmethod
     def parquet(
-        cls, uri: str, *, partition: Mapping[str, str] | None = None, mode: SinkMode = "replace"
+        cls,
+        uri: str,
+        *,
+        partition: Mapping[str, str] | None = None,
+        partition_by: Sequence[str] = (),
+        partitions: Sequence[str | Mapping[str, str]] | Mapping[str, Sequence[str]] = (),
+        mode: SinkMode = "replace",
     ) -> Sink:
         """Parquet files.
 
@@ -140,10 +175,21 @@ class Sink:
             uri: the table's folder.
             partition: column and value of the partition that this run replaces, for example
                 `{"ds": "2013-01-01"}`. Without it the run replaces the whole folder.
+            partition_by: columns of the source, by whose values its rows are the rows of many partitions,
+                instead of `partition`.
+            partitions: all partitions that the run replaces, those without rows too, and a row of another one
+                is an error: a list of values, a list of {column: value} where there are several columns, or
+                `days(start, end)`, in which `end` is the day after the last one.
             mode: "replace", or "append" to add the run's rows beside those of other runs, in a partition
                 `hydrogen_run=...` of their own: a retry, or a clear, finds and replaces them.
         """
-        return cls(uri=uri, partition=dict(partition or {}), mode=mode)
+        return cls(
+            uri=uri,
+            partition=dict(partition or {}),
+            partition_by=partition_by,
+            partitions=partitions,
+            mode=mode,
+        )
 
     @classmethod
     def delta(
@@ -272,9 +318,32 @@ class Sink:
             return self
         return dataclasses.replace(self, mode="replace", partition={**self.partition, **run_partition(run)})
 
+    def with_partitions(self) -> Sink:
+        """The sink whose partitions are a list of them, once all templates are rendered.
+
+        Raises:
+            InvalidJobError: `days` of what is no day, or of no days.
+        """
+        if not self.partition_by:
+            return self
+        return dataclasses.replace(self, partitions=partitions.expanded(self.partition_by, self.partitions))
+
+    @property
+    def partition_columns(self) -> tuple[str, ...]:
+        """Columns that stand in the names of folders, and not in files."""
+        return (*self.partition, *self.partition_by)
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders that are replaced, each of them at once, where there are many: one a partition."""
+        return [uris.partition_uri(str(self.uri), partition) for partition in self.partitions]
+
     @property
     def folder(self) -> str | None:
-        """The folder that is replaced: `uri/ds=2013-01-01`, or `uri` itself; None where there is none."""
+        """The folder that is replaced: `uri/ds=2013-01-01`, or `uri` itself; None where there is none.
+
+        Where many partitions are replaced it is the one that they lie in.
+        """
         return uris.partition_uri(self.uri, self.partition) if self.kind == "parquet" and self.uri else None
 
     @property
@@ -289,6 +358,8 @@ class Sink:
 
     def __str__(self) -> str:
         """How messages call it."""
+        if self.partition_by:
+            return f"{self.folder} ({self._told_partitions()})"
         if self.folder:
             return self.folder
         if self.kind == "kafka":
@@ -297,14 +368,29 @@ class Sink:
         partition = ", ".join(f"{column}={value}" for column, value in self.partition.items())
         return where + (self.uri or str(self.table_name)) + (f" ({partition})" if partition else "")
 
+    def _told_partitions(self) -> str:
+        columns = ", ".join(self.partition_by)
+        if isinstance(self.partitions, Mapping):
+            return f"partitions by {columns}"
+        told = [
+            found if isinstance(found, str) else "/".join(found.values())
+            for found in (self.partitions[0], self.partitions[-1])
+        ]
+        which = " to ".join(dict.fromkeys(told))
+        return f"{len(self.partitions):,} partitions by {columns}: {which}"
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; but for the partition, fields at their defaults are left out."""
         document: dict[str, Any] = {"kind": self.kind, "partition": dict(self.partition)}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if item.name not in document and value not in (None, (), {}) and value != item.default:
-                plain = {"keys": list, "catalog": dict}.get(item.name)
+                plain = {"keys": list, "partition_by": list, "catalog": dict}.get(item.name)
                 document[item.name] = value if plain is None else plain(value)
+        if isinstance(self.partitions, tuple) and self.partitions:
+            document["partitions"] = [
+                found if isinstance(found, str) else dict(found) for found in self.partitions
+            ]
         return document
 
     @classmethod

@@ -180,12 +180,25 @@ def _sink_document(argument: str, value: Mapping[str, Any]) -> dict[str, Any]:
     document = _with_servers(_with_texts(argument, value, _SINK_TEXTS))
     if "keys" in document:
         document["keys"] = to_texts(f"{argument} keys", document["keys"])
+    if "partition_by" in document:
+        document["partition_by"] = to_texts(f"{argument} partition_by", document["partition_by"])
+    if "partitions" in document:
+        document["partitions"] = _partition_texts(f"{argument} partitions", document["partitions"])
     if "partition" in document:
         partition = to_mapping(f"{argument} partition", document["partition"])
         document["partition"] = {
             key: to_text(f"{argument} partition {key!r}", item) for key, item in partition.items()
         }
     return document
+
+
+def _partition_texts(argument: str, value: Any) -> Any:
+    """The texts of partitions, in whatever form they are declared; the sink says whether it is one."""
+    if isinstance(value, Mapping):
+        return {key: _partition_texts(f"{argument} {key!r}", item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_partition_texts(f"{argument}[{index}]", item) for index, item in enumerate(value)]
+    return to_text(argument, value)
 
 
 def _with_texts(argument: str, value: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -143,6 +143,10 @@ class HydrogenOperator(ClusterModeOperator):
     def _asset_extra(self, report: Any) -> dict[str, Any]:
         """What the events of outlet assets say, besides the run."""
 
+    def _partition_keys(self, report: Any) -> Sequence[str]:
+        """The partitions that were written, as Airflow calls them; none where they are not many."""
+        return ()
+
     def _s3_access(self) -> S3Access | None:
         if self.aws_conn_id is None:
             return None
@@ -517,7 +521,7 @@ class HydrogenOperator(ClusterModeOperator):
             del document["failure"]
             context["ti"].xcom_push(key="report", value=finite(document))
         extra = finite({**self._asset_extra(report), "run": dataclasses.asdict(run)})
-        emit_events(context, self.outlets, self._location(report), extra)
+        emit_events(context, self.outlets, self._location(report), extra, self._partition_keys(report))
         if self.multiple_outputs and not isinstance(result, Mapping):
             # TaskFlow infers it from a `-> dict`. The work is done: a single value is no reason to lose it.
             self.log.warning("multiple_outputs is ignored: the result is %r, not a mapping", result)

@@ -25,7 +25,8 @@ def describe_report(report: Report) -> str:
     rows = "" if report.rows is None else f" {report.rows:,} rows"
     if isinstance(report, InferenceReport):
         return (
-            f"Scored{rows}{_bad_rows(report)}{_batches(report)}{took}{_made_of(report)}: {report.output_uri}"
+            f"Scored{rows}{_bad_rows(report)}{_partitions(report)}{_batches(report)}{took}"
+            f"{_made_of(report)}: {report.output_uri}"
         )
     if report.reused:
         return f"The model is there already, from an earlier try: {report.model_uri}"
@@ -42,6 +43,16 @@ def _made_of(report: InferenceReport) -> str:
     version = report.source.get("version")
     at = "" if version is None or " at version " in report.source["source"] else f" at version {version}"
     return f", from {report.source['source']}{at} by model {report.model_version[:12]}"
+
+
+def _partitions(report: InferenceReport) -> str:
+    """Of many, how many, and which of them have no rows."""
+    if not report.partitions:
+        return ""
+    empty = sum(rows == 0 for rows in report.partitions.values())
+    return f" in {len(report.partitions):,} partitions" + (
+        f", {empty:,} of them without rows," if empty else ""
+    )
 
 
 def _batches(report: InferenceReport) -> str:

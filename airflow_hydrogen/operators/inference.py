@@ -23,6 +23,7 @@ from airflow_hydrogen.operators.arguments import (
     to_texts,
     to_uri,
 )
+from airflow_hydrogen.operators.assets import KEY_DELIMITER
 from airflow_hydrogen.operators.base import HydrogenOperator
 from airflow_hydrogen.operators.gang_conf import scoring_conf
 
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 class ArrowInferenceOperator(HydrogenOperator):
     """Score a table, a partition of it or a stream: one model load per Python worker, Arrow batches.
 
-    The run replaces exactly its partition of the sink, atomically; of a stream every micro-batch does. The
-    task returns the URI of the output; the XCom `report` holds rows, seconds, rows per second and versions.
+    The run replaces exactly its partition of the sink, atomically, or each of those that the sink declares;
+    of a stream every micro-batch does. The task returns the URI of the output; the XCom `report` holds rows,
+    seconds, rows per second and versions.
 
     Args:
         model_uri: a published model, such as the return value of a HorovodTrainOperator, or an alias of one:
@@ -236,6 +238,11 @@ class ArrowInferenceOperator(HydrogenOperator):
             "rows_dropped",
             "rows_quarantined",
             "quarantine_uri",
+            *(["partitions"] if report.partitions else []),
             *(["stream"] if report.stream else []),
         ]
         return {name: getattr(report, name) for name in told}
+
+    def _partition_keys(self, report: InferenceReport) -> list[str]:
+        partitions = to_sink("sink", self.sink).with_partitions().partitions
+        return [KEY_DELIMITER.join(partition.values()) for partition in partitions]

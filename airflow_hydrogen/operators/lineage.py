@@ -159,14 +159,16 @@ def of_scoring(job: InferenceJob, report: InferenceReport | None, around: Surrou
     """
     rows = report.rows_in if report and not job.prepare else None
     reads = list(_reads(job.source, report.source if report else {}, rows, around))
-    columns = {**report.columns, **dict.fromkeys(job.sink.partition)} if report and report.columns else {}
+    own = dict.fromkeys(job.sink.partition_columns)
+    columns = {**report.columns, **own} if report and report.columns else {}
     outputs = [
-        _output(name, _schema(columns), report.rows if report else None)
+        _output(name, _schema(columns), report.rows if report else None, job.sink.partitions)
         for name in _of_sink(job.sink, around)
     ]
     if job.on_bad_row == "quarantine":
         bad = report.rows_quarantined if report else None
-        outputs += [_output(name, {}, bad) for name in _of_sink(job.quarantine_sink, around)]
+        kept = job.quarantine_sink
+        outputs += [_output(name, {}, bad, kept.partitions) for name in _of_sink(kept, around)]
     return OperatorLineage(
         inputs=[
             *(read.dataset() for read in _joined(reads)),
@@ -364,15 +366,20 @@ def _url(place: Source | Sink, around: Surroundings) -> str | None:
         return None
 
 
-def _output(name: DatasetName, facets: dict[str, Any], rows: int | None = None) -> OutputDataset:
+def _output(
+    name: DatasetName,
+    facets: dict[str, Any],
+    rows: int | None = None,
+    partitions: Sequence[Mapping[str, str]] = (),
+) -> OutputDataset:
+    """A dataset that is written, or the partition that its name says, or those that are said beside it."""
     output_facets: dict[str, Any] = {}
     if rows is not None:
         statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(rowCount=rows)
         output_facets["outputStatistics"] = statistics
-    if name.partition:
-        output_facets["subset"] = base_subset_dataset.OutputSubsetOutputDatasetFacet(
-            _condition([name.partition])
-        )
+    written = [{**name.partition, **partition} for partition in partitions or [{}]]
+    if any(written):
+        output_facets["subset"] = base_subset_dataset.OutputSubsetOutputDatasetFacet(_condition(written))
     return OutputDataset(name.namespace, name.name, facets=facets, outputFacets=output_facets)
 
 

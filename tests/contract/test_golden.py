@@ -13,7 +13,7 @@ import pytest
 
 from airflow_hydrogen.contract import jobs, reports
 from airflow_hydrogen.contract.gang import GangOptions
-from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob
+from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Run, Sink, Source, TrainJob, days
 from airflow_hydrogen.contract.publications import PublishJob, PublishReport
 from airflow_hydrogen.contract.reports import Failure, InferenceReport, TrainReport
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
@@ -79,6 +79,13 @@ JOBS = {
         quarantine=Sink.parquet("/bad"),
         max_bad_rows=0.01,
     ),
+    "inference_job_range": InferenceJob(
+        model_uri="/models/flight_delay",
+        source=Source.parquet("/lake/flights", where="ds < '2013-07-03'"),
+        sink=Sink.parquet("/scores", partition_by=["ds"], partitions=days("2013-07-01", "2013-07-03")),
+        report_uri="/tmp/report.json",
+        on_bad_row="quarantine",
+    ),
     "inference_job_gpus": InferenceJob(
         model_uri="/models/flight_delay",
         source=Source.parquet("/lake/flights/ds=2013-07-01"),
@@ -134,6 +141,18 @@ REPORTS = {
         columns={"flight": "int", "delay": "float"},
         seconds={"total": 9.0},
         rows_per_second=110.4,
+        versions=VERSIONS,
+    ),
+    "inference_report_range": InferenceReport(
+        output_uri="/scores",
+        model_uri="/models/flight_delay",
+        model_version="ef" * 32,
+        rows=1000,
+        rows_in=1000,
+        partitions={"ds=2013-07-01": 1000, "ds=2013-07-02": 0},
+        columns={"flight": "int", "delay": "float"},
+        seconds={"total": 9.0},
+        rows_per_second=111.1,
         versions=VERSIONS,
     ),
     "inference_report_stream": InferenceReport(

@@ -20,7 +20,13 @@ ReadDay = Callable[[str, str], pd.DataFrame]
 def test_every_dag_imports(runner: DagRunner) -> None:
     dag_ids, errors = runner.dags()
     assert errors == {}
-    assert dag_ids == ["flights_score", "flights_train", "horovod_quickstart", "learning_rate_sweep"]
+    assert dag_ids == [
+        "flights_score",
+        "flights_score_range",
+        "flights_train",
+        "horovod_quickstart",
+        "learning_rate_sweep",
+    ]
 
 
 def test_a_model_that_beats_the_baseline_is_published(trained: DagRun) -> None:
@@ -130,6 +136,21 @@ def test_a_day_that_a_param_names_is_planned_with_the_model_of_the_asset(
         "ds": "2013-07-03",
         "model_uri": trained.events["flight_delay_model"]["model_uri"],
     }
+
+
+def test_many_days_are_scored_by_one_application(
+    runner: DagRunner, trained: DagRun, scored: DagRun, read_day: ReadDay
+) -> None:
+    before = read_day("scores", "2013-07-01")
+    run = runner.run("flights_score_range", conf={"start": "2013-07-02", "end": "2013-07-05"})
+    assert run.state == "success", run.tasks
+    flights = {day: len(read_day("lake/flights", day)) for day in ("2013-07-02", "2013-07-03", "2013-07-04")}
+    partitions = {f"ds={day}": rows for day, rows in flights.items()}
+    assert run.xcoms["score"]["report"]["partitions"] == partitions
+    assert run.events["flight_delay_scores"]["partitions"] == partitions
+    assert {day: len(read_day("scores", day)) for day in flights} == flights
+    assert run.events["flight_delay_scores"]["output_uri"] == run.xcoms["score"]["return_value"]
+    pd.testing.assert_frame_equal(read_day("scores", "2013-07-01"), before)
 
 
 def test_scoring_without_any_model_says_what_to_do(empty_home: Home) -> None:

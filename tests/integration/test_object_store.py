@@ -25,7 +25,7 @@ from airflow_hydrogen.contract.errors import (
     RankFailedError,
     UriInUseError,
 )
-from airflow_hydrogen.contract.jobs import Entrypoint, Run, Source, TrainJob
+from airflow_hydrogen.contract.jobs import Entrypoint, Run, Sink, Source, TrainJob, days
 from airflow_hydrogen.contract.pickling import dumps_by_value
 from airflow_hydrogen.contract.signatures import Signature
 from airflow_hydrogen.hooks import report_files
@@ -35,6 +35,8 @@ from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.models import aliases
 from airflow_hydrogen.runtime.models.directory import describe_files, open_model, publish, staging_uri
 from airflow_hydrogen.runtime.models.manifest import Manifest
+from airflow_hydrogen.runtime.sinks import partitioned
+from airflow_hydrogen.runtime.sinks.divided_files import PARTITION, DividedFile
 from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
 from airflow_hydrogen.runtime.storage import filesystems, swap
 from airflow_hydrogen.runtime.storage.checkpoints import CheckpointStore
@@ -245,6 +247,29 @@ def test_bad_rows_of_a_task_are_brought_to_their_partition(store: ObjectStore) -
         assert count_rows(target) == len(ids)
     names = [name for name, _size in filesystems.list_files(table)]
     assert len(names) == 2 and all(name.startswith("ds=1/") for name in names), "the rows and their list"
+
+
+def test_partitions_of_one_job_are_brought_to_their_folders_on_the_store(store: ObjectStore) -> None:
+    sink = Sink.parquet(
+        f"s3://{BUCKET}/scored", partition_by=["ds"], partitions=days("2013-01-01", "2013-01-31")
+    ).with_partitions()
+    schema = pa.schema([("id", pa.int64())])
+    for numbers in (range(29), range(1, 30)):
+        with partitioned.placing(sink, None) as placement:
+            target = placement.by_tasks
+            place = target.fitted(TaskFiles("sink", swap.staging_uri(target.place, swap.new_token()), schema))
+            with DividedFile(place) as file:
+                rows = {"id": [*numbers], PARTITION: pa.array(numbers, pa.int32())}
+                file.add(pa.record_batch(rows))
+            found = placement.found(place, file.names)
+            assert list(found.values()) == [int(number in numbers) for number in range(30)]
+            placement.commit(rows=29, model=None)
+        swap.sweep(place.folder)
+        assert [count_rows(folder) for folder in sink.folders] == [*found.values()]
+    listed = [name for name, _size in filesystems.list_files(f"s3://{BUCKET}/scored")]
+    assert len(listed) == 60 and {name.partition("/")[0] for name in listed} == {
+        f"ds={partition['ds']}" for partition in sink.partitions
+    }, "of each day a file and its list, and nothing beside them"
 
 
 def test_a_source_in_the_store_is_held_against_a_model_there_without_spark(store: ObjectStore) -> None:

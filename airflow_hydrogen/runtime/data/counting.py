@@ -41,7 +41,9 @@ def write_files(
     return int(counted(counter)["rows"])
 
 
-def stage(frame: DataFrame, uri: str, notes: str | None, form: str = "parquet") -> tuple[int, list[str]]:
+def stage(
+    frame: DataFrame, uri: str, notes: str | None, form: str = "parquet", by: str | None = None
+) -> tuple[int, list[str]]:
     """Write files to a new folder, of rows that carry notes or of rows that do not.
 
     Args:
@@ -49,16 +51,19 @@ def stage(frame: DataFrame, uri: str, notes: str | None, form: str = "parquet") 
         uri: the folder.
         notes: see `write_with_notes`; None: there are none.
         form: of the files, as Spark's writer calls it.
+        by: see `write_with_notes`; only where there are notes.
 
     Returns:
         Rows written, and the notes.
     """
     if notes is None:
         return write_files(frame, uri, form), []
-    return write_with_notes(frame, uri, notes, form)
+    return write_with_notes(frame, uri, notes, form, by)
 
 
-def write_with_notes(frame: DataFrame, uri: str, notes: str, form: str = "parquet") -> tuple[int, list[str]]:
+def write_with_notes(
+    frame: DataFrame, uri: str, notes: str, form: str = "parquet", by: str | None = None
+) -> tuple[int, list[str]]:
     """Write files to a new folder, of rows among which some carry a note to the driver and nothing else.
 
     Args:
@@ -66,6 +71,7 @@ def write_with_notes(frame: DataFrame, uri: str, notes: str, form: str = "parque
         uri: the folder.
         notes: the column of the notes, one line each, which is not written; null in rows that are.
         form: of the files, as Spark's writer calls it.
+        by: a column for each value of which there is a folder; None: there are none.
 
     Returns:
         Rows written, and the notes. Of a task that ran more than once, those of the try that Spark accepted.
@@ -82,7 +88,8 @@ def write_with_notes(frame: DataFrame, uri: str, notes: str, form: str = "parque
         functions.count_if(note.isNull()).alias("rows"),
         functions.concat_ws("\n", functions.collect_list(note)).alias("notes"),
     )
-    observed.where(note.isNull()).drop(notes).write.format(form).save(uris.spark_uri(uri))
+    writer = observed.where(note.isNull()).drop(notes).write.format(form)
+    (writer.partitionBy(by) if by else writer).save(uris.spark_uri(uri))
     found = counted(counter)
     return int(found["rows"]), found["notes"].splitlines()
 

@@ -18,6 +18,9 @@ ACCOUNT = "_hydrogen_account"
 
 REASONS_TOLD = 5
 
+# Counters by number, which JSON has no keys of.
+_NUMBERED = ("partitions", "bad_partitions", "batch_rows")
+
 
 @dataclass
 class Account:
@@ -26,8 +29,10 @@ class Account:
     Attributes:
         rows_in: rows that were read.
         rows: rows that were scored.
+        partitions: number of a partition -> rows that were scored, where the sink replaces many.
         files: those that hold scored rows, by their names, where tasks write them.
         bad: fault -> rows that were set aside with it.
+        bad_partitions: number of a partition -> rows that were set aside, where the sink replaces many.
         bad_files: those that hold such rows, by their names.
         unproven: see `Sifter`.
         failure: likewise.
@@ -38,8 +43,10 @@ class Account:
 
     rows_in: int = 0
     rows: int = 0
+    partitions: Counter[int] = field(default_factory=Counter)
     files: list[str] = field(default_factory=list)
     bad: Counter[str] = field(default_factory=Counter)
+    bad_partitions: Counter[int] = field(default_factory=Counter)
     bad_files: list[str] = field(default_factory=list)
     unproven: int = 0
     failure: str = ""
@@ -53,14 +60,15 @@ class Account:
 
     def dumps(self) -> str:
         """The account in one line."""
-        return json.dumps({**vars(self), "bad": dict(self.bad), "batch_rows": [*self.batch_rows.items()]})
+        numbered = {name: [*getattr(self, name).items()] for name in _NUMBERED}
+        return json.dumps({**vars(self), "bad": dict(self.bad), **numbered})
 
     @classmethod
     def loads(cls, text: str) -> Account:
         """Read `dumps`."""
         document = json.loads(text)
-        batch_rows = Counter(dict(document["batch_rows"]))
-        return cls(**{**document, "bad": Counter(document["bad"]), "batch_rows": batch_rows})
+        numbered = {name: Counter(dict(document[name])) for name in _NUMBERED}
+        return cls(**{**document, "bad": Counter(document["bad"]), **numbered})
 
     @classmethod
     def total(cls, accounts: Iterable[Account]) -> Account:
@@ -69,8 +77,10 @@ class Account:
         for account in accounts:
             total.rows_in += account.rows_in
             total.rows += account.rows
+            total.partitions.update(account.partitions)
             total.files += account.files
             total.bad.update(account.bad)
+            total.bad_partitions.update(account.bad_partitions)
             total.bad_files += account.bad_files
             total.unproven += account.unproven
             total.failure = total.failure or account.failure

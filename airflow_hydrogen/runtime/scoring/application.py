@@ -29,9 +29,9 @@ from airflow_hydrogen.runtime.scoring.planning import Scoring, score
 from airflow_hydrogen.runtime.scoring.sinks import Written
 from airflow_hydrogen.runtime.scoring.watching import RowCounter, progress_told
 from airflow_hydrogen.runtime.session import spark_session
-from airflow_hydrogen.runtime.sinks import placements
+from airflow_hydrogen.runtime.sinks import parquet, placements
 from airflow_hydrogen.runtime.spark_errors import original_error
-from airflow_hydrogen.runtime.storage import filesystems, s3
+from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -116,6 +116,7 @@ def _run(job: InferenceJob) -> InferenceReport:
         rows_in=written.rows_in,
         rows_dropped=written.dropped,
         rows_quarantined=written.quarantined,
+        partitions=dict(written.partitions),
         quarantine_uri=job.quarantine_uri,
         bad_rows=dict(written.bad),
         columns={field.name: field.dataType.simpleString() for field in scoring.schema},
@@ -134,7 +135,7 @@ def require_writable(job: InferenceJob) -> None:
     """
     placements.require_writable(job.sink, job.access)
     if job.quarantine_uri is not None:
-        filesystems.require_writable("quarantine", job.quarantine_uri)
+        parquet.require_writable("quarantine", job.quarantine_sink)
 
 
 def manifest_of(job: InferenceJob) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -12,13 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from airflow_hydrogen.contract.errors import (
-    ModelSignatureError,
-    PartitionValueError,
-    UndecodableError,
-)
+from airflow_hydrogen.contract.errors import ModelSignatureError, UndecodableError
 from airflow_hydrogen.contract.jobs import BatchRows
 from airflow_hydrogen.contract.signatures import OutputSpec
 from airflow_hydrogen.contract.stores import S3Access
@@ -31,8 +25,10 @@ from airflow_hydrogen.runtime.models.predictors import Arrays, Predict, load_pre
 from airflow_hydrogen.runtime.scoring import sizing
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.bad_rows import BadRows
+from airflow_hydrogen.runtime.scoring.partitions import Partitions, counts, require_constant
 from airflow_hydrogen.runtime.scoring.sifting import Sifter
 from airflow_hydrogen.runtime.scoring.sizing import Trial
+from airflow_hydrogen.runtime.sinks.divided_files import PARTITION, DividedFile
 from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
 from airflow_hydrogen.runtime.storage import s3
 
@@ -81,6 +77,7 @@ class Scorer:
         outputs: output name -> column name.
         added: columns that every row gets, behind the outputs -> their text.
         constants: columns that must hold one value in every row: the partition that is written.
+        partitions: those that are written, where they are many; None: they are not.
         batch_rows: rows of one call of the model, or "auto": see `sizing`.
         threads: math threads of one worker.
         sifting: what becomes of rows that cannot be scored; None: the first one fails the task.
@@ -103,6 +100,7 @@ class Scorer:
     output: TaskFiles | None = None
     bad_output: TaskFiles | None = None
     added: Mapping[str, str] = field(default_factory=dict)
+    partitions: Partitions | None = None
     s3: S3Access | None = field(default=None, repr=False)
     hides_gpus: bool = False
 
@@ -124,6 +122,8 @@ class Scorer:
         with _file(self.output) as written, _file(self.bad_output) as bad:
             for batch in rebatch(_counted(batches, account), lambda: trial.rows if trial else self.rows_told):
                 self._require_constants(batch)
+                if self.partitions is not None:
+                    batch = self.partitions.numbered(batch)
                 while written is not None and told < done // self.rows_told:
                     told += 1
                     yield _rows_of_nulls(ANSWER)
@@ -138,6 +138,8 @@ class Scorer:
                     schema = ANSWER if written is not None else self._schema(batch)
                 for scored in score(batch):
                     account.rows += scored.num_rows
+                    if self.partitions is not None:
+                        account.partitions.update(counts(scored))
                     if written is None:
                         yield scored.append_column(ACCOUNT, pa.nulls(scored.num_rows, pa.string()))
                     else:
@@ -146,10 +148,10 @@ class Scorer:
                     account.require_few(self.sifting.limit, self.sifting.target, " so far in one task")
         if score is None:
             return  # no rows
-        account.files = [written.name] if written is not None and written.name else []
+        account.files = [] if written is None else written.names
         if trial is not None:
             account.batch_rows[trial.fastest] += account.rows_in
-        account.bad_files = [bad.name] if bad is not None and bad.name else []
+        account.bad_files = [] if bad is None else bad.names
         account.notes = _notes(self.engine)
         if sifter is not None:
             account.unproven, account.failure = sifter.unproven, sifter.failure
@@ -212,7 +214,7 @@ class Scorer:
     def _require_constants(self, batch: pa.RecordBatch) -> None:
         for column, value in self.constants.items():
             if column in batch.schema.names:
-                _require_constant(column, batch.column(column), value)
+                require_constant(column, batch.column(column), value)
 
     def _assemble(self, batch: pa.RecordBatch, outputs: Arrays) -> pa.RecordBatch:
         arrays = [batch.column(name) for name in self.keep]
@@ -220,7 +222,11 @@ class Scorer:
             if spec.name in self.outputs:
                 arrays.append(output_column(spec, outputs, batch.num_rows))
         arrays += [pa.repeat(pa.scalar(text, pa.string()), batch.num_rows) for text in self.added.values()]
-        return pa.RecordBatch.from_arrays(arrays, [*self.keep, *self.outputs.values(), *self.added])
+        names = [*self.keep, *self.outputs.values(), *self.added]
+        if self.partitions is not None:
+            arrays.append(batch.column(PARTITION))
+            names.append(PARTITION)
+        return pa.RecordBatch.from_arrays(arrays, names)
 
 
 def _notes(engine: str) -> list[str]:
@@ -239,11 +245,13 @@ def _notes(engine: str) -> list[str]:
     ]
 
 
-def _set_aside(account: Account, file: TaskFile | None) -> _SetAside:
+def _set_aside(account: Account, file: TaskFile | DividedFile | None) -> _SetAside:
     """What takes the rows that cannot be scored: into the account, and into a file where there is one."""
 
     def set_aside(rows: pa.RecordBatch, bad: BadRows) -> None:
         account.bad[bad.fault] += rows.num_rows
+        if PARTITION in rows.schema.names:
+            account.bad_partitions.update(counts(rows))
         if file is not None:
             file.add(rows.append_column(REASON, pa.array(bad.reasons, pa.string())))
 
@@ -256,8 +264,10 @@ def _sifted(sifter: Sifter, set_aside: _SetAside, batch: pa.RecordBatch) -> list
     return sifter.score(decoded) if decoded is not None else []
 
 
-def _file(place: TaskFiles | None) -> AbstractContextManager[TaskFile | None]:
-    return nullcontext() if place is None else TaskFile(place)
+def _file(place: TaskFiles | None) -> AbstractContextManager[TaskFile | DividedFile | None]:
+    if place is None:
+        return nullcontext()
+    return DividedFile(place) if place.divided else TaskFile(place)
 
 
 def _rows_of_nulls(schema: pa.Schema) -> pa.RecordBatch:
@@ -374,21 +384,3 @@ def _beginning(value: Any) -> str:
     """What came, in one line and not all of it."""
     text = repr(value)
     return text if len(text) <= _TOLD else f"{text[:_TOLD]} ..."
-
-
-def _require_constant(name: str, column: pa.Array, value: str) -> None:
-    """Compare as the column's own type: `hour=05` is the 5 of a column of integers."""
-    found = pc.unique(column)
-    if len(found) > 1 or (len(found) == 1 and found[0] != _partition_scalar(value, column.type)):
-        raise PartitionValueError(name, value, [str(item) for item in found][:5])
-
-
-def _partition_scalar(value: str, type_: pa.DataType) -> pa.Scalar | None:
-    """A partition's text as a value of a column's type; None where it cannot be one."""
-    ways = [type_]
-    if pa.types.is_timestamp(type_):  # with an offset or without one, which then is UTC
-        ways += [pa.timestamp(type_.unit, "UTC"), pa.timestamp(type_.unit)]
-    for way in ways:
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return pa.scalar(value, pa.string()).cast(way).cast(type_)
-    return None

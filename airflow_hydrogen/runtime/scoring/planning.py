@@ -31,7 +31,9 @@ from airflow_hydrogen.runtime.scoring import direct
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT
 from airflow_hydrogen.runtime.scoring.direct import RowGroup
 from airflow_hydrogen.runtime.scoring.inference import REASON, Scorer, Sifting
+from airflow_hydrogen.runtime.scoring.partitions import Partitions
 from airflow_hydrogen.runtime.session import is_local
+from airflow_hydrogen.runtime.sinks.divided_files import PARTITION
 from airflow_hydrogen.runtime.sinks.tables import LABEL, Types
 from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 
@@ -89,7 +91,7 @@ class Scoring:
         scorer = replace(self.scorer, output=output, bad_output=bad_output)
         if output is not None:
             return self.run(scorer, _answers(None))
-        scored = self.run(scorer, _answers(self.schema))
+        scored = self.run(scorer, _answers(self.schema, divided=scorer.partitions is not None))
         return scored if self.finish is None else self.finish(scored)
 
     def is_written_by_workers(self, folder: str) -> bool:
@@ -154,8 +156,10 @@ def score(
     found = {name.lower(): name for name in frame.columns}
     partition = {name: found[name.lower()] for name in job.sink.partition if name.lower() in found}
     constants = {column: job.sink.partition[name] for name, column in partition.items()}
+    partitions = Partitions.of(job.sink, frame.schema)
     features = [column.name for column in manifest.signature.columns]
-    needed = list(dict.fromkeys([*features, *keep, *constants, *traces]))
+    divided_by = partitions.columns if partitions else ()
+    needed = list(dict.fromkeys([*features, *keep, *constants, *divided_by, *traces]))
     scorer = Scorer(
         model_uri=uris.canonical(job.model_uri),
         manifest=manifest,
@@ -168,6 +172,7 @@ def score(
         threads=threads_per_task(spark, slots),
         sifting=_sifting(job),
         added=added or {},
+        partitions=partitions,
         s3=job.s3,
         hides_gpus=not is_local(spark),
     )
@@ -308,7 +313,7 @@ def quarantine_schema(schema: StructType, needed: Iterable[str], job: InferenceJ
     import pyarrow as pa
 
     # The partition's own columns stand in the folder's name, as they do for scores.
-    own = {name.lower() for name in job.sink.partition}
+    own = {name.lower() for name in job.sink.partition_columns}
     names = [name for name in needed if name.lower() not in own and name != FAULT]
     if REASON in names:
         raise ColumnCollisionError([REASON], "the source's SQL or 'prepare'")
@@ -316,14 +321,15 @@ def quarantine_schema(schema: StructType, needed: Iterable[str], job: InferenceJ
     return pa.schema([*fields, pa.field(REASON, pa.string())])
 
 
-def _answers(schema: StructType | None) -> StructType:
+def _answers(schema: StructType | None, *, divided: bool = False) -> StructType:
     """What tasks answer: accounts, and scored rows of a schema, each null where the other one is."""
-    from pyspark.sql.types import StringType, StructField, StructType
+    from pyspark.sql.types import IntegerType, StringType, StructField, StructType
 
     rows = schema.fields if schema is not None else ()
     return StructType(
         [
             *(StructField(field.name, field.dataType, metadata=field.metadata) for field in rows),
+            *([StructField(PARTITION, IntegerType())] if divided else []),
             StructField(ACCOUNT, StringType()),
         ]
     )

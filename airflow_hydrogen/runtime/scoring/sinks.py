@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ class Written:
         bad: fault -> bad rows that have it.
         notes: what the log has to say of the tasks.
         batch_rows: as an account has them.
+        partitions: folder of a partition below the table's -> rows of it, where many are replaced.
     """
 
     rows: int
@@ -44,6 +45,7 @@ class Written:
     bad: Counter[str] = field(default_factory=Counter)
     notes: tuple[str, ...] = ()
     batch_rows: Counter[int] = field(default_factory=Counter)
+    partitions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows_in(self) -> int:
@@ -84,7 +86,8 @@ def place(
 
     Nothing is replaced before all rows are accounted for. Then the quarantine is, and the scores after it: a
     job that dies between the two leaves the scores as they were. Nobody finds new scores whose missing rows
-    are nowhere, and the retry replaces both. Tries share nothing, and the newest wins.
+    are nowhere, and the retry replaces both. Tries share nothing, and the newest wins. Many partitions are
+    replaced one by one, each at once, those of the quarantine first.
 
     Args:
         spark: the session.
@@ -107,7 +110,8 @@ def place(
         kept = bad_output = None
         if scoring.bad_rows is not None:
             kept = tries.enter_context(parquet.placing(job.quarantine_sink, job.run))
-            bad_output = TaskFiles("quarantine", _folder_of(kept.name, tries), scoring.bad_rows)
+            folder = _folder_of(kept.by_tasks.place, tries)
+            bad_output = kept.by_tasks.fitted(TaskFiles("quarantine", folder, scoring.bad_rows))
         scores = tries.enter_context(
             placing(spark, job.sink, job.run, job.access, scoring.types, scoring.schema, job.batch)
         )
@@ -123,23 +127,22 @@ def place(
         account.require_few(job.max_bad_rows, scores.name)
         scores.require_owner()  # a newer try removes what this one has staged
         require_turn()
-        found = (
-            scores.count()
-            if target is None or output is None
-            else output.accept(account.files, target.staged)
-        )
-        _require_all(scores.name, account.rows, found)
+        _require_each(scores.found(output, account.files), account.rows, account.partitions)
         written = Written(
             account.rows,
             dropped=account.rows_bad,
             bad=account.bad,
             notes=tuple(account.notes),
             batch_rows=account.batch_rows,
+            partitions={
+                uris.partition_folders(partition): account.partitions[number]
+                for number, partition in enumerate(job.sink.partitions)
+            },
         )
         if kept is not None and bad_output is not None:
             kept.require_owner()
-            kept_rows = bad_output.accept(account.bad_files, kept.by_tasks.staged)
-            _require_all(kept.name, account.rows_bad, kept_rows)
+            kept_rows = kept.found(bad_output, account.bad_files)
+            _require_each(kept_rows, account.rows_bad, account.bad_partitions)
             written = replace(written, dropped=0, quarantined=account.rows_bad)
         written.require_sum(account.rows_in, scores.name)
         written.require_sum(scoring.rows, scores.name)
@@ -170,6 +173,12 @@ def _folder_of(target: str, tries: ExitStack) -> str:
     tries.callback(swap.sweep, folder)
     filesystems.make_folder(folder)
     return folder
+
+
+def _require_each(found: Mapping[str, int], rows: int, partitions: Counter[int]) -> None:
+    """Raise unless all rows are there that the tasks have written, of each partition where these are many."""
+    for number, (target, there) in enumerate(found.items()):
+        _require_all(target, partitions[number] if partitions else rows, there)
 
 
 def _require_all(target: str, written: int, found: int) -> None:

@@ -154,7 +154,7 @@ class Rows(StagedFiles):
         # Tries count up, whatever the clocks of their hosts say.
         newest = max(target.tries(table, self._of_place).values(), default=0)
         self._number = max(time.time_ns(), newest + 1)
-        self.by_tasks = TaskTarget(
+        self.by_tasks: TaskTarget = TaskTarget(
             staged=replacement.staged,
             place=replacement.target,
             schema=target.file_schema(table),

@@ -33,6 +33,7 @@ from airflow_hydrogen.runtime.sinks import dialects, tables
 from airflow_hydrogen.runtime.sinks.connections import Connection, Database, Table, transact
 from airflow_hydrogen.runtime.sinks.tables import Types
 from airflow_hydrogen.runtime.sinks.targets import Target
+from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 from airflow_hydrogen.runtime.spark_errors import spark_errors
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ class Rows:
         """The rows in the staging table, of attempts that Spark has accepted."""
         with self._explained(), self._database.connected() as connection:
             return connection.count(f"select count(*) from {self._place.quoted} where {self._accepted}")
+
+    def found(self, files: TaskFiles | None, names: Sequence[str]) -> dict[str, int]:
+        """Count the rows that are staged, which no task has written into a file; see `Placement`."""
+        return {self.name: self.count()}
 
     def require_owner(self) -> None:
         """Raise PartitionTakenError where a newer try has begun, or has removed what this one has staged."""

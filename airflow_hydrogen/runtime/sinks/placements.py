@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,7 +12,7 @@ from airflow_hydrogen.contract.streams import Batch
 from airflow_hydrogen.runtime.data.databases import Access
 from airflow_hydrogen.runtime.sinks import delta, hive, iceberg, jdbc, kafka, parquet
 from airflow_hydrogen.runtime.sinks.tables import Types
-from airflow_hydrogen.runtime.sinks.task_files import TaskTarget
+from airflow_hydrogen.runtime.sinks.task_files import TaskFiles, TaskTarget
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -36,7 +37,7 @@ class Placement(Protocol):
         """Let Spark compute the rows and put them where no reader finds them.
 
         Args:
-            frame: the rows, without the partition's columns.
+            frame: the rows, without the partition's columns; of many partitions with `PARTITION`.
             notes: a column in which tasks leave notes to the driver, and which is not written: rows that
                 carry one hold nothing else. None: there is none.
 
@@ -46,8 +47,17 @@ class Placement(Protocol):
         """
         ...
 
-    def count(self) -> int:
-        """The rows that the driver finds staged."""
+    def found(self, files: TaskFiles | None, names: Sequence[str]) -> dict[str, int]:
+        """Bring what tasks have written to where it is staged, and count what is staged.
+
+        Args:
+            files: where tasks have written; None: Spark has written the rows.
+            names: their files, of those tries that Spark has accepted.
+
+        Returns:
+            Name of what is replaced -> the rows that the driver finds staged of it: one, or one for each of
+            many partitions, in the order of the sink's.
+        """
         ...
 
     def require_owner(self) -> None:

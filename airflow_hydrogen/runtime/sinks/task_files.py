@@ -29,6 +29,9 @@ from airflow_hydrogen.runtime.storage import filesystems
 # its footer; many columns, or long ones, should not fill the memory.
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
 
+# In a file's name, behind the folder below that of all files to which it is brought.
+_BELOW = "--"
+
 RANGES = "airflow-hydrogen.ranges"
 """In a footer, in JSON: column of floating numbers -> the least, the greatest, and how many are null.
 
@@ -50,6 +53,7 @@ class TaskFiles:
         copied: rows that wait are copied: they are small parts of larger batches, which would wait with them.
         constants: columns of the schema that have one value in all rows, which come without them.
         ranges: footers have `RANGES`.
+        divided: rows are of many partitions, which have files of their own: see `DividedFile`.
     """
 
     purpose: str
@@ -60,6 +64,7 @@ class TaskFiles:
     copied: bool = False
     constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
     ranges: bool = False
+    divided: bool = False
 
     def accept(self, names: Iterable[str], staged: str) -> int:
         """Bring the files of accepted tries to where they are staged.
@@ -72,15 +77,34 @@ class TaskFiles:
         Returns:
             Rows in those files that are there.
         """
+        if not self.bring(names, staged):
+            filesystems.write_bytes(uris.join(staged, new_name()), self.without_rows())
+        return count_rows(staged)
+
+    def bring(self, names: Iterable[str], staged: str) -> int:
+        """Bring the files of accepted tries to where they are staged.
+
+        Args:
+            names: the files.
+            staged: the folder.
+
+        Returns:
+            How many of them are there.
+        """
         there = {name for name, _size in filesystems.list_files(self.folder)}
         accepted = [name for name in names if name in there]
-        filesystems.transfer_all({uris.join(self.folder, name): uris.join(staged, name) for name in accepted})
-        if not accepted:
-            nothing = pa.BufferOutputStream()
-            with self.writer(nothing) as writer:
-                writer.write_table(self.schema.empty_table())
-            filesystems.write_bytes(uris.join(staged, _new_name()), nothing.getvalue().to_pybytes())
-        return count_rows(staged)
+        filesystems.transfer_all(
+            {uris.join(self.folder, name): uris.join(staged, name.replace(_BELOW, "/")) for name in accepted}
+        )
+        return len(accepted)
+
+    def without_rows(self) -> bytes:
+        """A file that has the columns and no rows."""
+        nothing = pa.BufferOutputStream()
+        with self.writer(nothing) as writer:
+            writer.write_table(self.schema.empty_table())
+        content: bytes = nothing.getvalue().to_pybytes()
+        return content
 
     def writer(self, stream: Any) -> pq.ParquetWriter:
         """A writer of one file."""
@@ -109,6 +133,7 @@ class TaskTarget:
         constants: as those of `TaskFiles`.
         metadata: likewise, where there is a schema.
         ranges: likewise.
+        divided: likewise.
     """
 
     staged: str
@@ -117,11 +142,12 @@ class TaskTarget:
     constants: Mapping[str, pa.Scalar] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     ranges: bool = False
+    divided: bool = False
 
     def fitted(self, files: TaskFiles) -> TaskFiles:
         """Files of the rows as they are, made to be those that are wanted."""
         if self.schema is None:
-            return files
+            return replace(files, divided=self.divided)
         return replace(
             files,
             schema=self.schema,
@@ -136,10 +162,12 @@ class TaskFile:
 
     Args:
         place: where it goes.
+        below: the folder below the one of all files to which it is brought; None: that one.
     """
 
-    def __init__(self, place: TaskFiles) -> None:
+    def __init__(self, place: TaskFiles, below: str | None = None) -> None:
         self._place = place
+        self._below = below
         self._waiting: list[pa.RecordBatch] = []
         self._bytes = 0
         self._stream: Any = None
@@ -150,6 +178,21 @@ class TaskFile:
 
     def __enter__(self) -> TaskFile:
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """The file, where there is one."""
+        return [self.name] if self.name else []
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of rows that are not written yet."""
+        return self._bytes
+
+    @property
+    def is_open(self) -> bool:
+        """Whether rows have been written."""
+        return self._writer is not None
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Write some rows, sooner or later.
@@ -179,7 +222,7 @@ class TaskFile:
                 if _is_float(item.type):
                     self._ranges.setdefault(item.name, _Range()).add(batch.column(item.name))
         if self._bytes >= _ROW_GROUP_BYTES:
-            self._flush()
+            self.flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -187,7 +230,7 @@ class TaskFile:
         failed = error is not None
         try:
             if not failed:
-                self._flush()
+                self.flush()
         except BaseException:
             failed = True
             raise
@@ -207,11 +250,18 @@ class TaskFile:
             if self._stream is not None:
                 self._stream.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the rows that wait.
+
+        Raises:
+            UnwritableUriError: this host cannot write there.
+        """
         if not self.rows:
             return
         if self._writer is None:
-            self.name = _new_name(_partition())
+            self.name = new_name(_partition())
+            if self._below is not None:
+                self.name = f"{self._below}{_BELOW}{self.name}"
             uri = uris.join(self._place.folder, self.name)
             try:
                 self._stream = filesystems.open_output(uri)
@@ -265,5 +315,10 @@ def _partition() -> int:
     return 0 if context is None else context.partitionId()
 
 
-def _new_name(partition: int = 0) -> str:
+def new_name(partition: int = 0) -> str:
+    """The name of a new file.
+
+    Args:
+        partition: the number of the task among its stage's.
+    """
     return f"part-{partition:05d}-{uuid.uuid4().hex}.parquet"

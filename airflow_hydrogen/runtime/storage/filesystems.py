@@ -12,10 +12,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import UnwritableUriError
@@ -23,6 +23,9 @@ from airflow_hydrogen.runtime.storage import s3
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 _COPY_BYTES = 8 * 1024 * 1024
 _AT_ONCE = 16  # requests to a store
@@ -167,17 +170,31 @@ def list_siblings(uri: str, purpose: re.Pattern[str]) -> list[str]:
         purpose: matches the whole of it, random parts included: `scores.staging-eu` has neighbours too, whose
             names begin as those of `scores` do.
     """
+    return list_siblings_of_all([uri], purpose)
+
+
+def list_siblings_of_all(targets: Collection[str], purpose: re.Pattern[str]) -> list[str]:
+    """The hidden neighbours of many: each folder that they lie in is listed once; see `list_siblings`."""
     from pyarrow.fs import FileSelector
 
-    beginning = uris.sibling(uri, "")
-    filesystem, inner = resolve(beginning)
-    folder, _, prefix = inner.rpartition("/")
-    found = []
-    for info in filesystem.get_file_info(FileSelector(folder or "/", allow_not_found=True)):
-        found_for = info.base_name.removeprefix(prefix)
-        if info.base_name.startswith(prefix) and purpose.fullmatch(found_for):
-            found.append(beginning + found_for)
-    return found
+    folders: dict[str, dict[str, str]] = {}
+    for uri in targets:
+        beginning = uris.sibling(uri, "")
+        folder, _, prefix = beginning.rpartition("/")
+        folders.setdefault(folder, {})[prefix] = beginning
+
+    def siblings(folder: str, beginnings: Mapping[str, str]) -> list[str]:
+        filesystem, inner = resolve(folder or "/")
+        infos = filesystem.get_file_info(FileSelector(inner or "/", allow_not_found=True))
+        return [
+            beginnings[name[:end]] + name[end:]
+            for name in [info.base_name for info in infos if info.base_name.startswith(".")]
+            for end in range(1, len(name))
+            if name[:end] in beginnings and purpose.fullmatch(name[end:])
+        ]
+
+    found = many(lambda item: siblings(*item), folders.items())
+    return [uri for some in found for uri in some]
 
 
 def remove(uri: str) -> None:
@@ -237,15 +254,31 @@ def transfer(source: str, target: str) -> None:
 
 
 def transfer_all(names: Mapping[str, str]) -> None:
-    """Bring many files to other names as `transfer` does, some at the same time: a store takes long for each.
-
-    When an error is raised none is under way any more.
+    """Bring many files to other names as `transfer` does.
 
     Args:
         names: URI of a file -> the one that it gets.
     """
-    with ThreadPoolExecutor(_AT_ONCE, "transfers") as pool:
-        list(pool.map(transfer, names.keys(), names.values()))
+    many(lambda item: transfer(*item), names.items())
+
+
+def many(act: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+    """Do something with many, some at the same time: a store takes long for each.
+
+    When an error is raised none is under way any more.
+
+    Args:
+        act: is called on threads.
+        items: what it is called with.
+
+    Returns:
+        What it has answered, in the order of the items.
+    """
+    items = list(items)
+    if len(items) == 1:
+        return [act(items[0])]
+    with ThreadPoolExecutor(_AT_ONCE, "stores") as pool:
+        return list(pool.map(act, items))
 
 
 def _renames(filesystem: FileSystem) -> bool:

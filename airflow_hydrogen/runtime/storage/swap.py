@@ -6,12 +6,16 @@ There are two ways, and `Replacement.commit` chooses:
 - *Switch*, for every other store: the new files are brought in beside the old ones under names of their
   own, and a list of files is written, which makes them the folder's rows (`partition_files`). Only then
   the old ones are removed.
+
+A try may replace many folders. What is staged of them lies in one hidden folder, each of them has an owner of
+its own, and each is replaced as if it were the only one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import json
 import logging
@@ -19,14 +23,19 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airflow_hydrogen.contract import uris
-from airflow_hydrogen.contract.errors import FilesLostError, PartitionFilesError, PartitionTakenError
+from airflow_hydrogen.contract.errors import (
+    FilesLostError,
+    PartitionFilesError,
+    PartitionTakenError,
+    PartlyReplacedError,
+)
 from airflow_hydrogen.runtime.storage import filesystems, partition_files
 from airflow_hydrogen.runtime.storage.partition_files import FileList
 
@@ -49,6 +58,7 @@ class Replacement:
     Attributes:
         target: the folder.
         token: of this try alone, so that two tries share no folder and no file.
+        staged: where the new files are put together: a hidden neighbour of the target, or below one.
         number: of the list of files that it may write, higher than those of all tries before.
         run: the Airflow run, or None.
         name: of what is replaced, for messages.
@@ -56,14 +66,10 @@ class Replacement:
 
     target: str
     token: str
+    staged: str
     number: int
     run: Mapping[str, Any] | None
     name: str
-
-    @property
-    def staged(self) -> str:
-        """Where the new files are put together: a hidden neighbour of the target."""
-        return staging_uri(self.target, self.token)
 
     def commit(self, *, rows: int | None = None, model: str | None = None) -> None:
         """Put the staged files in the place of the old ones.
@@ -175,31 +181,78 @@ def replacing(
     Raises:
         PartitionTakenError: a newer try has begun meanwhile.
     """
-    target = uris.canonical(target)
-    stale = filesystems.list_siblings(target, _LEFTOVER)
+    target, token = uris.canonical(target), new_token()
+    staged = staging_uri(target, token)
+    with _replacing([Replacement(target, token, staged, 0, run, name or target)], staged) as [replacement]:
+        yield replacement
+
+
+@contextmanager
+def replacing_all(
+    targets: Sequence[str], below: Sequence[str], run: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, list[Replacement]]]:
+    """Begin a try to replace many folders; see `replacing`.
+
+    Args:
+        targets: the folders.
+        below: of each the name that its new folder has in the one that holds all that is staged.
+        run: as for `replacing`.
+
+    Yields:
+        That folder, a hidden neighbour of the first target, and the replacements.
+
+    Raises:
+        PartitionTakenError: a newer try has begun to replace one of them.
+    """
+    targets, token = [uris.canonical(target) for target in targets], new_token()
+    staged = staging_uri(targets[0], token)
+    wanted = [
+        Replacement(target, token, uris.join(staged, name), 0, run, target)
+        for target, name in zip(targets, below, strict=True)
+    ]
+    with _replacing(wanted, staged) as replacements:
+        yield staged, replacements
+
+
+@contextmanager
+def _replacing(wanted: Sequence[Replacement], staged: str) -> Iterator[list[Replacement]]:
+    """Claim what is to be replaced, and give it up when the block ends, with what is staged by then."""
+    stale = filesystems.list_siblings_of_all([replacement.target for replacement in wanted], _LEFTOVER)
+    claimed: dict[str, Replacement] = {}
+
+    def claim(replacement: Replacement) -> None:
+        claimed[replacement.target] = _begin(replacement)
+
+    try:
+        filesystems.many(claim, wanted)
+        # Only what was there before the claim: a try that begins after this one is none of its business.
+        filesystems.many(sweep, stale)
+        yield [claimed[replacement.target] for replacement in wanted]
+    except Exception as error:
+        sweep(staged)
+        taken = taken_meanwhile(claimed.values(), error)
+        filesystems.many(_release, claimed.values())
+        if taken is not None:
+            raise taken from error
+        raise
+    except BaseException:  # it is being ended, and has no time for more
+        sweep(staged)
+        raise
+    sweep(staged)
+    filesystems.many(_release, claimed.values())
+
+
+def _begin(replacement: Replacement) -> Replacement:
+    """Write that a target belongs to this try, and number its list of files."""
+    target = replacement.target
     owner = _read_owner(target)
     found = partition_files.newest_lists(name for name, _size in filesystems.list_files(target))
     numbers = [partition_files.list_number(name.rpartition("/")[2]) or 0 for name in found.values()]
     # One number for the list of the new files, one before it for that of the old ones (`_freeze`).
     number = max([0, *numbers, owner["number"] if owner else 0]) + 2
-    replacement = Replacement(target, new_token(), number, run, name or target)
-    claim = {"token": replacement.token, "number": number, "run": run}
+    claim = {"token": replacement.token, "number": number, "run": replacement.run}
     _claim(target, json.dumps(claim).encode())
-    # Only what was there before the claim: a try that begins after this one is none of its business.
-    for uri in stale:
-        sweep(uri)
-    try:
-        yield replacement
-    except Exception as error:
-        sweep(replacement.staged)
-        _explain(replacement, error)
-        _release(replacement)
-        raise
-    except BaseException:  # it is being ended, and has no time for more
-        sweep(replacement.staged)
-        raise
-    sweep(replacement.staged)
-    _release(replacement)
+    return dataclasses.replace(replacement, number=number)
 
 
 def exchange(staged: Path, target: Path) -> bool:
@@ -276,16 +329,30 @@ def _describe(owner: Mapping[str, Any]) -> str:
     return f"another try ({names})"
 
 
-def _explain(replacement: Replacement, error: Exception) -> None:
-    """Say why a try failed whose staged files a newer one has removed under its hands."""
-    if isinstance(error, PartitionTakenError):
-        return
+def taken_meanwhile(replacements: Iterable[Replacement], error: Exception) -> PartitionTakenError | None:
+    """Why a try failed whose staged files a newer one has removed under its hands.
+
+    Args:
+        replacements: of the try.
+        error: with which it failed.
+
+    Returns:
+        None where no newer one is to blame, or the error says it already.
+    """
+    if isinstance(error, (PartitionTakenError, PartlyReplacedError)):
+        return None
+    found = filesystems.many(_taken, replacements)
+    return next((taken for taken in found if taken is not None), None)
+
+
+def _taken(replacement: Replacement) -> PartitionTakenError | None:
     try:
         replacement.require_owner()
     except PartitionTakenError as taken:
-        raise taken from error
+        return taken
     except OSError:
         log.warning("who owns %s cannot be found out either", replacement.target, exc_info=True)
+    return None
 
 
 def _release(replacement: Replacement) -> None:

@@ -22,6 +22,7 @@ def _example(kind):
         "nulls": 1,
         "repeated": 1,
         "rows": 9,
+        "partitions": 9,
         "ids": 8,
         "expected": "float32",
         "found": ["x"],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import airflow.sdk
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import DAG, Asset, AssetAlias, Connection
@@ -20,7 +21,7 @@ from airflow_hydrogen.contract.errors import (
     StoreRefusedError,
     StoreUnreachableError,
 )
-from airflow_hydrogen.contract.jobs import Run, Sink, Source
+from airflow_hydrogen.contract.jobs import Run, Sink, Source, days
 from airflow_hydrogen.contract.reports import InferenceReport
 from airflow_hydrogen.contract.stores import S3Access
 from airflow_hydrogen.contract.streams import StreamOptions
@@ -614,3 +615,94 @@ def test_a_report_on_s3_is_read_with_the_keys_of_the_task(monkeypatch: pytest.Mo
     assert {(protocol, options["key"], options["secret"]) for protocol, options in asked} == {
         ("s3", "AKIA", "hush")
     }
+
+
+def many(partitions: Any = None, **arguments: Any) -> ArrowInferenceOperator:
+    between = days("{{ data_interval_start | ds }}", "{{ params.end }}")
+    sink = Sink.parquet("/scored", partition_by=["{{ 'ds' }}"], partitions=partitions or between)
+    return operator(source=Source.parquet("/lake"), sink=sink, **arguments)
+
+
+INTERVAL = {
+    "data_interval_start": datetime.datetime(2013, 2, 27, tzinfo=datetime.timezone.utc),
+    "params": {"end": "2013-03-02"},
+}
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_partitions_of_a_range_are_known_when_templates_are_rendered(native: bool) -> None:
+    scores = Asset("scores")
+    task = many(dag=DAG("flights", render_template_as_native_obj=native), outlets=[scores])
+    with fake_spark_submit() as submissions:
+        ran = run_task(task, **INTERVAL)
+    sink = submissions[0].job.sink
+    assert sink.partition_by == ("ds",)
+    assert [partition["ds"] for partition in sink.partitions] == ["2013-02-27", "2013-02-28", "2013-03-01"]
+    assert ran.return_value == "/scored"
+    told = {"ds=2013-02-27": 0, "ds=2013-02-28": 0, "ds=2013-03-01": 0}
+    assert ran.xcoms["report"]["partitions"] == ran.outlet_extra[scores]["partitions"] == told
+    assert ran.partition_keys[scores] == set(), "else DAGs on the asset alone would not be started"
+
+
+def test_native_rendering_keeps_the_text_of_each_partition() -> None:
+    declared = ["{{ '20240102' }}", "{{ '00' }}"]
+    with fake_spark_submit() as submissions:
+        run_task(many(declared, dag=DAG("flights", render_template_as_native_obj=True)))
+    assert submissions[0].job.sink.partitions == ({"ds": "20240102"}, {"ds": "00"})
+
+
+def test_partitions_of_another_task_may_be_numbers_and_dates() -> None:
+    dag = DAG("flights", render_template_as_native_obj=True)
+    declared = [{"ds": datetime.date(2024, 1, 2), "hour": hour} for hour in (0, 12)]
+    given = {"uri": "/scored", "partition_by": ["ds", "hour"], "partitions": declared}
+    with fake_spark_submit() as submissions:
+        run_task(operator(dag=dag, sink="{{ params.sink }}"), params={"sink": given}, ds="1")
+    assert [tuple(found.values()) for found in submissions[0].job.sink.partitions] == [
+        ("2024-01-02", "0"),
+        ("2024-01-02", "12"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("partitions", "params", "message"),
+    [
+        (None, {"end": "2013-02-27"}, "there is no day from 2013-02-27 until 2013-02-27, which is not one"),
+        (None, {"end": "20130301"}, "days.. takes days such as '2013-01-01', found '20130301'; a template"),
+        (["{{ params.end }}", "2013-01-01"], {"end": "2013-01-01"}, "name {'ds': '2013-01-01'} twice"),
+        (["{{ params.end }}"], {"end": ""}, "'ds' must be a string that is not empty, found ''"),
+    ],
+)
+def test_partitions_that_make_no_sense_fail_before_submission(
+    partitions: Any, params: dict[str, str], message: str
+) -> None:
+    with fake_spark_submit() as submissions, pytest.raises(AirflowFailException, match=message):
+        run_task(many(partitions), **{**INTERVAL, "params": params})
+    assert submissions == []
+
+
+@pytest.mark.skipif(not hasattr(airflow.sdk, "PartitionedAtRuntime"), reason="Airflow has it since 3.3")
+def test_partitions_are_keys_of_asset_events_where_the_dag_finds_them_at_runtime() -> None:
+    scores = Asset("scores")
+
+    def at_runtime() -> DAG:
+        return DAG("flights", schedule=airflow.sdk.PartitionedAtRuntime())
+
+    with fake_spark_submit():
+        ran = run_task(many(dag=at_runtime(), outlets=[scores, AssetAlias("through")]), **INTERVAL)
+    assert ran.partition_keys[scores] == {"2013-02-27", "2013-02-28", "2013-03-01"}
+    assert "partitions" not in ran.outlet_extra[scores], "each event would hold all of them"
+    assert ran.alias_events["through"]["file:///scored"]["partitions"]
+    both = [{"ds": "2013-01-01", "origin": "EWR"}]
+    sink = Sink.parquet("/scored", partition_by=["ds", "origin"], partitions=both)
+    with fake_spark_submit():
+        ran = run_task(
+            operator(source=Source.parquet("/lake"), sink=sink, dag=at_runtime(), outlets=[scores])
+        )
+    assert ran.partition_keys[scores] == {"2013-01-01|EWR"}
+    key = {"ds": "x" * 251}
+    sink = Sink.parquet("/scored", partition_by=["ds"], partitions=[key])
+    with fake_spark_submit():
+        ran = run_task(
+            operator(source=Source.parquet("/lake"), sink=sink, dag=at_runtime(), outlets=[scores])
+        )
+    assert (ran.partition_keys[scores], len(ran.outlet_extra[scores]["partitions"])) == (set(), 1)

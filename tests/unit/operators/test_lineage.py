@@ -286,6 +286,19 @@ def test_parts_of_one_table_are_one_dataset(events: Any) -> None:
     assert "version" not in dataset["facets"]
 
 
+def test_a_job_of_many_partitions_names_each_of_them(events: Any) -> None:
+    sink = Sink.parquet("/scored", partition_by=["ds"], partitions=["2013-01-01", "2013-01-02"])
+    report = InferenceReport(
+        output_uri="/scored", model_uri="/models/late", rows=3, columns={"late": "float"}
+    )
+    scored, bad = events(scoring(sink=sink, on_bad_row="quarantine"), report)["outputs"]
+    days = [{"dimensions": {"ds": "2013-01-01"}}, {"dimensions": {"ds": "2013-01-02"}}]
+    for output in (scored, bad):
+        assert output["outputFacets"]["subset"]["outputCondition"]["partitions"] == days
+    assert (place(scored), place(bad)) == (("file", "/scored"), ("file", "/scored_quarantine"))
+    assert [field["name"] for field in scored["facets"]["schema"]["fields"]] == ["late", "ds"]
+
+
 def test_rows_that_a_function_made_are_not_those_of_the_source(events: Any) -> None:
     task = scoring(prepare="json:loads")
     event = events(task, InferenceReport(rows=10, rows_in=10))

@@ -25,7 +25,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.signatures import ColumnSpec, InputSpec, OutputSpec, Signature
 from airflow_hydrogen.runtime.models.inputs import model_inputs
 from airflow_hydrogen.runtime.models.manifest import Manifest
-from airflow_hydrogen.runtime.scoring import inference
+from airflow_hydrogen.runtime.scoring import inference, partitions
 from airflow_hydrogen.runtime.scoring.accounts import ACCOUNT, Account
 from airflow_hydrogen.runtime.scoring.inference import Scorer, Sifting, output_column, rebatch
 from airflow_hydrogen.runtime.scoring.sizing import TRIED
@@ -335,10 +335,10 @@ def test_rows_of_another_partition_are_refused(scorer):
     ],
 )
 def test_a_partition_is_compared_as_its_columns_type(text, value, type_):
-    inference._require_constant("hour", pa.array([value, value], type_), text)
-    inference._require_constant("hour", pa.array([], type_), text)
+    partitions.require_constant("hour", pa.array([value, value], type_), text)
+    partitions.require_constant("hour", pa.array([], type_), text)
     with pytest.raises(PartitionValueError):
-        inference._require_constant("hour", pa.array([value, None], type_), text)
+        partitions.require_constant("hour", pa.array([value, None], type_), text)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_partition_is_compared_as_its_columns_type(text, value, type_):
 )
 def test_another_partition_is_still_refused(text, value):
     with pytest.raises(PartitionValueError, match=f"partition is '{text}', the source has rows of '{value}'"):
-        inference._require_constant("hour", pa.array([value]), text)
+        partitions.require_constant("hour", pa.array([value]), text)
 
 
 def test_a_task_ends_with_its_account(scorer, tmp_path):

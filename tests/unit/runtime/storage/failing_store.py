@@ -151,7 +151,7 @@ def failing(
         return
     for module, name in [
         (filesystems, "list_files"),
-        (filesystems, "list_siblings"),
+        (filesystems, "list_siblings_of_all"),
         (filesystems, "read_bytes"),
         (filesystems, "write_bytes"),
         (filesystems, "transfer"),

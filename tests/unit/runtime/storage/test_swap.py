@@ -270,3 +270,93 @@ def test_a_target_whose_name_begins_like_anothers_leftovers_is_left_alone(tmp_pa
         _replace(scores, 2)
         replacement.commit(rows=6)
     assert (_rows(scores), _rows(staging_eu)) == ([2] * 6, [1] * 6)
+
+
+# --- many folders ------------------------------------------------------------------------------------------
+
+PARTS = ("p=0", "p=1", "p=2")
+
+
+def _replace_all(root, value, before_commit=lambda: None):
+    targets = [uris.join(root, f"ds={number}") for number in range(3)]
+    with swap.replacing_all(targets, PARTS, RUN) as (staged, replacements):
+        assert [one.staged for one in replacements] == [uris.join(staged, part) for part in PARTS]
+        for replacement in replacements:
+            _stage(replacement, value, files=1)
+        before_commit()
+        for replacement in replacements:
+            replacement.commit(rows=3)
+
+
+def test_whatever_operation_fails_each_of_many_folders_has_its_old_rows_or_its_new_ones(
+    failing,  # noqa: F811
+    monkeypatch,
+):
+    root, faults = failing
+    monkeypatch.setattr(filesystems, "_AT_ONCE", 1)  # operations are counted
+    days = [f"ds={number}" for number in range(3)]
+    faults.reset(None)
+    _replace_all(uris.join(root, "count"), 1)
+    faults.reset(None)
+    _replace_all(uris.join(root, "count"), 2)
+    operations = faults.count
+    outcomes = set()
+    # Every third one: each kind of operation is done for three folders.
+    for number, how in [fault for fault in _every_fault(faults, operations) if fault[0] % 3 == 0]:
+        faults.reset(None)
+        table = uris.join(root, f"{number}-{how['after']}-{how['dead']}")
+        _replace_all(table, 1)
+        faults.reset(number, **how)
+        with contextlib.suppress(OSError):
+            _replace_all(table, 2)
+        faults.reset(None)
+        found = [_rows(uris.join(table, day)) for day in days]
+        assert all(rows in ([1] * 3, [2] * 3) for rows in found), (number, how)
+        outcomes.add(sum(rows == [2] * 3 for rows in found))
+        _replace_all(table, 3)
+        assert [_rows(uris.join(table, day)) for day in days] == [[3] * 3] * 3
+        names = {name.partition("/")[0] for name, _ in filesystems.list_files(table)}
+        assert names == set(days), "nothing staged is left, and no owner"
+        filesystems.remove(table)
+    assert outcomes == {0, 1, 2, 3}, "it dies before the swaps, between them and behind them"
+
+
+def test_a_newer_try_of_one_folder_takes_that_one_and_fails_the_one_of_many(tmp_path):
+    table = str(tmp_path)
+    _replace_all(table, 1)
+    with pytest.raises(PartitionTakenError, match="/ds=1' was taken"):
+        _replace_all(table, 2, before_commit=lambda: _replace(uris.join(table, "ds=1"), 5, files=1))
+    assert [_rows(uris.join(table, f"ds={number}"))[0] for number in range(3)] == [2, 5, 1]
+    assert sorted(os.listdir(tmp_path)) == ["ds=0", "ds=1", "ds=2"], "its claims of the others are given up"
+
+
+def test_a_try_of_many_takes_what_an_older_one_of_one_writes(tmp_path):
+    table = str(tmp_path)
+
+    def replace_one():
+        with swap.replacing(uris.join(table, "ds=1"), RUN) as older:
+            _stage(older, 5)
+            _replace_all(table, 2)
+            older.commit(rows=6)
+
+    with pytest.raises(PartitionTakenError, match="/ds=1' was taken"):
+        replace_one()
+    assert [_rows(uris.join(table, f"ds={number}")) for number in range(3)] == [[2] * 3] * 3
+    assert sorted(os.listdir(tmp_path)) == ["ds=0", "ds=1", "ds=2"]
+
+
+def test_leftovers_of_many_folders_are_found_by_one_look_at_each_folder_above(tmp_path, monkeypatch):
+    for name in (
+        ".ds=1.staging-0123456789ab",
+        ".ds=2.owner.01234567",
+        ".ds=1.x.staging-0123456789ab",
+        ".ds=3.staging-0",
+    ):
+        (tmp_path / "a" / name).mkdir(parents=True)
+    looks = []
+    resolve = filesystems.resolve
+    monkeypatch.setattr(filesystems, "resolve", lambda uri: looks.append(uri) or resolve(uri))
+    targets = [str(tmp_path / folder / f"ds={number}") for folder in ("a", "b") for number in (1, 2, 3)]
+    found = filesystems.list_siblings_of_all(targets, swap._LEFTOVER)
+    assert sorted(map(os.path.basename, found)) == [".ds=1.staging-0123456789ab", ".ds=2.owner.01234567"]
+    assert looks == [str(tmp_path / "a"), str(tmp_path / "b")]

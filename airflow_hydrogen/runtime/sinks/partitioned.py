@@ -1,0 +1,113 @@
+"""Many folders of Parquet files: all of them staged first, then one after the other put in place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from airflow_hydrogen.contract import uris
+from airflow_hydrogen.contract.errors import HydrogenError, PartlyReplacedError
+from airflow_hydrogen.contract.jobs import Run, Sink
+from airflow_hydrogen.runtime.data.counting import stage
+from airflow_hydrogen.runtime.data.files import list_dataset, read_footers
+from airflow_hydrogen.runtime.sinks.divided_files import PARTITION, folder_of
+from airflow_hydrogen.runtime.sinks.staged import run_of
+from airflow_hydrogen.runtime.sinks.task_files import TaskFiles, TaskTarget, new_name
+from airflow_hydrogen.runtime.storage import filesystems, swap
+from airflow_hydrogen.runtime.storage.swap import Replacement
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+@contextmanager
+def placing(sink: Sink, run: Run | None) -> Iterator[PartitionedFiles]:
+    """Begin a try to replace the folders of all partitions that a sink declares."""
+    below = [folder_of(number) for number in range(len(sink.partitions))]
+    with swap.replacing_all(sink.folders, below, run_of(run)) as (staged, replacements):
+        yield PartitionedFiles(str(sink.folder), staged, replacements)
+
+
+class PartitionedFiles:
+    """The files of one try; see `Placement`.
+
+    Args:
+        name: of the table, for messages.
+        staged: the hidden folder with a folder for each partition.
+        replacements: of the partitions' folders.
+    """
+
+    def __init__(self, name: str, staged: str, replacements: Sequence[Replacement]) -> None:
+        self.name = name
+        self.by_tasks = TaskTarget(staged, replacements[0].target, divided=True)
+        self._staged, self._replacements = staged, replacements
+        self._rows: list[int] = []
+        self._none: DataFrame | None = None
+
+    def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
+        """Let Spark write the rows to the hidden folder, by the column `PARTITION`."""
+        self._none = frame.where("false").drop(PARTITION, *([notes] if notes else []))
+        return stage(frame, self._staged, notes, by=PARTITION)
+
+    def found(self, files: TaskFiles | None, names: Sequence[str]) -> dict[str, int]:
+        """Bring what tasks have written to where it is staged, and count the rows of each partition."""
+        if files is not None:
+            files.bring(names, self._staged)
+        rows: Counter[str] = Counter()
+        for file in read_footers(list_dataset(self._staged)).files:
+            rows[file.name.rpartition("/")[0]] += sum(file.rows)
+        self._rows = [rows[folder_of(number)] for number in range(len(self._replacements))]
+        if empty := [number for number, found in enumerate(self._rows) if not found]:
+            # Whoever reads one of them finds its columns.
+            content = self._without_rows() if files is None else files.without_rows()
+            filesystems.many(lambda number: self._put(number, content), empty)
+        return {
+            replacement.name: found for replacement, found in zip(self._replacements, self._rows, strict=True)
+        }
+
+    def require_owner(self) -> None:
+        """Raise PartitionTakenError where a newer try has begun to replace one of the partitions."""
+        filesystems.many(Replacement.require_owner, self._replacements)
+
+    def commit(self, *, rows: int, model: str | None) -> None:
+        """Put the files of each partition in the place of its old ones; see `Replacement.commit`.
+
+        Raises:
+            PartlyReplacedError: it failed when some were in place. Before that it raises what happened.
+        """
+        self.require_owner()
+        replaced: list[str] = []
+
+        def put_in_place(number: int) -> None:
+            self._replacements[number].commit(rows=self._rows[number], model=model)
+            replaced.append(uris.parse(self._replacements[number].target).path.removeprefix(self._path))
+
+        try:
+            filesystems.many(put_in_place, range(len(self._replacements)))
+        except Exception as error:
+            if not replaced:
+                raise
+            replaced.sort()
+            print(f"these partitions hold the new rows: {', '.join(replaced)}", flush=True)
+            said = swap.taken_meanwhile(self._replacements, error) or error
+            retryable = said.retryable if isinstance(said, HydrogenError) else True
+            raise PartlyReplacedError(
+                self.name, replaced, len(self._replacements), str(said) or repr(said), retryable=retryable
+            ) from error
+
+    @property
+    def _path(self) -> str:
+        return uris.parse(self.name).path + "/"
+
+    def _put(self, number: int, content: bytes) -> None:
+        filesystems.write_bytes(uris.join(self._staged, folder_of(number), new_name()), content)
+
+    def _without_rows(self) -> bytes:
+        """A file as Spark writes it where there are no rows."""
+        assert self._none is not None, "nothing was staged"
+        folder = uris.join(self._staged, "_none")
+        self._none.write.parquet(uris.spark_uri(folder))
+        [name] = [name for name, _size in filesystems.list_files(folder) if name.endswith(".parquet")]
+        return filesystems.read_bytes(uris.join(folder, name))
