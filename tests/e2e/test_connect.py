@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract import jobs, partitions, reports
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Sink, Source, TrainJob
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
 from airflow_hydrogen.operators.packing import pack_project, pack_runtime
@@ -248,6 +248,20 @@ def test_bad_rows_are_quarantined(run: Run, rows: str, tmp_path: Path) -> None:
     report = job.report()
     assert (report.rows_in, report.rows_quarantined) == (ROWS, 1)
     assert pq.read_table(report.quarantine_uri)["id"].to_pylist() == [7]
+
+
+@pytest.mark.parametrize("where", [None, "id >= 0"])
+def test_a_range_of_partitions_is_replaced(run: Run, rows: str, tmp_path: Path, where: str | None) -> None:
+    table = pq.read_table(rows)
+    days = pa.array([f"2013-01-0{1 + number % 2}" for number in range(ROWS)])
+    pq.write_table(table.append_column("ds", days), Path(rows, "0.parquet"))
+    declared = partitions.days("2013-01-01", "2013-01-04")
+    sink = Sink.parquet(str(tmp_path / "days"), partition_by=["ds"], partitions=declared)
+    job = run(sink=sink, source=Source.parquet(rows, where=where))
+    assert job.report().failure is None, job.log
+    folders = [folder for folder in os.listdir(tmp_path / "days") if folder.startswith("ds=")]
+    found = {folder: pq.read_table(tmp_path / "days" / folder).num_rows for folder in folders}
+    assert found == {"ds=2013-01-01": 500, "ds=2013-01-02": 500, "ds=2013-01-03": 0}
 
 
 @pytest.mark.parametrize(
