@@ -1,10 +1,11 @@
 """The values of messages -> columns, in Python workers.
 
 **JSON**: a batch at once, and odd messages one by one. Spark decodes it row by row and outside of its
-generated code, which costs five times what reading the messages does. pyarrow parses a batch at once, but it
-says of a batch alone that something is wrong, and not everything that is wrong: of two objects in one value
-it makes two rows, and on a `null` between objects it crashes. So it gets only messages of which none of this
-can be true, and the others, or all of a batch that it refuses, are read by Python's own parser. Both take the
+generated code, which costs five times what reading the messages does. Of messages that are spelled alike the
+columns are found without a parser (`flat_json`). pyarrow parses a batch of others at once, but it says of a
+batch alone that something is wrong, and not everything that is wrong: of two objects in one value it makes
+two rows, and on a `null` between objects it crashes. So it gets only messages of which none of this can be
+true, and the others, or all of a batch that it refuses, are read by Python's own parser. All three take the
 same for JSON: RFC 8259 in UTF-8, and the numbers NaN, Infinity and -Infinity.
 
 **Parquet**: each value is a file, of any number of rows.
@@ -22,6 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
+
+from airflow_hydrogen.runtime.data import flat_json
 
 FAULT = "_hydrogen_fault"
 """The column that says why a row could not be decoded; null in every row that could."""
@@ -88,6 +91,8 @@ class JsonValues:
         Returns:
             name -> column, of shape (rows,), null where a value is broken; and a mask of those, (rows,).
         """
+        if values.nbytes <= _LARGEST and (columns := flat_json.columns(values, self.schema)) is not None:
+            return columns, np.zeros(len(values), bool)
         alike = _are_alike(values)
         parsed = self._parse(values if alike.all() else values.filter(pa.array(alike)))
         if parsed is None:
@@ -216,9 +221,11 @@ def _rows(
     names: Sequence[str],
 ) -> pa.RecordBatch:
     """What came of a batch of messages, with a row in it for each of theirs; values are of those broken."""
-    why = pc.if_else(pc.is_null(values), NO_VALUE, wrong(payload))
-    faults = pc.if_else(pa.array(broken), why, pa.scalar(None, pa.string()))
-    raw = pc.if_else(pa.array(broken), values, pa.scalar(None, values.type))
+    raw, faults = pa.nulls(len(broken), values.type), pa.nulls(len(broken), pa.string())
+    if broken.any():
+        why = pc.if_else(pc.is_null(values), NO_VALUE, wrong(payload))
+        faults = pc.if_else(pa.array(broken), why, faults)
+        raw = pc.if_else(pa.array(broken), values, raw)
     found = {RAW: raw, FAULT: faults, **columns}
     arrays = [found[name] if name in found else batch.column(name) for name in names]
     return pa.RecordBatch.from_arrays(arrays, names=list(names))

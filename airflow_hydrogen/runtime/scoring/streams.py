@@ -362,7 +362,8 @@ class Batches:
         self.rows = self.rows.plus(written)
         self.models[self._manifest.version] += written.rows
         if not self.columns:
-            schema = scoring.frame().drop(ACCOUNT).schema
+            # A plan of the scored rows takes Spark some hundredths of a second.
+            schema = scoring.schema if scoring.finish is None else scoring.frame().drop(ACCOUNT).schema
             self.columns = {item.name: item.dataType.simpleString() for item in schema}
         self._last_line = (
             f"batch {number}, {written.rows:,} rows in {seconds:.1f} s, {written.rows / seconds:,.0f} "
