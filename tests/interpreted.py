@@ -1,4 +1,4 @@
-"""Spark that interprets its expressions: for some hundred rows it costs more to write, compile and load code."""
+"""Spark that interprets its expressions: to write, compile and load code costs more, for a hundred rows."""
 
 from __future__ import annotations
 
