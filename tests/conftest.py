@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -8,6 +9,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +21,7 @@ from tests.sizes import Budgets, size_of
 
 # One Airflow with one model in it.
 SHARING = {"tests/e2e/test_scheduler.py": "tests/e2e/test_flights.py"}
+_ASKS_FOR_SPARK = re.compile(r"^def \w+\([^)]*\b(?:spark|warehouse)\b", re.MULTILINE)
 
 # Hundreds of processes import the same, and compile it anew where Python may not keep what it has compiled:
 # TensorFlow takes 9 s then and 3 s otherwise, Airflow 4.4 s and 1.7 s.
@@ -70,6 +73,15 @@ def _unit(nodeid: str) -> str:
     return SHARING.get(file, file)
 
 
+def _shares_spark(file: Path) -> bool:
+    """Whether tests or fixtures of a file ask for `spark` or `warehouse` (tests/integration/conftest.py).
+
+    A process of pytest takes half a minute of processor time for them before its first test: for Spark, the
+    servers beside it, and TensorFlow here and in Spark's workers.
+    """
+    return bool(_ASKS_FOR_SPARK.search(file.read_text()))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
@@ -77,6 +89,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByUnit(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return _unit(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            """The first process begins with what has no use for `spark`, the others with what has."""
+            wanted = node.gateway.id != "gw0"
+            fitting = (unit for unit in self.workqueue if _shares_spark(config.rootpath / unit) == wanted)
+            if unit := next(fitting, None):
+                self.workqueue.move_to_end(unit, last=False)
+            super()._assign_work_unit(node)
 
     return ByUnit(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -54,10 +55,17 @@ def _environment(airflow: Path, flights: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose database is there and empty."""
-    airflow = tmp_path_factory.mktemp("airflow-empty")
-    with (airflow / "migrate.log").open("w") as log:
-        migrate(_environment(airflow, airflow), log)
+    """A home whose database is there and empty, made once for all processes of pytest."""
+    folder = tmp_path_factory.getbasetemp()
+    # Those that pytest-xdist has started have a folder each in the run's.
+    airflow = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "airflow-empty"
+    airflow.mkdir(exist_ok=True)
+    with (airflow / "migrate.log").open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        done = airflow / "done"
+        if not done.exists():
+            migrate(_environment(airflow, airflow), log)
+            done.touch()
     return airflow
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from scripts.dag_runs import DagRun
+from tests import interpreted
 from tests.e2e.airflow_processes import AirflowProcesses
 from tests.e2e.conftest import Home
 
@@ -47,7 +48,10 @@ def run_backfill(airflow: AirflowProcesses, days: list[str], *options: str) -> N
 @pytest.fixture(scope="module")
 def scheduler(home: Home, trained: DagRun) -> Iterator[AirflowProcesses]:
     published_the_day_before(home.airflow / "airflow.db")
-    with AirflowProcesses(home.airflow, home.environment, parallelism=ACTIVE_RUNS) as running:
+    # The same application generates code in test_flights.py.
+    options = f"{home.environment.get('SPARK_SUBMIT_OPTS', '')} {interpreted.java_options()}".lstrip()
+    environment = {**home.environment, "SPARK_SUBMIT_OPTS": options}
+    with AirflowProcesses(home.airflow, environment, parallelism=ACTIVE_RUNS) as running:
         yield running
 
 

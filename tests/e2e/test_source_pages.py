@@ -111,6 +111,14 @@ def pages_home(
         ),
         "AIRFLOW_CONN_FLIGHTS_CATALOG": json.dumps({"conn_type": "iceberg", "extra": catalog}),
         "AIRFLOW_VAR_HIVE_METASTORE": metastore.uri,
+        # Of tasks that read Delta's log of a single commit, and of a shuffle: 50 and 200 by themselves.
+        "SPARK_SUBMIT_OPTS": " ".join(
+            [
+                modules_home.environment.get("SPARK_SUBMIT_OPTS", ""),
+                "-Dspark.databricks.delta.snapshotPartitions=2",
+                "-Dspark.sql.shuffle.partitions=2",
+            ]
+        ).strip(),
     }
     shown = {  # in the pages -> what stands in its place in a test
         "jdbc:postgresql://localhost:5432/warehouse": database.jdbc_url,

@@ -13,6 +13,7 @@ import pytest
 from airflow_hydrogen.contract import python_workers
 from airflow_hydrogen.runtime.scoring import warming
 from scripts.jars import JarsUnavailableError, jars
+from tests import interpreted
 from tests.integration import daemons, servers, spark_classes
 from tests.integration.broker import Kafka, kafka_broker
 from tests.integration.databases import DatabaseServer, mariadb_server, postgres_server
@@ -21,7 +22,7 @@ from tests.integration.metastore import Metastore, hive_metastore
 EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 SESSION = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-    "spark.databricks.delta.snapshotPartitions": "2",  # of tasks that read its log; 50 by itself
+    "spark.databricks.delta.snapshotPartitions": "1",  # of tasks that read its log; 50 by itself
 }
 WORKER_MODULES = (
     "pyarrow.parquet",
@@ -79,7 +80,12 @@ def _warehouse(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
 
 @pytest.fixture(scope="session")
 def spark(_warehouse: Warehouse) -> Iterator[Any]:
-    """One Spark in local mode with two task slots, for every test that does not need another."""
+    """One Spark in local mode with two task slots, for every test that does not need another.
+
+    It interprets its expressions: to generate code takes a fifth of such a session's processor time, and most
+    of what its tasks do. What tests submit generates code, as users' applications do: in tests/e2e (but for
+    test_scheduler.py) and where there is a cluster, a driver of its own, a fault or a secret.
+    """
     from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -88,13 +94,14 @@ def spark(_warehouse: Warehouse) -> Iterator[Any]:
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.shuffle.partitions", "2")
+        .config("spark.sql.ui.explainMode", "simple")  # each query is described for a page that nobody sees
         .config("spark.driver.host", "localhost")
         # As operators have it: workers are forked with what they would import for themselves, one by one.
         .config(warming.DAEMON, python_workers.MODULE)
         .config(f"spark.executorEnv.{python_workers.MODULES_VARIABLE}", ",".join(WORKER_MODULES))
         .config("spark.executorEnv.SPARK_SIMPLIFIED_TRACEBACK", "1")
     )
-    for name, value in _warehouse.settings.items():
+    for name, value in {**interpreted.SETTINGS, **_warehouse.settings}.items():
         builder = builder.config(name, value)
     session = builder.getOrCreate()
     yield session
