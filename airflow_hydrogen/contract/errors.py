@@ -861,7 +861,7 @@ class PartlyReplacedError(SinkError):
         told = ", ".join(self.replaced[:3]) + (", ..." if len(self.replaced) > 3 else "")
         super().__init__(
             f"{len(self.replaced):,} of {partitions:,} partitions of {uri!r} hold the new rows ({told}), and "
-            f"the others hold the rows that they had: {problem}"
+            f"each of the others its old rows or its new ones: {problem}"
         )
         self.retryable = retryable  # type: ignore[misc]
 

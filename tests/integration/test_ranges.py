@@ -24,6 +24,7 @@ from airflow_hydrogen.contract.errors import (
 from airflow_hydrogen.contract.jobs import InferenceJob, Run, Sink, Source, days
 from airflow_hydrogen.runtime.scoring.application import run_inference
 from airflow_hydrogen.runtime.sinks import partitioned
+from airflow_hydrogen.runtime.sinks.task_files import TaskFiles
 from airflow_hydrogen.runtime.storage import partition_files, swap
 from tests.integration.models import publish_plain
 
@@ -294,6 +295,29 @@ def test_a_store_that_fails_between_two_swaps_is_told_with_what_is_replaced(
     require_scored(scores)
 
 
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "switch"])
+def test_a_newer_job_of_a_day_that_is_in_place_leaves_the_others_to_the_range(
+    score, scores, lake, monkeypatch, exchanges
+):
+    """It removes what was staged of its own day, and nothing that the older job has still to put in place."""
+    commit, done = swap.Replacement.commit, []
+    single = Sink.parquet(str(scores), partition={"ds": DECLARED[0]})
+
+    def begin_another(replacement, **told):
+        commit(replacement, **told)
+        done.append(replacement.target)
+        if len(done) == 2:
+            score(sink=single, source=Source.parquet(f"{lake}/ds={DECLARED[0]}", where="id % 100 < 2"))
+
+    if not exchanges:
+        monkeypatch.setattr(swap, "exchange", lambda *_: False)
+    monkeypatch.setattr("airflow_hydrogen.runtime.storage.filesystems._AT_ONCE", 1)
+    monkeypatch.setattr(swap.Replacement, "commit", begin_another)
+    score()
+    assert [len(rows_of(scores, day)) for day in DECLARED] == [2, *[10] * 5, 0, *[10] * 3]
+    assert sorted(os.listdir(scores)) == [f"ds={day}" for day in DAYS]
+
+
 def test_a_newer_job_of_the_same_range_takes_what_an_older_one_puts_in_place(score, scores, monkeypatch):
     """The older one finds that what it has staged is gone, and says why: no retry takes it back."""
     commit, begun = swap.Replacement.commit, []
@@ -301,7 +325,7 @@ def test_a_newer_job_of_the_same_range_takes_what_an_older_one_puts_in_place(sco
     def take_meanwhile(replacement, **told):
         commit(replacement, **told)
         if not begun:
-            begun.append(swap.replacing_all([str(scores / f"ds={day}") for day in DECLARED], DECLARED))
+            begun.append(swap.replacing_all([str(scores / f"ds={day}") for day in DECLARED]))
             begun[0].__enter__()
 
     monkeypatch.setattr("airflow_hydrogen.runtime.storage.filesystems._AT_ONCE", 1)
@@ -338,14 +362,12 @@ def test_a_backfill_of_one_day_that_begins_later_keeps_its_rows(score, scores, l
 
 
 def test_rows_of_one_partition_that_the_driver_does_not_find_replace_nothing(score, scores, monkeypatch):
-    read = partitioned.read_footers
-
-    def without_one(listing):
-        files = read(listing)
-        lost = next(file for file in files.files if "=3/" in file.name)
-        return type(files)(files.uri, tuple(set(files.files) - {lost}), files.columns, files._schemas)
-
-    monkeypatch.setattr(partitioned, "read_footers", without_one)
+    bring = TaskFiles.bring
+    monkeypatch.setattr(
+        TaskFiles,
+        "bring",
+        lambda files, names, place: bring(files, [name for name in names if "=3-" not in name], place),
+    )
     with pytest.raises(RowsLostError, match="wrote 10 rows for '.*/ds=2013-01-05', the driver finds 0"):
         score()
     assert len(os.listdir(scores)) == 2

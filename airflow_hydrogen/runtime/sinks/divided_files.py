@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -19,9 +20,18 @@ _WAITING_BYTES = 64 * 1024 * 1024
 _OPEN = 8
 
 
-def folder_of(number: int) -> str:
-    """The folder of a partition's files among those of the others, named as Spark names it."""
-    return f"{PARTITION}={number}"
+_NAME = re.compile(rf"{PARTITION}=(\d+)[-/](.*)")
+
+
+def partition_of(name: str) -> tuple[int, str]:
+    """The partition that a file belongs to, and the name that it has there.
+
+    Args:
+        name: of a file that a task or Spark has written, which writes those of a partition into one folder.
+    """
+    found = _NAME.fullmatch(name)
+    assert found is not None, f"{name!r} is of no partition"
+    return int(found[1]), found[2]
 
 
 class DividedFile:
@@ -55,7 +65,7 @@ class DividedFile:
         """
         for number, part in divided(rows):
             if number not in self._files:
-                self._files[number] = TaskFile(self._place, folder_of(number))
+                self._files[number] = TaskFile(self._place, f"{PARTITION}={number}-")
             self._files[number].add(part)
             self._note(number)
         while sum(file.waiting_bytes for file in self._files.values()) >= _WAITING_BYTES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from airflow_hydrogen.contract import uris
 from airflow_hydrogen.contract.errors import HydrogenError, PartlyReplacedError
 from airflow_hydrogen.contract.jobs import Run, Sink
 from airflow_hydrogen.runtime.data.counting import stage
-from airflow_hydrogen.runtime.data.files import list_dataset, read_footers
-from airflow_hydrogen.runtime.sinks.divided_files import PARTITION, folder_of
+from airflow_hydrogen.runtime.data.files import count_rows
+from airflow_hydrogen.runtime.sinks.divided_files import PARTITION, partition_of
 from airflow_hydrogen.runtime.sinks.staged import run_of
 from airflow_hydrogen.runtime.sinks.task_files import TaskFiles, TaskTarget, new_name
 from airflow_hydrogen.runtime.storage import filesystems, swap
@@ -25,9 +24,12 @@ if TYPE_CHECKING:
 @contextmanager
 def placing(sink: Sink, run: Run | None) -> Iterator[PartitionedFiles]:
     """Begin a try to replace the folders of all partitions that a sink declares."""
-    below = [folder_of(number) for number in range(len(sink.partitions))]
-    with swap.replacing_all(sink.folders, below, run_of(run)) as (staged, replacements):
-        yield PartitionedFiles(str(sink.folder), staged, replacements)
+    with swap.replacing_all(sink.folders, run_of(run)) as replacements:
+        files = PartitionedFiles(str(sink.folder), replacements)
+        try:
+            yield files
+        finally:
+            files.sweep()
 
 
 class PartitionedFiles:
@@ -35,37 +37,40 @@ class PartitionedFiles:
 
     Args:
         name: of the table, for messages.
-        staged: the hidden folder with a folder for each partition.
         replacements: of the partitions' folders.
     """
 
-    def __init__(self, name: str, staged: str, replacements: Sequence[Replacement]) -> None:
+    def __init__(self, name: str, replacements: Sequence[Replacement]) -> None:
         self.name = name
-        self.by_tasks = TaskTarget(staged, replacements[0].target, divided=True)
-        self._staged, self._replacements = staged, replacements
+        first = replacements[0]
+        self.by_tasks = TaskTarget(first.staged, first.target, divided=True)
+        self._replacements = replacements
         self._rows: list[int] = []
+        self._by_spark = swap.staging_uri(first.target, swap.new_token())
         self._none: DataFrame | None = None
 
     def stage(self, frame: DataFrame, notes: str | None) -> tuple[int, list[str]]:
-        """Let Spark write the rows to the hidden folder, by the column `PARTITION`."""
+        """Let Spark write the rows of all partitions to a hidden folder, by the column `PARTITION`."""
         self._none = frame.where("false").drop(PARTITION, *([notes] if notes else []))
-        return stage(frame, self._staged, notes, by=PARTITION)
+        return stage(frame, self._by_spark, notes, by=PARTITION)
 
     def found(self, files: TaskFiles | None, names: Sequence[str]) -> dict[str, int]:
-        """Bring what tasks have written to where it is staged, and count the rows of each partition."""
+        """Bring what tasks or Spark have written to where it is staged, and count the rows of each partition.
+
+        A partition without rows gets a file without rows: whoever reads it finds its columns.
+        """
         if files is not None:
-            files.bring(names, self._staged)
-        rows: Counter[str] = Counter()
-        for file in read_footers(list_dataset(self._staged)).files:
-            rows[file.name.rpartition("/")[0]] += sum(file.rows)
-        self._rows = [rows[folder_of(number)] for number in range(len(self._replacements))]
-        if empty := [number for number, found in enumerate(self._rows) if not found]:
-            # Whoever reads one of them finds its columns.
+            files.bring(names, self._place)
+        else:
+            written = [name for name, _size in filesystems.list_files(self._by_spark) if "/" in name]
+            filesystems.transfer_all({uris.join(self._by_spark, name): self._place(name) for name in written})
+        self._rows = filesystems.many(lambda one: count_rows(one.staged), self._replacements)
+        if empty := [one for one, rows in zip(self._replacements, self._rows, strict=True) if not rows]:
             content = self._without_rows() if files is None else files.without_rows()
-            filesystems.many(lambda number: self._put(number, content), empty)
-        return {
-            replacement.name: found for replacement, found in zip(self._replacements, self._rows, strict=True)
-        }
+            filesystems.many(
+                lambda one: filesystems.write_bytes(uris.join(one.staged, new_name()), content), empty
+            )
+        return {one.name: rows for one, rows in zip(self._replacements, self._rows, strict=True)}
 
     def require_owner(self) -> None:
         """Raise PartitionTakenError where a newer try has begun to replace one of the partitions."""
@@ -97,17 +102,23 @@ class PartitionedFiles:
                 self.name, replaced, len(self._replacements), str(said) or repr(said), retryable=retryable
             ) from error
 
+    def sweep(self) -> None:
+        """Remove what Spark has written and is not staged."""
+        if self._none is not None:
+            swap.sweep(self._by_spark)
+
     @property
     def _path(self) -> str:
         return uris.parse(self.name).path + "/"
 
-    def _put(self, number: int, content: bytes) -> None:
-        filesystems.write_bytes(uris.join(self._staged, folder_of(number), new_name()), content)
+    def _place(self, name: str) -> str:
+        number, base = partition_of(name)
+        return uris.join(self._replacements[number].staged, base)
 
     def _without_rows(self) -> bytes:
         """A file as Spark writes it where there are no rows."""
         assert self._none is not None, "nothing was staged"
-        folder = uris.join(self._staged, "_none")
+        folder = uris.join(self._by_spark, "_none")
         self._none.write.parquet(uris.spark_uri(folder))
         [name] = [name for name, _size in filesystems.list_files(folder) if name.endswith(".parquet")]
         return filesystems.read_bytes(uris.join(folder, name))

@@ -10,9 +10,10 @@ import contextlib
 import json
 import math
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -28,9 +29,6 @@ from airflow_hydrogen.runtime.storage import filesystems
 # What a task holds before it writes a row group. Rows may come one by one, and a row group should be worth
 # its footer; many columns, or long ones, should not fill the memory.
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
-
-# In a file's name, behind the folder below that of all files to which it is brought.
-_BELOW = "--"
 
 RANGES = "airflow-hydrogen.ranges"
 """In a footer, in JSON: column of floating numbers -> the least, the greatest, and how many are null.
@@ -77,25 +75,23 @@ class TaskFiles:
         Returns:
             Rows in those files that are there.
         """
-        if not self.bring(names, staged):
+        if not self.bring(names, partial(uris.join, staged)):
             filesystems.write_bytes(uris.join(staged, new_name()), self.without_rows())
         return count_rows(staged)
 
-    def bring(self, names: Iterable[str], staged: str) -> int:
+    def bring(self, names: Iterable[str], place: Callable[[str], str]) -> int:
         """Bring the files of accepted tries to where they are staged.
 
         Args:
             names: the files.
-            staged: the folder.
+            place: gives the URI that a file gets.
 
         Returns:
             How many of them are there.
         """
         there = {name for name, _size in filesystems.list_files(self.folder)}
         accepted = [name for name in names if name in there]
-        filesystems.transfer_all(
-            {uris.join(self.folder, name): uris.join(staged, name.replace(_BELOW, "/")) for name in accepted}
-        )
+        filesystems.transfer_all({uris.join(self.folder, name): place(name) for name in accepted})
         return len(accepted)
 
     def without_rows(self) -> bytes:
@@ -162,12 +158,12 @@ class TaskFile:
 
     Args:
         place: where it goes.
-        below: the folder below the one of all files to which it is brought; None: that one.
+        prefix: of the file's name.
     """
 
-    def __init__(self, place: TaskFiles, below: str | None = None) -> None:
+    def __init__(self, place: TaskFiles, prefix: str = "") -> None:
         self._place = place
-        self._below = below
+        self._prefix = prefix
         self._waiting: list[pa.RecordBatch] = []
         self._bytes = 0
         self._stream: Any = None
@@ -259,9 +255,7 @@ class TaskFile:
         if not self.rows:
             return
         if self._writer is None:
-            self.name = new_name(_partition())
-            if self._below is not None:
-                self.name = f"{self._below}{_BELOW}{self.name}"
+            self.name = self._prefix + new_name(_partition())
             uri = uris.join(self._place.folder, self.name)
             try:
                 self._stream = filesystems.open_output(uri)

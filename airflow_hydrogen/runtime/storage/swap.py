@@ -7,8 +7,8 @@ There are two ways, and `Replacement.commit` chooses:
   own, and a list of files is written, which makes them the folder's rows (`partition_files`). Only then
   the old ones are removed.
 
-A try may replace many folders. What is staged of them lies in one hidden folder, each of them has an owner of
-its own, and each is replaced as if it were the only one.
+A try may replace many folders. Each of them has an owner and a hidden neighbour of its own, and is replaced
+as if it were the only one: who takes one of them takes nothing of the others.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ class Replacement:
     Attributes:
         target: the folder.
         token: of this try alone, so that two tries share no folder and no file.
-        staged: where the new files are put together: a hidden neighbour of the target, or below one.
         number: of the list of files that it may write, higher than those of all tries before.
         run: the Airflow run, or None.
         name: of what is replaced, for messages.
@@ -66,10 +65,14 @@ class Replacement:
 
     target: str
     token: str
-    staged: str
     number: int
     run: Mapping[str, Any] | None
     name: str
+
+    @property
+    def staged(self) -> str:
+        """Where the new files are put together: a hidden neighbour of the target."""
+        return staging_uri(self.target, self.token)
 
     def commit(self, *, rows: int | None = None, model: str | None = None) -> None:
         """Put the staged files in the place of the old ones.
@@ -181,41 +184,31 @@ def replacing(
     Raises:
         PartitionTakenError: a newer try has begun meanwhile.
     """
-    target, token = uris.canonical(target), new_token()
-    staged = staging_uri(target, token)
-    with _replacing([Replacement(target, token, staged, 0, run, name or target)], staged) as [replacement]:
+    target = uris.canonical(target)
+    with _replacing([Replacement(target, new_token(), 0, run, name or target)]) as [replacement]:
         yield replacement
 
 
 @contextmanager
 def replacing_all(
-    targets: Sequence[str], below: Sequence[str], run: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, list[Replacement]]]:
+    targets: Sequence[str], run: Mapping[str, Any] | None = None
+) -> Iterator[list[Replacement]]:
     """Begin a try to replace many folders; see `replacing`.
 
     Args:
         targets: the folders.
-        below: of each the name that its new folder has in the one that holds all that is staged.
         run: as for `replacing`.
-
-    Yields:
-        That folder, a hidden neighbour of the first target, and the replacements.
 
     Raises:
         PartitionTakenError: a newer try has begun to replace one of them.
     """
     targets, token = [uris.canonical(target) for target in targets], new_token()
-    staged = staging_uri(targets[0], token)
-    wanted = [
-        Replacement(target, token, uris.join(staged, name), 0, run, target)
-        for target, name in zip(targets, below, strict=True)
-    ]
-    with _replacing(wanted, staged) as replacements:
-        yield staged, replacements
+    with _replacing([Replacement(target, token, 0, run, target) for target in targets]) as replacements:
+        yield replacements
 
 
 @contextmanager
-def _replacing(wanted: Sequence[Replacement], staged: str) -> Iterator[list[Replacement]]:
+def _replacing(wanted: Sequence[Replacement]) -> Iterator[list[Replacement]]:
     """Claim what is to be replaced, and give it up when the block ends, with what is staged by then."""
     stale = filesystems.list_siblings_of_all([replacement.target for replacement in wanted], _LEFTOVER)
     claimed: dict[str, Replacement] = {}
@@ -223,22 +216,25 @@ def _replacing(wanted: Sequence[Replacement], staged: str) -> Iterator[list[Repl
     def claim(replacement: Replacement) -> None:
         claimed[replacement.target] = _begin(replacement)
 
+    def sweep_staged() -> None:
+        filesystems.many(sweep, [replacement.staged for replacement in claimed.values()])
+
     try:
         filesystems.many(claim, wanted)
         # Only what was there before the claim: a try that begins after this one is none of its business.
         filesystems.many(sweep, stale)
         yield [claimed[replacement.target] for replacement in wanted]
     except Exception as error:
-        sweep(staged)
+        sweep_staged()
         taken = taken_meanwhile(claimed.values(), error)
         filesystems.many(_release, claimed.values())
         if taken is not None:
             raise taken from error
         raise
     except BaseException:  # it is being ended, and has no time for more
-        sweep(staged)
+        sweep_staged()
         raise
-    sweep(staged)
+    sweep_staged()
     filesystems.many(_release, claimed.values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from airflow_hydrogen.contract.errors import UnwritableUriError
 from airflow_hydrogen.runtime.data.files import count_rows
 from airflow_hydrogen.runtime.sinks import divided_files as module
-from airflow_hydrogen.runtime.sinks.divided_files import PARTITION, DividedFile, divided, folder_of
+from airflow_hydrogen.runtime.sinks.divided_files import PARTITION, DividedFile, divided, partition_of
 from airflow_hydrogen.runtime.sinks.task_files import TaskFile, TaskFiles
 
 SCHEMA = pa.schema([("id", pa.int64())])
@@ -30,6 +29,10 @@ def rows(numbers, first=0):
 def place(tmp_path):
     (tmp_path / "tasks").mkdir()
     return TaskFiles("sink", str(tmp_path / "tasks"), SCHEMA, divided=True)
+
+
+def bring(place, names, staged):
+    return place.bring(names, lambda name: str(staged.joinpath(*map(str, partition_of(name)))))
 
 
 def ids_of(folder):
@@ -65,10 +68,9 @@ def test_rows_are_written_whatever_waits(place, tmp_path, monkeypatch, waiting_b
             assert sum(one.waiting_bytes for one in file._files.values()) < waiting_bytes
             assert sum(one.is_open for one in file._files.values()) <= 2
     assert len(file.names) == len(set(file.names)) >= 20
-    assert place.bring(file.names, str(tmp_path / "staged")) == len(file.names)
+    assert bring(place, file.names, tmp_path / "staged") == len(file.names)
     found = ids_of(tmp_path / "staged")
-    assert found == {folder_of(n): np.flatnonzero(numbers == n).tolist() for n in range(20)}
-    assert Counter(name.partition("--")[0] for name in file.names).keys() == found.keys()
+    assert found == {str(n): np.flatnonzero(numbers == n).tolist() for n in range(20)}
 
 
 def test_files_of_lost_tries_are_not_taken(place, tmp_path):
@@ -76,8 +78,8 @@ def test_files_of_lost_tries_are_not_taken(place, tmp_path):
         lost.add(rows([1, 2]))
     with DividedFile(place) as kept:
         kept.add(rows([1]))
-    place.bring([*kept.names, "on-another-host.parquet"], str(tmp_path / "staged"))
-    assert ids_of(tmp_path / "staged") == {folder_of(1): [0]}
+    assert bring(place, [*kept.names, f"{PARTITION}=1-on-another-host.parquet"], tmp_path / "staged") == 1
+    assert ids_of(tmp_path / "staged") == {"1": [0]}
 
 
 def test_a_task_that_fails_names_no_files_and_closes_what_is_open(place, monkeypatch):
@@ -94,6 +96,13 @@ def test_a_host_that_lacks_the_folder_says_so(place):
     os.rmdir(place.folder)
     with pytest.raises(UnwritableUriError, match="this host lacks the folder"), DividedFile(place) as file:
         file.add(rows([1, 2]))
+
+
+@pytest.mark.parametrize(
+    "written", ["-part-00003-ab.parquet", "/part-00003-ab.parquet"], ids=["task", "Spark"]
+)
+def test_a_file_says_its_partition_by_its_name(written):
+    assert partition_of(f"{PARTITION}=17{written}") == (17, "part-00003-ab.parquet")
 
 
 def test_names_of_other_files_are_their_names_where_they_are_staged(tmp_path, place):
