@@ -121,10 +121,10 @@ def make(root: Path, key: str, plan: dict[str, Any]) -> tuple[ServerFolder, int]
     made.path.mkdir(mode=0o700)
     keeper = None
     try:
-        keeper = create(made.keeper)
+        keeper = _create(made.keeper)
         fcntl.flock(keeper, fcntl.LOCK_EX)
         for file in (made.users, made.log):
-            os.close(create(file))
+            os.close(_create(file))
         made.work.mkdir(mode=0o700)
         write_secretly(made.path / "plan.json", json.dumps(plan))
         made.path.rename(root / key)
@@ -138,7 +138,7 @@ def make(root: Path, key: str, plan: dict[str, Any]) -> tuple[ServerFolder, int]
     return ServerFolder(root / key), keeper
 
 
-def create(file: Path) -> int:
+def _create(file: Path) -> int:
     """A new file of this user's alone; what is written goes to its end."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
     return os.open(file, flags, 0o600)

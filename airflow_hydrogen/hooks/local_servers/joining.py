@@ -8,14 +8,13 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from airflow_hydrogen.contract.errors import LocalServerError
-from airflow_hydrogen.hooks.launchers import default_settings, spark_home
 from airflow_hydrogen.hooks.local_servers import folders
 from airflow_hydrogen.hooks.local_servers.folders import ServerFolder
 from airflow_hydrogen.hooks.local_servers.processes import MARK_VARIABLE, lives
@@ -149,7 +148,8 @@ def _answer(seat: _Seat, deadline: float) -> dict[str, Any] | None:
         found = seat.folder.server()
         if seat.is_in_place():
             if found:
-                return found if lives(found["pid"], found["began"]) else None
+                # Without its keeper it is about to end.
+                return found if seat.is_kept() and lives(found["pid"], found["began"]) else None
             if seat.is_kept():
                 time.sleep(_POLL_S)
                 continue
@@ -160,8 +160,7 @@ def _answer(seat: _Seat, deadline: float) -> dict[str, Any] | None:
 def _start(root: Path, key: str, settings: ServerSettings, say: Callable[[str], None]) -> _Seat | None:
     """Start a keeper, unless another task has been faster: then there is a seat to be taken."""
     mark = secrets.token_hex(16)
-    environment = settings.environment
-    made = folders.make(root, key, {**_plan(settings, environment), "mark": mark})
+    made = folders.make(root, key, {**_plan(settings), "mark": mark})
     if made is None:
         return None
     folder, keeper = made
@@ -175,7 +174,7 @@ def _start(root: Path, key: str, settings: ServerSettings, say: Callable[[str], 
             stdout=seat.log,
             stderr=seat.log,
             cwd=folder.work,
-            env={**environment, MARK_VARIABLE: mark},
+            env={**settings.environment, MARK_VARIABLE: mark},
             pass_fds=[keeper],
             start_new_session=True,
             check=False,
@@ -189,14 +188,13 @@ def _start(root: Path, key: str, settings: ServerSettings, say: Callable[[str], 
     return seat
 
 
-def _plan(settings: ServerSettings, environment: Mapping[str, str]) -> dict[str, Any]:
+def _plan(settings: ServerSettings) -> dict[str, Any]:
     """What the keeper is told."""
-    defaults = default_settings(spark_home(settings.spark_submit, environment), environment)
     return {
         "spark_submit": settings.spark_submit,
         "java": settings.java,
         "master": settings.master,
-        "conf": {**defaults, **settings.conf},
+        "conf": settings.spark_conf,
         "modules": settings.modules,
         "idle_s": settings.idle_s,
         "start_timeout_s": settings.start_timeout_s,

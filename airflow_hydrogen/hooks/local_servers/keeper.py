@@ -83,7 +83,7 @@ class Keeper:
         """Start the server, on another port where that has been taken. Returns why it does not answer."""
         token = secrets.token_hex(32)
         conf: Mapping[str, str] = self._plan["conf"]
-        environment = {**os.environ, **worker_environment(conf)}
+        environment = worker_environment(os.environ, conf)
         told = self._start_ahead(environment, conf)
         deadline = time.monotonic() + self._plan["start_timeout_s"]
         for _ in range(_PORTS):

@@ -130,7 +130,7 @@ def _stop(folder: ServerFolder, *, force: bool) -> bool:
         return True
     users = _lock_of_idle(folder)
     if users is None and not force:
-        return False
+        return not folder.path.exists()  # it has just ended by itself
     try:
         _end(folder)
     finally:

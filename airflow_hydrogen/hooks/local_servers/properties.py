@@ -59,11 +59,18 @@ def server_properties(master: str, given: Mapping[str, str], *, token: str, port
     }
 
 
-def worker_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What the user wants in the environment of Python workers, where Connect has them take the server's."""
-    return {
+def worker_environment(environ: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a server and its Python workers: Connect gives these no other one.
+
+    Args:
+        environ: what the server would have.
+        given: the user's settings of Spark, with what workers are to have besides.
+    """
+    theirs = {
         name.removeprefix(ENVIRONMENT): value for name, value in given.items() if name.startswith(ENVIRONMENT)
     }
+    paths = [entry["PYTHONPATH"] for entry in (environ, theirs) if entry.get("PYTHONPATH")]
+    return {**environ, **theirs, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def forks_workers(given: Mapping[str, str]) -> bool:

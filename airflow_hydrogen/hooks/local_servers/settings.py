@@ -20,6 +20,7 @@ from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.python_workers import OF_EVERY_WORKER, READ_AT_IMPORT
 from airflow_hydrogen.hooks.launchers import (
     DEFAULT_SPARK_BINARY,
+    default_settings,
     find_spark_submit,
     launcher_environment,
     require_java,
@@ -122,6 +123,12 @@ class ServerSettings:
             "PYTHONHASHSEED": "0",
         }
 
+    @property
+    def spark_conf(self) -> dict[str, str]:
+        """Spark's settings: those of this machine, and those that are given."""
+        environment = self.environment
+        return {**default_settings(spark_home(self.spark_submit, environment), environment), **self.conf}
+
     def key(self) -> str:
         """What servers that may stand for each other have in common: machine, user, versions, settings."""
         parts = {
@@ -134,12 +141,20 @@ class ServerSettings:
             "spark": [self.spark_submit, *_changes(spark_home(self.spark_submit, self.environ))],
             "java": [str(Path(self.java).resolve()), _changed(Path(self.java))],
             "master": self.master,
-            "conf": dict(self.conf),
+            "conf": self.spark_conf,
+            "files": [_listed(folder) for folder in self._conf_folders()],
             "modules": self.modules,
             "environment": self.environment,
         }
         text = json.dumps(parts, sort_keys=True).encode()
         return f"{this_machine()}-{hashlib.sha256(text).hexdigest()[:16]}"
+
+    def _conf_folders(self) -> list[Path]:
+        """Where Spark finds files of settings that it does not name."""
+        home = spark_home(self.spark_submit, self.environment)
+        named = (self.environment.get(name) for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR"))
+        sparks = self.environment.get("SPARK_CONF_DIR") or (home and home / "conf")
+        return [Path(folder) for folder in (sparks, *named) if folder]
 
 
 def this_machine() -> str:
@@ -166,6 +181,10 @@ def _umask() -> str:
 def _package_folders() -> list[str]:
     paths = sysconfig.get_paths()
     return sorted({paths["purelib"], paths["platlib"]})
+
+
+def _listed(folder: Path) -> list[Any]:
+    return [[file.name, _changed(file)] for file in sorted(folder.iterdir())] if folder.is_dir() else []
 
 
 def _changes(home: Path | None) -> list[Any]:

@@ -53,13 +53,15 @@ def settings(tmp_path: Path) -> Callable[..., ServerSettings]:
     fake.parent.mkdir()
     fake.write_text(FAKE.format(python=sys.executable))
     fake.chmod(0o755)
+    java = tmp_path / "bin" / "java"
+    java.touch()
     (tmp_path / "spark" / "jars").mkdir(parents=True)
     environ = {"PATH": "/usr/bin:/bin", "SPARK_HOME": str(tmp_path / "spark"), "HOME": str(tmp_path)}
 
     def make(way: str = "serves", **options: Any) -> ServerSettings:
         given = {
             "spark_submit": str(fake),
-            "java": "/usr/bin/java",
+            "java": str(java),
             "environ": environ,
             "conf": {"fake.way": way},
             "modules": (),

@@ -29,8 +29,8 @@ TASK = """
 import sys, tempfile, time
 from airflow_hydrogen.hooks.local_servers.joining import joined
 from airflow_hydrogen.hooks.local_servers.settings import ServerSettings
-tempfile.tempdir, fake, environ = sys.argv[1], sys.argv[2], {environ!r}
-settings = ServerSettings(spark_submit=fake, java="/usr/bin/java", environ=environ, conf={conf!r}, modules=(),
+tempfile.tempdir, fake, java = sys.argv[1:]
+settings = ServerSettings(spark_submit=fake, java=java, environ={environ!r}, conf={conf!r}, modules=(),
                           idle_s={idle_s})
 with joined(settings, lambda line: None) as server:
     print(server.pid, server.url, flush=True)
@@ -46,7 +46,7 @@ def start_task(settings) -> tuple[subprocess.Popen[str], int]:
     """A task, and the server's process."""
     code = TASK.format(environ=settings.environ, conf=settings.conf, idle_s=settings.idle_s)
     task = subprocess.Popen(
-        [sys.executable, "-c", code, tempfile.gettempdir(), settings.spark_submit],
+        [sys.executable, "-c", code, tempfile.gettempdir(), settings.spark_submit, settings.java],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -11,7 +11,11 @@ import pytest
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.hooks.launchers import read_properties
 from airflow_hydrogen.hooks.local_servers.processes import began, listens, lives
-from airflow_hydrogen.hooks.local_servers.properties import server_properties, write_properties
+from airflow_hydrogen.hooks.local_servers.properties import (
+    server_properties,
+    worker_environment,
+    write_properties,
+)
 
 TASK = {
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql://airflow:secret@db/airflow",
@@ -52,6 +56,24 @@ def test_whatever_makes_another_server_makes_another_key(settings, options):
     if "environ" in options:
         options = {"environ": {**settings().environ, **options["environ"]}}
     assert settings(**options).key() != settings().key()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("spark-defaults.conf", "spark.driver.memory 2g"), ("hive-site.xml", "<configuration/>")],
+)
+def test_other_settings_of_this_machine_make_another_key(settings, tmp_path, name, text):
+    before = settings().key()
+    (tmp_path / "spark" / "conf").mkdir()
+    (tmp_path / "spark" / "conf" / name).write_text(text)
+    assert settings().key() != before
+    assert settings().spark_conf.get("spark.driver.memory") == ("2g" if text.startswith("spark") else None)
+
+
+def test_what_workers_are_to_have_in_their_environment_the_server_has():
+    given = {"spark.executorEnv.PYTHONPATH": "/theirs", "spark.executorEnv.A": "b", "spark.a": "c"}
+    found = worker_environment({"PYTHONPATH": "/package", "A": "a"}, given)
+    assert found == {"PYTHONPATH": os.pathsep.join(["/package", "/theirs"]), "A": "b"}
 
 
 def test_how_long_it_lives_does_not_make_another(settings):
