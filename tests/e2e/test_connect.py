@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.contract import jobs, reports
+from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Sink, Source, TrainJob
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
 from airflow_hydrogen.operators.packing import pack_project, pack_runtime
@@ -389,6 +390,19 @@ def test_a_gang_trains_in_a_barrier_stage_of_the_server(
     again = train("trains", model_uri=str(tmp_path / "again"), **given)
     assert again.report().failure is None, again.log
     assert session_of(again) == ("joined", session_of(job)[1])
+
+
+def test_a_gang_for_which_there_is_no_room_says_so(
+    train: Callable[..., Job], run: Run, rows: str, tmp_path: Path
+) -> None:
+    pq.write_table(pq.read_table(rows), Path(rows, "0.parquet"), row_group_size=ROWS // 2)
+    busy = run(model_uri=plain_model(tmp_path), predictor=f"{APPS}:never_ends")
+    eventually(lambda: len(list(tmp_path.glob("alive-*"))) == 2, "both slots are taken")
+    gang = GangOptions(start_timeout_s=3, max_restarts=0, fork=False)
+    error = train("fails_on_rank_1", gang=gang).error()
+    assert error.startswith("GangLostError True: 0 of 2 ranks"), error
+    (tmp_path / "enough").touch()
+    assert len(busy.rows()) == ROWS
 
 
 DAG = """

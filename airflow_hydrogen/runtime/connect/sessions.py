@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MODE = "SPARK_CONNECT_MODE_ENABLED"
 """Of the environment: whether `pyspark.sql` makes things of Spark Connect's client."""
 
+_REMOTE = "SPARK_REMOTE"
 _TOKEN = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 # A setting that the server does not know: whoever finds it has joined the session that was made for it.
 _MARK = "spark.airflow_hydrogen.code"
@@ -227,6 +228,7 @@ def _client(access: ConnectAccess, session_id: str, retries: int) -> SparkSessio
     from pyspark.sql.connect.session import SparkSession
 
     os.environ[MODE] = "1"
+    os.environ[_REMOTE] = access.url  # else `SparkSession.builder.getOrCreate()` looks for no session
     os.environ.pop(_TOKEN, None)  # it would be sent to whatever server
     builder = DefaultChannelBuilder(access.url)
     for option, value in _ALIVE.items():
