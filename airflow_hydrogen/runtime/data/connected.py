@@ -33,9 +33,11 @@ def refresh_tables(frame: DataFrame) -> None:
     Args:
         frame: the plan; what it was resolved to is not used any more.
     """
-    client: Any = frame.sparkSession.client  # type: ignore[attr-defined]
-    plan: Any = frame._plan.to_proto(client)  # type: ignore[attr-defined]
-    text = client.explain_string(plan, explain_mode="extended").partition("== Analyzed Logical Plan ==")[2]
+    connected: Any = frame
+    client = connected.sparkSession.client
+    text = client.explain_string(connected._plan.to_proto(client), explain_mode="extended").partition(
+        "== Analyzed Logical Plan =="
+    )[2]
     tables = dict.fromkeys(_TABLE.findall(text.partition("== Optimized Logical Plan ==")[0]))
     if not tables:
         return
