@@ -80,7 +80,9 @@ class Job:
         self.job = dataclasses.replace(job, report_uri=str(folder / "report.json"))
         (folder / "job.json").write_text(jobs.dumps(self.job))
         self._log = folder / "log"
-        environment = {**os.environ, "JAVA_HOME": "/nowhere", "PYTHONPATH": str(ROOT)}
+        # A proxy for all other machines is nothing to this one.
+        nowhere = {"JAVA_HOME": "/nowhere", "http_proxy": "http://127.0.0.1:9"}
+        environment = {**os.environ, **nowhere, "PYTHONPATH": str(ROOT)}
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "airflow_hydrogen.runtime", str(folder / "job.json")],

@@ -48,6 +48,7 @@ _ALIVE = {
     "grpc.keepalive_timeout_ms": 30_000,
     "grpc.http2.max_pings_without_data": 0,
 }
+_HERE = ("localhost", "127.0.0.1", "::1")
 _GONE = {
     "SESSION_CLOSED": "has closed the session, because nothing happened in it or it was told to",
     "SESSION_CHANGED": "was started anew meanwhile, and knows nothing of the session",
@@ -242,6 +243,8 @@ def _client(access: ConnectAccess, session_id: str, retries: int) -> SparkSessio
     builder = DefaultChannelBuilder(access.url)
     for option, chosen in _ALIVE.items():
         builder.setChannelOption(option, chosen)
+    if access.host in _HERE:
+        builder.setChannelOption("grpc.enable_http_proxy", 0)  # it would be asked for this machine too
     for name, value in access.headers.items():
         builder.set(name, value)
     builder.set("session_id", session_id)
