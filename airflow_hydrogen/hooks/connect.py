@@ -186,7 +186,9 @@ class HydrogenConnectHook(HydrogenSparkSubmitHook):
         return dataclasses.replace(
             self.access,
             settings=settings,
-            **{option: tuple(named) for option, named in sent.items()},
+            py_files=tuple(sent["py_files"]),
+            archives=tuple(sent["archives"]),
+            files=tuple(sent["files"]),
             code=digest.hexdigest(),
         )
 

@@ -18,7 +18,7 @@ def leaves_all_kinds_of_things(spark: SparkSession, rows: DataFrame) -> DataFram
     rows.createOrReplaceTempView("left_behind")
     spark.udf.register("left_function", lambda number: number + 1.0, "double")
     spark.conf.set("spark.sql.session.timeZone", "Asia/Tokyo")
-    spark.conf.set("spark.sql.shuffle.partitions", "3")
+    SparkSession.builder.getOrCreate().conf.set("spark.sql.shuffle.partitions", "3")
     return spark.sql("select *, left_function(id) more from left_behind")
 
 

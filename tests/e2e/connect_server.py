@@ -17,6 +17,7 @@ from tests.integration import spark_classes
 from tests.integration.daemons import free_port
 
 TOKEN = "not-for-everybody"
+SECRET = "a-key-of-the-server"
 _STARTED = "Spark Connect server started at"
 _TIMEOUT_S = 120
 
@@ -45,6 +46,7 @@ def connect_server(folder: Path, port: int | None = None) -> Iterator[Server]:
         "spark.connect.grpc.binding.port": str(port),
         "spark.connect.grpc.binding.address": "127.0.0.1",
         "spark.ui.enabled": "false",
+        "spark.hadoop.fs.s3a.secret.key": SECRET,
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
     }
     command = [find_spark_submit("spark-submit", os.environ), "--master", "local[2]"]

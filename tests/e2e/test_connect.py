@@ -22,13 +22,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.contract import jobs, partitions, reports
+from airflow_hydrogen.contract.gang import GangOptions
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob, Sink, Source, TrainJob
+from airflow_hydrogen.contract.private_folders import private_folder
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
 from airflow_hydrogen.operators.packing import pack_project, pack_runtime
 from airflow_hydrogen.runtime.publication import publish_model
 from scripts.dag_runs import DagRunner, private_environment
 from tests.e2e.conftest import ROOT
-from tests.e2e.connect_server import TOKEN, Server, connect_server
+from tests.e2e.connect_server import SECRET, TOKEN, Server, connect_server
 from tests.integration import onnx_models
 from tests.integration.models import publish_plain
 
@@ -78,7 +80,9 @@ class Job:
         self.job = dataclasses.replace(job, report_uri=str(folder / "report.json"))
         (folder / "job.json").write_text(jobs.dumps(self.job))
         self._log = folder / "log"
-        environment = {**os.environ, "JAVA_HOME": "/nowhere", "PYTHONPATH": str(ROOT)}
+        # A proxy for all other machines is nothing to this one.
+        nowhere = {"JAVA_HOME": "/nowhere", "http_proxy": "http://127.0.0.1:9"}
+        environment = {**os.environ, **nowhere, "PYTHONPATH": str(ROOT)}
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "airflow_hydrogen.runtime", str(folder / "job.json")],
@@ -164,6 +168,8 @@ def test_a_partition_is_scored_without_java_and_the_next_job_meets_the_workers(
     assert (session_of(second)[0], session_of(second)[1]) == ("joined", session_of(first)[1])
     assert len(list(tmp_path.glob("loaded-*"))) == 1
     assert TOKEN not in first.log + second.log
+    kept = "".join(file.read_text() for file in leases())
+    assert "spark.hadoop.fs.s3a.secret.key" in kept and TOKEN not in kept and SECRET not in kept
     assert second.report().source == first.report().source
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".scored")]
 
@@ -325,12 +331,13 @@ def test_a_session_that_is_closed_in_mid_job_is_another_one_for_the_next_try(
     assert session_of(again) != session_of(job)
 
 
+def leases() -> list[Path]:
+    return [file for file in private_folder("sessions").rglob("*") if file.is_file()]
+
+
 def close_session(server: Server, begins: str) -> None:
     """Close it as its server does when nothing has happened in it for an hour."""
-    from airflow_hydrogen.contract.private_folders import private_folder
-
-    files = private_folder("sessions").rglob("*")
-    texts = [file.read_text() for file in files if file.is_file()]
+    texts = [file.read_text() for file in leases()]
     found = [json.loads(text)["session_id"] for text in texts if text]
     (session_id,) = {name for name in found if name.startswith(begins)}
     closer = (
@@ -403,6 +410,18 @@ def test_a_gang_trains_in_a_barrier_stage_of_the_server(
     again = train("trains", model_uri=str(tmp_path / "again"), **given)
     assert again.report().failure is None, again.log
     assert session_of(again) == ("joined", session_of(job)[1])
+
+
+def test_a_gang_for_which_there_is_no_room_says_so(
+    train: Callable[..., Job], run: Run, tmp_path: Path
+) -> None:
+    busy = run(model_uri=plain_model(tmp_path), predictor=f"{APPS}:never_ends")
+    eventually(lambda: list(tmp_path.glob("alive-*")), "one of two slots is taken")
+    gang = GangOptions(start_timeout_s=3, max_restarts=0, fork=False)
+    error = train("fails_on_rank_1", gang=gang).error()
+    assert error.startswith("GangLostError True: 0 of 2 ranks"), error
+    (tmp_path / "enough").touch()
+    assert len(busy.rows()) == ROWS
 
 
 DAG = """

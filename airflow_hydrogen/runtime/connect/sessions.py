@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MODE = "SPARK_CONNECT_MODE_ENABLED"
 """Of the environment: whether `pyspark.sql` makes things of Spark Connect's client."""
 
+_REMOTE = "SPARK_REMOTE"
 _TOKEN = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 # A setting that the server does not know: whoever finds it has joined the session that was made for it.
 _MARK = "spark.airflow_hydrogen.code"
@@ -46,6 +48,7 @@ _ALIVE = {
     "grpc.keepalive_timeout_ms": 30_000,
     "grpc.http2.max_pings_without_data": 0,
 }
+_HERE = ("localhost", "127.0.0.1", "::1")
 _GONE = {
     "SESSION_CLOSED": "has closed the session, because nothing happened in it or it was told to",
     "SESSION_CHANGED": "was started anew meanwhile, and knows nothing of the session",
@@ -57,7 +60,14 @@ _GONE = {
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
+# As Spark finds settings that it does not show.
+_SECRET = re.compile("(?i)secret|password|passphrase|token|credential|access[.]?key")
+
 _open: _Joined | None = None
+
+
+class _UncleanError(Exception):
+    """A session cannot be made what it was."""
 
 
 class _Joined:
@@ -189,13 +199,14 @@ def _ready(access: ConnectAccess, lease: Lease) -> tuple[SparkSession, bool]:
     """A client in a session that has the job's code and nothing else, and whether the session is new."""
     spark, found = _connected(access, lease)
     is_new = lease.settings is None or found.get(_MARK) != access.code
+    faults: tuple[type[Exception], ...] = (*spark_errors(), _UncleanError)
     try:
         if is_new:
             _equip(spark, access)
-            lease.settings = {**found, _MARK: access.code}
+            lease.settings = _remembered(lease.session_id, {**found, _MARK: access.code})
         else:
             _clean(spark, lease, found)
-    except spark_errors() as error:
+    except faults as error:
         spark.client.close()
         if is_new or _fault(access, error) is not None:
             raise
@@ -227,10 +238,13 @@ def _client(access: ConnectAccess, session_id: str, retries: int) -> SparkSessio
     from pyspark.sql.connect.session import SparkSession
 
     os.environ[MODE] = "1"
+    os.environ[_REMOTE] = access.url  # else `SparkSession.builder.getOrCreate()` looks for no session
     os.environ.pop(_TOKEN, None)  # it would be sent to whatever server
     builder = DefaultChannelBuilder(access.url)
-    for option, value in _ALIVE.items():
-        builder.setChannelOption(option, value)
+    for option, chosen in _ALIVE.items():
+        builder.setChannelOption(option, chosen)
+    if access.host in _HERE:
+        builder.setChannelOption("grpc.enable_http_proxy", 0)  # it would be asked for this machine too
     for name, value in access.headers.items():
         builder.set(name, value)
     builder.set("session_id", session_id)
@@ -294,14 +308,26 @@ def _uri(name: str) -> str:
     return f"{Path(path).absolute().as_uri()}{mark}{alias}"
 
 
+def _remembered(session_id: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings as they are written down: of what may be a secret of the server's, whether it is the same."""
+
+    def hidden(value: str) -> str:
+        return hashlib.sha256(f"{session_id} {value}".encode()).hexdigest()
+
+    return {name: hidden(value) if _SECRET.search(name) else value for name, value in settings.items()}
+
+
 def _clean(spark: SparkSession, lease: Lease, found: Mapping[str, str]) -> None:
     """Leave nothing in a session of what the job before may have set or made."""
-    before = lease.settings or {}
-    for name in found.keys() - before.keys():
+    before, now = lease.settings or {}, _remembered(lease.session_id, found)
+    for name in now.keys() - before.keys():
         spark.conf.unset(name)
     for name, value in before.items():
-        if found.get(name) != value:
-            spark.conf.set(name, value)
+        if now.get(name) == value:
+            continue
+        if _SECRET.search(name):
+            raise _UncleanError(f"{name} is not what it was")
+        spark.conf.set(name, value)
     if not lease.is_touched:
         return
     spark.catalog.setCurrentCatalog("spark_catalog")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Found = Mapping[str, tuple[int, int | None]]
 """URI of a file -> its bytes, and when it was changed, in nanoseconds."""
 
+_PATTERN = re.compile(r"[*?{\[\\]")
 _PLANS_KEPT = "spark.connect.session.planCache.enabled"
 # A table of a catalog, in the text of a plan; what a query or a user calls so has no dot.
 _TABLE = re.compile(
@@ -33,9 +34,11 @@ def refresh_tables(frame: DataFrame) -> None:
     Args:
         frame: the plan; what it was resolved to is not used any more.
     """
-    client: Any = frame.sparkSession.client  # type: ignore[attr-defined]
-    plan: Any = frame._plan.to_proto(client)  # type: ignore[attr-defined]
-    text = client.explain_string(plan, explain_mode="extended").partition("== Analyzed Logical Plan ==")[2]
+    connected: Any = frame
+    client = connected.sparkSession.client
+    text = client.explain_string(connected._plan.to_proto(client), explain_mode="extended").partition(
+        "== Analyzed Logical Plan =="
+    )[2]
     tables = dict.fromkeys(_TABLE.findall(text.partition("== Optimized Logical Plan ==")[0]))
     if not tables:
         return
@@ -49,9 +52,10 @@ def refresh_files(spark: SparkSession, uri: str) -> None:
 
     Args:
         spark: the session.
-        uri: as Spark is told it.
+        uri: as Spark is told it, a pattern too.
     """
-    spark.catalog.refreshByPath(uri)
+    plain = _PATTERN.split(uri, maxsplit=1)[0]
+    spark.catalog.refreshByPath(uri if plain == uri else plain[: plain.rfind("/") + 1])
 
 
 def files_of(frame: DataFrame) -> Found:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from airflow_hydrogen.runtime.connect import plans, sessions
 from airflow_hydrogen.runtime.connect.reach import local_address
 from airflow_hydrogen.runtime.gang import profiles
+from airflow_hydrogen.runtime.session import is_local
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+_LOOPBACK = ("127.0.0.1", "::1")
 
 Stage = Callable[[Any], Iterator[Any]]
 
@@ -101,6 +104,10 @@ class OnConnect:
     def __init__(self, spark: SparkSession) -> None:
         self._spark, self._tag = spark, _new_tag()
         self.host = self.bind = local_address(sessions.access_of_job())
+        if self.host in _LOOPBACK and not is_local(spark):
+            # The server is on this machine and its executors are not: they reach it by this name.
+            self.host = str(spark.conf.get("spark.driver.host"))
+            self.bind = str(spark.conf.get("spark.driver.bindAddress", self.host))
 
     def run(self, stage: Stage, size: int) -> list[Any]:
         """Run it, and return what its tasks have yielded."""

@@ -25,7 +25,7 @@ _MODULES = (
 )
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.medium
 def test_the_applications_import_nothing_that_the_client_lacks() -> None:
     code = f"{_WITHOUT}import {', '.join(_MODULES)}\n{_CALLS}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

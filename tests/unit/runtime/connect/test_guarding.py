@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from airflow_hydrogen.contract.connect import ConnectAccess
 from airflow_hydrogen.operators.packing import pack_runtime
 from airflow_hydrogen.runtime.connect.guarding import guarded
@@ -33,6 +35,7 @@ def test_nobody_who_reads_what_the_job_says_waits_for_its_guard() -> None:
     assert held == {os.devnull}
 
 
+@pytest.mark.medium
 def test_a_guard_needs_the_runtime_no_more_once_it_is_there(tmp_path: Path) -> None:
     archive = pack_runtime(tmp_path / "runtime.zip")
     code = (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_hydrogen.contract.errors import DatasetChangedError
-from airflow_hydrogen.runtime.data.connected import SameFiles, files_of
+from airflow_hydrogen.runtime.data.connected import SameFiles, files_of, refresh_files
 
 
 def reads(*uris: str) -> Any:
@@ -29,3 +29,19 @@ def test_files_of_a_store_that_this_machine_does_not_know_are_left_to_spark(
     os.utime(tmp_path / "a b", (1, 1))
     with pytest.raises(DatasetChangedError, match="a b"):
         require_same()
+
+
+@pytest.mark.parametrize(
+    ("uri", "refreshed"),
+    [
+        ("/lake/flights", "/lake/flights"),
+        ("s3a://lake/day=*/part-[0-9].csv", "s3a://lake/"),
+        ("/lake/f{1,2}.csv", "/lake/"),
+        ("/*.csv", "/"),
+    ],
+)
+def test_of_a_pattern_the_folder_above_is_read_anew(uri: str, refreshed: str) -> None:
+    asked: list[str] = []
+    spark: Any = SimpleNamespace(catalog=SimpleNamespace(refreshByPath=asked.append))
+    refresh_files(spark, uri)
+    assert asked == [refreshed]
