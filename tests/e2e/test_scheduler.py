@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,6 @@ import pandas as pd
 import pytest
 
 from scripts.dag_runs import DagRun
-from tests import interpreted
 from tests.e2e.airflow_processes import AirflowProcesses
 from tests.e2e.conftest import Home
 
@@ -48,11 +49,19 @@ def run_backfill(airflow: AirflowProcesses, days: list[str], *options: str) -> N
 @pytest.fixture(scope="module")
 def scheduler(home: Home, trained: DagRun) -> Iterator[AirflowProcesses]:
     published_the_day_before(home.airflow / "airflow.db")
-    # The same application generates code in test_flights.py.
-    options = f"{home.environment.get('SPARK_SUBMIT_OPTS', '')} {interpreted.java_options()}".lstrip()
-    environment = {**home.environment, "SPARK_SUBMIT_OPTS": options}
+    (home.airflow / "tmp").mkdir()
+    environment = {
+        **home.environment,
+        # Its tasks submit applications in test_flights.py. Here the first one starts what the others join.
+        "AIRFLOW__AIRFLOW_HYDROGEN__LOCAL_SESSIONS": "True",
+        "TMPDIR": str(home.airflow / "tmp"),
+    }
     with AirflowProcesses(home.airflow, environment, parallelism=ACTIVE_RUNS) as running:
-        yield running
+        try:
+            yield running
+        finally:
+            stop = [sys.executable, "-m", "airflow", "hydrogen", "session", "stop", "--all", "--force"]
+            subprocess.run(stop, env=running.environment, check=True)
 
 
 def published_the_day_before(database: Path) -> None:
@@ -84,6 +93,11 @@ def test_a_backfill_scores_every_row_of_its_days(backfilled: AirflowProcesses, r
         scores, flights = read_day("scores", day), read_day("lake/flights", day)
         assert len(scores) == len(flights) > 0, day
         pd.testing.assert_series_equal(scores["flight"], flights["flight"])
+    logs = "".join(
+        file.read_text() for file in (backfilled.folder / "logs").rglob("dag_id=flights_score/**/*.log")
+    )
+    assert "joined session" in logs
+    assert "starting a Spark Connect server" in logs
     active = backfilled.query(
         "select count(*) from dag_run a join dag_run b on a.run_type = b.run_type "
         "and b.start_date <= a.start_date and b.end_date > a.start_date "

@@ -13,7 +13,6 @@ import pytest
 from airflow_hydrogen.contract import python_workers
 from airflow_hydrogen.runtime.scoring import warming
 from scripts.jars import JarsUnavailableError, jars
-from tests import interpreted
 from tests.integration import daemons, servers, spark_classes
 from tests.integration.broker import Kafka, kafka_broker
 from tests.integration.databases import DatabaseServer, mariadb_server, postgres_server
@@ -68,6 +67,13 @@ class Warehouse:
         return {**hive, "spark.jars": ",".join(map(str, self.jars))} if self.jars else hive
 
 
+# To write, compile and load code costs more than to interpret expressions, for a hundred rows.
+_INTERPRETED = {
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
+
+
 @pytest.fixture(scope="session")
 def _warehouse(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
     found, missing = [], ""
@@ -101,7 +107,7 @@ def spark(_warehouse: Warehouse) -> Iterator[Any]:
         .config(f"spark.executorEnv.{python_workers.MODULES_VARIABLE}", ",".join(WORKER_MODULES))
         .config("spark.executorEnv.SPARK_SIMPLIFIED_TRACEBACK", "1")
     )
-    for name, value in {**interpreted.SETTINGS, **_warehouse.settings}.items():
+    for name, value in {**_INTERPRETED, **_warehouse.settings}.items():
         builder = builder.config(name, value)
     session = builder.getOrCreate()
     yield session
