@@ -89,8 +89,8 @@ def spark(_warehouse: Warehouse) -> Iterator[Any]:
     """One Spark in local mode with two task slots, for every test that does not need another.
 
     It interprets its expressions: to generate code takes a fifth of such a session's processor time, and most
-    of what its tasks do. What tests submit generates code, as users' applications do: in tests/e2e (but for
-    test_scheduler.py) and where there is a cluster, a driver of its own, a fault or a secret.
+    of what its tasks do. What tests submit generates code, as users' applications do: in tests/e2e and
+    where there is a cluster, a driver of its own, a fault or a secret.
     """
     from pyspark.sql import SparkSession
 
