@@ -308,7 +308,10 @@ class HydrogenOperator(ClusterModeOperator):
             return None
         submitted = self._connection
         try:
-            local_sessions.require_possible(self._build_job(run, "", False), self.env_vars)
+            job = self._build_job(run, "", False)
+            local_sessions.require_possible(job, self.env_vars, self._code.project_files().values())
+            if not hook.uses_this_interpreter():
+                raise NotOnConnectError("another Python for workers", "the server's is that of the task")
             self._require_possible(self._hook_of(local_sessions.NOWHERE))
             with local_sessions.joining(hook.master, self.log.info) as access:
                 return self._run_on_connect(context, run, self._hook_of(access))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import conf
@@ -12,7 +13,9 @@ from airflow.providers.common.compat.sdk import conf
 from airflow_hydrogen.contract import connect_limits, uris
 from airflow_hydrogen.contract.connect import ConnectAccess
 from airflow_hydrogen.contract.errors import ApplicationError, InvalidJobError, NotOnConnectError
-from airflow_hydrogen.contract.jobs import Job, TrainJob
+from airflow_hydrogen.contract.jobs import InferenceJob, Job, TrainJob
+from airflow_hydrogen.contract.python_workers import READ_AT_IMPORT
+from airflow_hydrogen.drivers.zips import read_bytes
 from airflow_hydrogen.hooks import connectors
 from airflow_hydrogen.hooks.local_servers.joining import joined
 from airflow_hydrogen.hooks.local_servers.settings import IDLE_S, ServerSettings
@@ -45,16 +48,24 @@ def are_wanted(master: str) -> bool:
     return is_here and way == "true"
 
 
-def require_possible(job: Job, env_vars: Mapping[str, object] | None) -> None:
+def require_possible(job: Job, env_vars: Mapping[str, object] | None, code: Iterable[Path] = ()) -> None:
     """Raise NotOnConnectError where a job takes an application of its own.
 
     Args:
         job: what is to run.
         env_vars: the task's own.
+        code: files of the project's that the job needs.
     """
     connect_limits.require_possible(job)
     if env_vars:
         raise NotOnConnectError(f"env_vars {sorted(env_vars)}", "workers have their server's environment")
+    if isinstance(job, InferenceJob):  # ranks are forked from what is started for them
+        for file in code:
+            if found := READ_AT_IMPORT.search(read_bytes(file).decode(errors="replace")):
+                raise NotOnConnectError(
+                    f"a job whose code has {found[0]} in it ({file.name})",
+                    "the server has imported frameworks already, which read that when they are imported",
+                )
     for source in job.sources:
         if source.kind in _OF_CATALOGS or (source.kind == "sql" and not source.tables):
             raise NotOnConnectError(f"source {source}", "catalogs are an application's")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +73,14 @@ def test_code_that_takes_a_context_is_told_by_its_error() -> None:
     assert local_sessions.takes_application(ApplicationError("x", error_type=kind))
     assert not local_sessions.takes_application(ApplicationError("x", error_type="ValueError"))
     assert not local_sessions.takes_application(ApplicationError("x"))
+
+
+def test_code_that_sets_what_frameworks_read_when_they_are_imported_has_workers_of_its_own(
+    tmp_path: Path,
+) -> None:
+    code = tmp_path / "prepare.py"
+    code.write_text("import os\nos.environ['TF_DETERMINISTIC_OPS'] = '1'\n")
+    with pytest.raises(NotOnConnectError, match=r"code has TF_DETERMINISTIC_OPS in it \(prepare.py\)"):
+        local_sessions.require_possible(JOB, None, [code])
+    code.write_text("import os\n")
+    local_sessions.require_possible(JOB, None, [code])
