@@ -118,7 +118,7 @@ class _Cells:
         """Whether these texts stand around the values of each message, and values between them."""
         if (self.edges[2::2] <= self.edges[1:-1:2]).any():
             return False  # there is no room for a value
-        return all(self._have(number, text) for number, text in zip(self.edges[::2], around, strict=True))
+        return all(self._have(places, text) for places, text in zip(self.edges[::2], around, strict=True))
 
     def _have(self, places: np.ndarray, text: bytes) -> bool:
         size = len(text)
