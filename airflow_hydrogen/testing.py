@@ -43,6 +43,7 @@ from airflow_hydrogen.drivers import cluster_mode
 from airflow_hydrogen.drivers.hook import ClusterDriverHook
 from airflow_hydrogen.hooks import buckets, report_files
 from airflow_hydrogen.hooks.spark_submit import SPARK_UI_LINE, HydrogenSparkSubmitHook
+from airflow_hydrogen.operators import local_sessions
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Connection
@@ -56,7 +57,7 @@ class Submission:
 
     Attributes:
         job: the job file's content.
-        command: spark-submit's command line.
+        command: spark-submit's command line, or of a client of Spark Connect the application and its job.
         files: name -> content of the Python files in the zips of `--py-files`, or of the bundle.
         environment: variables that the operator set for spark-submit, beyond its own environment; for a
             driver on a standalone cluster: those of the driver.
@@ -180,6 +181,7 @@ def fake_spark_submit(
         mock.patch.object(HydrogenSparkSubmitHook, "get_connection", side_effect=get_connection),
         mock.patch.object(HydrogenSparkSubmitHook, "require_launcher"),
         mock.patch.object(buckets, "require_open"),
+        mock.patch.object(local_sessions, "are_wanted", return_value=False),
         mock.patch.object(HydrogenSparkSubmitHook, "_end_session"),
         mock.patch.object(
             HydrogenSparkSubmitHook, "_get_spark_binary_path", side_effect=lambda: ["spark-submit"]
@@ -322,7 +324,7 @@ def _read_submission(hook: HydrogenSparkSubmitHook, application: str) -> Submiss
                 contents |= {name: archive.read(name) for name in archive.namelist()}
     return Submission(
         job=jobs.loads(job_file.read_text()),
-        command=command[command.index("spark-submit") :],
+        command=command[command.index("spark-submit" if "spark-submit" in command else application) :],
         files=contents,
         environment={name: str(value) for name, value in (hook._env or {}).items()},
     )

@@ -42,6 +42,8 @@ os.environ[_MARK] = _RUN
 os.environ.setdefault(
     "JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 )
+# A server that a test's task leaves behind is one that others would join; tests that are about it say so.
+os.environ["AIRFLOW__AIRFLOW_HYDROGEN__LOCAL_SESSIONS"] = "False"
 # Airflow writes its settings there when it is first imported, and processes of pytest would do that at once.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-hydrogen-tests-")
 
