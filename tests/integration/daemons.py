@@ -21,7 +21,7 @@ _JVM_OPTIONS = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
 
 def daemon_environment(folder: Path, host: str, settings: Mapping[str, str], *java: str) -> dict[str, str]:
-    """The environment of a master or a worker, in which nothing of the user's own Spark is left.
+    """The environment of a master or a worker, in which nothing of the user's Spark or Airflow is left.
 
     Args:
         folder: for its settings and its data.
@@ -30,7 +30,9 @@ def daemon_environment(folder: Path, host: str, settings: Mapping[str, str], *ja
         java: more options of its JVM.
     """
     home = spark_home()
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPARK_")}
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith(("SPARK_", "AIRFLOW__"))
+    }
     return {
         **inherited,
         "SPARK_HOME": str(home),

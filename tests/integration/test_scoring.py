@@ -555,6 +555,9 @@ class OfFrame:
     def is_written_by_workers(self, folder):
         return False
 
+    def require_same_files(self):
+        """Its rows are of no files."""
+
     def frame(self, output, bad_output):
         return self._frame
 
