@@ -27,6 +27,7 @@ ACTIVE_RUNS = 4
 _FIRST = date(2013, 1, 1)
 _ROOT = Path(__file__).resolve().parents[1]
 _TIMEOUT_S = 1800
+_ALONE = range(DAYS, DAYS + 3)
 
 _DAG = """
 from datetime import datetime, timezone
@@ -62,7 +63,7 @@ def measure(folder: Path, quick: bool) -> list[Result]:
     days = 4 if quick else DAYS
     joined = _Backfills(folder, "joined", sessions=True).run(days)
     submitted = _Backfills(folder, "submitted", sessions=False).run(days)
-    assert len(pq.read_table(folder / "scores").column("ds").unique()) == days + 3
+    assert len(pq.read_table(folder / "scores").column("ds").unique()) == days + len(_ALONE)
     return [
         compare(
             f"backfill of {days} days, {ACTIVE_RUNS} runs at once",
@@ -118,8 +119,8 @@ class _Backfills:
                 seconds = _backfill(airflow, "score_day", 0, days)
                 task = _task_s(airflow, "score_day")
                 nothing = _backfill(airflow, "nothing", 0, days)
-                alone = [_one(airflow, "score_day", day) for day in range(40, 43)]
-                nothing_alone = [_one(airflow, "nothing", day) for day in range(40, 43)]
+                alone = [_one(airflow, "score_day", day) for day in _ALONE]
+                nothing_alone = [_one(airflow, "nothing", day) for day in _ALONE]
             finally:
                 stop = [sys.executable, "-m", "airflow", "hydrogen", "session", "stop", "--all", "--force"]
                 subprocess.run(stop, env=self._environment, check=True, capture_output=True)
