@@ -58,7 +58,8 @@ class Submission:
     Attributes:
         job: the job file's content.
         command: spark-submit's command line, or of a client of Spark Connect the application and its job.
-        files: name -> content of the Python files in the zips of `--py-files`, or of the bundle.
+        files: name -> content of the Python files in the zips of `--py-files`, of the bundle, or of what a
+            session of Spark Connect is sent.
         environment: variables that the operator set for spark-submit, beyond its own environment; for a
             driver on a standalone cluster: those of the driver.
         driver_id: of a driver on a standalone cluster.
@@ -317,13 +318,15 @@ def _read_submission(hook: HydrogenSparkSubmitHook, application: str) -> Submiss
     job_file = Path((hook._application_args or [""])[0])
     if not job_file.is_absolute():  # in cluster mode, one of --files
         job_file = next(Path(file) for file in (hook._files or "").split(",") if file.endswith(job_file.name))
+    job = jobs.loads(job_file.read_text())
+    sent = (hook._py_files or "").split(",") if job.connect is None else job.connect.py_files
     contents: dict[str, bytes] = {}
-    for file in (hook._py_files or "").split(","):
+    for file in sent:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 contents |= {name: archive.read(name) for name in archive.namelist()}
     return Submission(
-        job=jobs.loads(job_file.read_text()),
+        job=job,
         command=command[command.index("spark-submit" if "spark-submit" in command else application) :],
         files=contents,
         environment={name: str(value) for name, value in (hook._env or {}).items()},

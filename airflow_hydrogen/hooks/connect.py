@@ -18,7 +18,7 @@ from airflow_hydrogen.clusters.endpoint import Connection
 from airflow_hydrogen.contract.connect import DEFAULT_PORT, ConnectAccess
 from airflow_hydrogen.contract.errors import InvalidJobError, LauncherError, NotOnConnectError
 from airflow_hydrogen.hooks.class_archives import ClassArchive
-from airflow_hydrogen.hooks.launchers import worker_environment
+from airflow_hydrogen.hooks.launchers import own_path, worker_environment
 from airflow_hydrogen.hooks.spark_submit import EXEC_WITH_PARENT, HydrogenSparkSubmitHook
 
 CONN_TYPE = "spark_connect"
@@ -218,7 +218,7 @@ class HydrogenConnectHook(HydrogenSparkSubmitHook):
     def _build_spark_submit_command(self, application: str) -> list[str]:
         environ = worker_environment(self._env_vars)
         folder = Path(application).parent  # the task's own
-        paths = [*_importable(self._py_files, folder), environ.get("PYTHONPATH", "")]
+        paths = [*_importable(self._py_files, folder), *own_path(), environ.get("PYTHONPATH", "")]
         self._env = {
             **{name: str(value) for name, value in (self._env_vars or {}).items()},
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+import airflow_hydrogen
 from airflow_hydrogen.contract.errors import JavaNotFoundError, SparkSubmitNotFoundError
 
 DEFAULT_SPARK_BINARY = "spark-submit"
@@ -128,3 +130,15 @@ def read_properties(file: Path) -> dict[str, str]:
     lines = (line.strip() for line in file.read_text().splitlines())
     pairs = (re.split(r"\s*[=:\s]\s*", line, maxsplit=1) for line in lines if line and line[0] not in "#!")
     return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}
+
+
+def own_path() -> list[str]:
+    """What the interpreter needs on its path to find this package: a checkout, where it is not installed."""
+    root = Path(airflow_hydrogen.__file__).absolute().parents[1]
+    return [] if str(root) in package_folders() else [str(root)]
+
+
+def package_folders() -> list[str]:
+    """Where packages of this interpreter are installed."""
+    paths = sysconfig.get_paths()
+    return sorted({paths["purelib"], paths["platlib"]})

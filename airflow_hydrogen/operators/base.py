@@ -295,9 +295,10 @@ class HydrogenOperator(ClusterModeOperator):
             self._check_data(context, job, hook)
             self._push_links(context)
             self.log.info("%s", describe_job(job, hook.master))
-            archives = self._pack_code(Path(folder))
-            job = dataclasses.replace(job, connect=hook.with_code(archives))
-            self._write_application(job, Path(folder), archives)
+            runtime, *project = self._pack_code(Path(folder))
+            job = dataclasses.replace(job, connect=hook.with_code([runtime, *project]))
+            # The client has the runtime as it is installed here: out of a zip Python compiles it each time.
+            self._write_application(job, Path(folder), project)
             return self._submit(context, report_uri)
 
     def _run_on_local_server(

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,8 @@ from airflow_hydrogen.hooks.launchers import (
     default_settings,
     find_spark_submit,
     launcher_environment,
+    own_path,
+    package_folders,
     require_java,
     spark_home,
 )
@@ -109,7 +110,7 @@ class ServerSettings:
             if name in _KEPT_VARIABLES or name.startswith(_KEPT_PREFIXES) or READ_AT_IMPORT.fullmatch(name)
         }
         found = {**launcher_environment(self.environ), **kept}
-        path = [*_own_path(), *found.pop("PYTHONPATH", "").split(os.pathsep)]
+        path = [*own_path(), *found.pop("PYTHONPATH", "").split(os.pathsep)]
         return {
             **{
                 name: value
@@ -136,7 +137,7 @@ class ServerSettings:
             "umask": _umask(),
             "python": [sys.executable, sys.version],
             # Whatever is installed or removed there changes it.
-            "packages": [_changed(Path(path)) for path in _package_folders()],
+            "packages": [_changed(Path(path)) for path in package_folders()],
             "code": _hash(_sources(Path(airflow_hydrogen.__file__).parent)),
             "spark": [self.spark_submit, *_changes(spark_home(self.spark_submit, self.environ))],
             "java": [str(Path(self.java).resolve()), _changed(Path(self.java))],
@@ -166,21 +167,10 @@ def this_machine() -> str:
     return hashlib.sha256(json.dumps([os.uname().nodename, *spaces]).encode()).hexdigest()[:8]
 
 
-def _own_path() -> list[str]:
-    """What the interpreter needs on its path to find this package: a checkout, where it is not installed."""
-    root = Path(airflow_hydrogen.__file__).absolute().parents[1]
-    return [] if str(root) in _package_folders() else [str(root)]
-
-
 def _umask() -> str:
     """What the files that a server writes may not be."""
     text = Path("/proc/self/status").read_text()
     return next((line for line in text.splitlines() if line.startswith("Umask:")), "")
-
-
-def _package_folders() -> list[str]:
-    paths = sysconfig.get_paths()
-    return sorted({paths["purelib"], paths["platlib"]})
 
 
 def _listed(folder: Path) -> list[Any]:

@@ -35,6 +35,7 @@ def test_a_job_for_a_server_goes_to_a_client_with_the_code_that_a_session_needs(
     assert (job.connect.url, job.connect.token) == ("sc://spark.example.org:15002", "hush")
     assert job.connect.settings == {"spark.sql.ansi.enabled": "false"}
     assert "airflow_hydrogen/runtime/__main__.py" in submission.files
+    assert "airflow_hydrogen_runtime" not in submission.environment["PYTHONPATH"]
     assert "hush" not in " ".join(submission.command) + str(submission.environment)
     assert job.spark_log_uri is None
     assert ran.return_value == "/lake/out"
