@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from airflow_hydrogen.clusters.endpoint import Connection
+from airflow_hydrogen.clusters.endpoint import Connection, split_list
 from airflow_hydrogen.contract.connect import DEFAULT_PORT, ConnectAccess
 from airflow_hydrogen.contract.errors import InvalidJobError, LauncherError, NotOnConnectError
 from airflow_hydrogen.hooks.class_archives import ClassArchive
@@ -248,7 +248,7 @@ _NO_CONNECTION: Mapping[str, Any] = {
 
 def _local(option: str, named: str | None) -> list[str]:
     """Files of this machine that an option names; an archive may have `#`, and the folder it becomes."""
-    names = _split(named)
+    names = split_list(named or "")
     for name in names:
         if not _path(name).is_file():
             raise NotOnConnectError(
@@ -273,7 +273,7 @@ def _require_names(option: str, named: Sequence[str]) -> None:
 
 def _importable(py_files: str | None, folder: Path) -> list[str]:
     """What this machine's Python imports them from: a module is put into a folder."""
-    names = _split(py_files)
+    names = split_list(py_files or "")
     modules = [name for name in names if name.endswith(".py")]
     for name in modules:
         shutil.copy(name, folder)
@@ -282,7 +282,3 @@ def _importable(py_files: str | None, folder: Path) -> list[str]:
 
 def _path(name: str) -> Path:
     return Path(name.partition("#")[0])
-
-
-def _split(named: str | None) -> list[str]:
-    return [name.strip() for name in (named or "").split(",") if name.strip()]

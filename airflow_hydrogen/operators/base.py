@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowNotFoundException,
 )
 
+from airflow_hydrogen.clusters.endpoint import split_list
 from airflow_hydrogen.contract import jobs, uris
 from airflow_hydrogen.contract.connect import ConnectAccess
 from airflow_hydrogen.contract.connect_limits import require_possible
@@ -374,9 +375,12 @@ class HydrogenOperator(ClusterModeOperator):
         # An option of spark-submit takes the place of the setting of that name.
         conf = self.conf or {}
         given = Submission(
-            packages=_split(self.packages or conf.get("spark.jars.packages")),
-            jars=[*_split(self.jars or conf.get("spark.jars")), *databases.driver_jars(connections)],
-            excludes=_split(self.exclude_packages or conf.get("spark.jars.excludes")),
+            packages=split_list(self.packages or conf.get("spark.jars.packages") or ""),
+            jars=[
+                *split_list(self.jars or conf.get("spark.jars") or ""),
+                *databases.driver_jars(connections),
+            ],
+            excludes=split_list(self.exclude_packages or conf.get("spark.jars.excludes") or ""),
             conf=conf,
         )
         added = connectors.additions(needed, given, hook.spark_home, hook.jars_folder if needed else None)
@@ -565,10 +569,6 @@ def _settings(hook: HydrogenSparkSubmitHook) -> dict[str, str]:
         return hook.settings
     except (OSError, ValueError):  # a file that cannot be read: spark-submit will have its own to say
         return {}
-
-
-def _split(names: str | None) -> list[str]:
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 def _join(existing: str | None, files: Sequence[Path]) -> str:
