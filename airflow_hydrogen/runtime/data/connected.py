@@ -86,21 +86,28 @@ class SameFiles:
 
 
 def _look(files: Iterable[str]) -> Found:
+    """A client of a store takes long to be made: one for each folder."""
     from pyarrow.fs import FileType
 
+    folders: dict[str, list[str]] = {}
+    for uri in files:
+        folders.setdefault(uri.rpartition("/")[0], []).append(uri)
     found = {}
     unseen: set[str] = set()
-    for uri in files:
-        store = "/".join(uri.split("/", 3)[:3])
+    for folder, named in folders.items():
+        store = "/".join(named[0].split("/", 3)[:3])
         if store in unseen:
             continue
         try:
-            filesystem, path = filesystems.resolve(uri)
-            info = filesystem.get_file_info(path)
+            filesystem, path = filesystems.resolve(folder or "/")
+            infos = filesystem.get_file_info(
+                [f"{path.rstrip('/')}/{uri.rpartition('/')[2]}" for uri in named]
+            )
         except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
             unseen.add(store)
-            print(f"airflow-hydrogen: changes of {uri} are not seen from here: {error}", flush=True)
+            print(f"airflow-hydrogen: changes of {named[0]} are not seen from here: {error}", flush=True)
             continue
-        if info.type == FileType.File:
-            found[uri] = (info.size, info.mtime_ns)
+        for uri, info in zip(named, infos, strict=True):
+            if info.type == FileType.File:
+                found[uri] = (info.size, info.mtime_ns)
     return found
