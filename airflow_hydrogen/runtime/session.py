@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow_hydrogen.contract import spark_defaults
 from airflow_hydrogen.contract.errors import InvalidJobError
 from airflow_hydrogen.contract.jobs import Job, TrainJob
 from airflow_hydrogen.contract.stores import S3Access
@@ -18,25 +19,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 SPARK_UI_PREFIX = "airflow-hydrogen: spark-ui "
-
-# Used where the user's own configuration says nothing.
-_DEFAULTS = {
-    "spark.ui.showConsoleProgress": "false",  # the driver's output is a log, not a terminal
-}
-_GANG_DEFAULTS = {
-    # In place of Spark's own blind wait of ten minutes for slots.
-    "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "2s",
-    "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "5",
-    "spark.dynamicAllocation.enabled": "false",
-}
-_LOCAL_DEFAULTS = {
-    # A web server for an application of seconds, on a machine whose port nobody has opened.
-    "spark.ui.enabled": "false",
-    # Folders of one machine are listed faster by the driver than by a Spark job with a task for each.
-    "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
-    # Delta's own default, 50 tasks to read a table's log, is made for clusters.
-    "spark.databricks.delta.snapshotPartitions": "2",
-}
 
 _REDACTION = "spark.redaction.regex"
 _KEYS = r"(?:(?i)fs\.s3a\..*(access\.key|secret|token))"
@@ -64,9 +46,9 @@ def spark_session(
 
     SparkContext._ensure_initialized()  # without its JVM a SparkConf knows nothing of what was submitted
     given = SparkConf()
-    defaults = {**_DEFAULTS, **(_GANG_DEFAULTS if isinstance(job, TrainJob) else {})}
+    defaults = {**spark_defaults.OF_ALL, **(spark_defaults.OF_GANGS if isinstance(job, TrainJob) else {})}
     if given.get("spark.master", "local").startswith("local"):
-        defaults.update(_LOCAL_DEFAULTS)
+        defaults.update(spark_defaults.OF_ONE_MACHINE)
     builder = SparkSession.builder
     for key, value in defaults.items():
         if not given.contains(key):

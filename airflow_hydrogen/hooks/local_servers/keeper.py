@@ -20,7 +20,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from airflow_hydrogen.contract.python_workers import AHEAD, AHEAD_VARIABLE, MODULE, MODULES_VARIABLE
+from airflow_hydrogen.contract.python_workers import (
+    AHEAD_VARIABLE,
+    MODULE,
+    MODULES_VARIABLE,
+    socket_name,
+    start_ahead,
+)
 from airflow_hydrogen.hooks.local_servers import folders
 from airflow_hydrogen.hooks.local_servers.folders import ServerFolder
 from airflow_hydrogen.hooks.local_servers.processes import began
@@ -137,17 +143,9 @@ class Keeper:
         """
         if not self._plan["modules"] or not forks_workers(conf):
             return {}
-        name = f"airflow-hydrogen-{secrets.token_hex(16)}"
+        name = socket_name()
         told = {MODULES_VARIABLE: ",".join(self._plan["modules"]), AHEAD_VARIABLE: name}
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(f"\0{name}")
-            listener.listen()
-            self._ahead = subprocess.Popen(
-                [sys.executable, "-m", MODULE, AHEAD, str(listener.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                env={**math_threads(conf), **environment, **told, "PYTHONUNBUFFERED": "YES"},
-                pass_fds=[listener.fileno()],
-            )
+        self._ahead = start_ahead(sys.executable, {**math_threads(conf), **environment, **told}, name)
         return told
 
     def _watch(self) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from airflow_hydrogen.contract import spark_defaults
 from airflow_hydrogen.hooks.programs import write_secretly
 
 DAEMON = "spark.python.daemon.module"
@@ -19,19 +20,8 @@ _TASK_CPUS = "spark.task.cpus"
 # Others than this task's rely on the server: after that error nobody knows what still works in it.
 _END_WITHOUT_MEMORY = "-XX:+ExitOnOutOfMemoryError"
 
-# Used where the user's own configuration says nothing.
-_DEFAULTS = {
-    # It would be open to every user of this machine, and nobody has asked for it.
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-    # As for applications of one machine (runtime/session.py).
-    "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
-    "spark.databricks.delta.snapshotPartitions": "2",
-    # Those of a gang (runtime/session.py): a server does not know which jobs come.
-    "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "2s",
-    "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "5",
-    "spark.dynamicAllocation.enabled": "false",
-}
+# Of all jobs: a server does not know which come.
+_DEFAULTS = {**spark_defaults.OF_ALL, **spark_defaults.OF_ONE_MACHINE, **spark_defaults.OF_GANGS}
 _SPECIAL = re.compile(r"[\\\s:=#!]")
 
 

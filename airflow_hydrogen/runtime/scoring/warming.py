@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -18,11 +16,12 @@ from typing import TYPE_CHECKING
 import airflow_hydrogen
 from airflow_hydrogen.contract.jobs import Entrypoint, InferenceJob
 from airflow_hydrogen.contract.python_workers import (
-    AHEAD,
     AHEAD_VARIABLE,
     MODULE,
     MODULES_VARIABLE,
     OF_EVERY_WORKER,
+    socket_name,
+    start_ahead,
 )
 from airflow_hydrogen.runtime.connect.sessions import is_connect
 from airflow_hydrogen.runtime.gang.preload import Preload
@@ -138,7 +137,7 @@ def _start_ahead(conf: Mapping[str, str]) -> str:
     Returns:
         The name of its socket.
     """
-    name = f"airflow-hydrogen-{secrets.token_hex(16)}"
+    name = socket_name()
     given = {
         key.removeprefix(_ENVIRONMENT): value for key, value in conf.items() if key.startswith(_ENVIRONMENT)
     }
@@ -151,18 +150,8 @@ def _start_ahead(conf: Mapping[str, str]) -> str:
         "OMP_NUM_THREADS": conf.get("spark.task.cpus", "1"),
         **given,
         "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "YES",
     }
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(f"\0{name}")
-        listener.listen()
-        process = subprocess.Popen(
-            [_worker_python(), "-m", MODULE, AHEAD, str(listener.fileno()), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            env=environ,
-            pass_fds=[listener.fileno()],
-        )
-    atexit.register(_end, process)
+    atexit.register(_end, start_ahead(_worker_python(), environ, name))
     return name
 
 
