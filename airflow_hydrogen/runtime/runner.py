@@ -103,7 +103,9 @@ class HorovodRunner:
                 free_slots=lambda: -self.np,
                 say=log.event,
             )
-        spark = running_session()
+        from pyspark.sql import SparkSession
+
+        spark = SparkSession.builder.getOrCreate()
         if self._warming is not None:  # its tasks take slots, for a moment
             self._warming.join(options.start_timeout_s)
         return run_supervised(
@@ -153,15 +155,6 @@ class HorovodRunner:
             min_np=self.options.min_np,
             start_timeout_s=self.options.start_timeout_s,
         )
-
-
-def running_session() -> SparkSession:
-    """The session of this application."""
-    if (joined := sessions.joined()) is not None:
-        return joined
-    from pyspark.sql import SparkSession
-
-    return SparkSession.builder.getOrCreate()
 
 
 def rank_task(main: Callable[..., Any] | str, args: tuple[str, ...], kwargs: dict[str, Any]) -> RankTask:

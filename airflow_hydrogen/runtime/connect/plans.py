@@ -55,8 +55,3 @@ def run_tasks(
     numbers = spark.range(0, tasks, 1, tasks)
     rows = numbers.mapInArrow(run, "answer binary", barrier=barrier).collect()
     return [pickle.loads(row.answer) for row in rows]
-
-
-def cores_of_task(spark: SparkSession) -> int:
-    """Cores that a task has for its computations."""
-    return int(spark.conf.get("spark.task.cpus", "1") or 1)

@@ -78,10 +78,6 @@ class _Joined:
         self._spark: SparkSession | None = None
         self.secret = ""
 
-    @property
-    def joined(self) -> SparkSession | None:
-        return self._spark
-
     def spark(self, *, touched: bool) -> SparkSession:
         if self._spark is None:
             lease = self._stack.enter_context(leased(self.access))
@@ -146,14 +142,9 @@ def session(access: ConnectAccess, *, touched: bool) -> SparkSession:
     return _open.spark(touched=touched)
 
 
-def joined() -> SparkSession | None:
-    """The session that this job has joined."""
-    return None if _open is None else _open.joined
-
-
-def secret_of_session() -> str | None:
-    """The word by which templates know who may ask: the next job of the session uses them again."""
-    return None if _open is None or _open.joined is None else _open.secret
+def secret_of_session() -> str:
+    """The word by which templates know who may ask, for the session's next job too; empty without one."""
+    return "" if _open is None else _open.secret
 
 
 def access_of_job() -> ConnectAccess:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_hydrogen.contract.errors import InvalidJobError, NotEnoughSlotsError
 from airflow_hydrogen.contract.gang import GangOptions
@@ -122,11 +122,9 @@ def threads_per_task(spark: SparkSession, tasks: int) -> int:
         spark: the session.
         tasks: how many run at the same time.
     """
-    if is_connect(spark):
-        return plans.cores_of_task(spark)
-    if is_local(spark):
+    if is_local(spark) and not is_connect(spark):
         return max(1, len(os.sched_getaffinity(0)) // max(1, tasks))
-    return int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or 1)
+    return int(_conf(spark).get("spark.task.cpus", "1") or 1)
 
 
 def given_omp_threads(spark: SparkSession) -> str | None:
@@ -137,7 +135,7 @@ def given_omp_threads(spark: SparkSession) -> str | None:
     `spark.driver.cores`, where that is set. So what a worker finds says nothing, and what the driver finds
     only on a local master, whose tasks are this machine's.
     """
-    conf = spark.conf if is_connect(spark) else spark.sparkContext.getConf()
+    conf = _conf(spark)
     given: str | None = conf.get(f"spark.executorEnv.{OMP_THREADS}", None)
     if given is not None or is_connect(spark) or not is_local(spark):
         return given
@@ -146,10 +144,15 @@ def given_omp_threads(spark: SparkSession) -> str | None:
 
 
 def _refuse_dynamic_allocation(spark: SparkSession) -> None:
-    conf = spark.conf if is_connect(spark) else spark.sparkContext.getConf()
+    conf = _conf(spark)
     enabled = conf.get("spark.dynamicAllocation.enabled", "false") or "false"
     if enabled.lower() == "true" and not is_local(spark):
         raise InvalidJobError(
             "spark.dynamicAllocation.enabled is true, with which Spark runs no barrier stage: a gang needs "
             "all of its executors at once; set it to false for this application"
         )
+
+
+def _conf(spark: SparkSession) -> Any:
+    """The application's settings: `get(name, default)`."""
+    return spark.conf if is_connect(spark) else spark.sparkContext.getConf()
