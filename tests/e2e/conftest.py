@@ -44,13 +44,25 @@ class Home:
 
 
 def _environment(airflow: Path, flights: Path) -> dict[str, str]:
+    return _private_environment(airflow, DAGS, FLIGHTS_HOME=str(flights))
+
+
+def _private_environment(airflow: Path, dags: Path, **variables: str) -> dict[str, str]:
     return private_environment(
         airflow,
-        DAGS,
-        FLIGHTS_HOME=str(flights),
+        dags,
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
+        **variables,
     )
+
+
+def home_of_dags(migrated: Path, folder: Path, **variables: str) -> tuple[Path, dict[str, str]]:
+    """A home for the DAGs in `folder`/dags, in which nothing has run yet, and the environment for it."""
+    home = folder / "airflow"
+    home.mkdir(exist_ok=True)
+    shutil.copy(migrated / "airflow.db", home)
+    return home, _private_environment(home, folder / "dags", **variables)
 
 
 @pytest.fixture(scope="session")

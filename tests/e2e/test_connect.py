@@ -28,8 +28,8 @@ from airflow_hydrogen.contract.private_folders import private_folder
 from airflow_hydrogen.contract.reports import InferenceReport, TrainReport
 from airflow_hydrogen.operators.packing import pack_project, pack_runtime
 from airflow_hydrogen.runtime.publication import publish_model
-from scripts.dag_runs import DagRunner, private_environment
-from tests.e2e.conftest import ROOT
+from scripts.dag_runs import DagRunner
+from tests.e2e.conftest import ROOT, home_of_dags
 from tests.e2e.connect_server import SECRET, TOKEN, Server, connect_server
 from tests.integration import onnx_models
 from tests.integration.models import publish_plain
@@ -452,15 +452,10 @@ def test_tasks_of_a_dag_share_a_session(
     dag = DAG.format(model=linear, rows=rows, folder=tmp_path)
     (tmp_path / "dags" / "connected.py").write_text(dag)
     (tmp_path / "dags" / "beside.py").write_text(BESIDE)
-    home = tmp_path / "airflow"
-    home.mkdir()
-    shutil.copy(migrated / "airflow.db", home)
     connection = {"conn_type": "spark_connect", "host": "localhost", "port": server.access.port}
-    environment = private_environment(
-        home,
-        tmp_path / "dags",
-        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
+    home, environment = home_of_dags(
+        migrated,
+        tmp_path,
         AIRFLOW_CONN_SERVER=json.dumps({**connection, "password": TOKEN}),
         JAVA_HOME="/nowhere",
     )

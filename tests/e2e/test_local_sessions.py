@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_hydrogen.runtime.publication import publish_model
-from scripts.dag_runs import DagRunner, private_environment
-from tests.e2e.conftest import ROOT
+from scripts.dag_runs import DagRunner
+from tests.e2e.conftest import home_of_dags
 from tests.integration import onnx_models
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -57,13 +55,9 @@ def test_the_second_task_joins_what_the_first_has_started(migrated: Path, tmp_pa
         (tmp_path / name).mkdir()
     (tmp_path / "dags" / "stays.py").write_text(DAG.format(folder=tmp_path))
     (tmp_path / "dags" / "beside.py").write_text(BESIDE)
-    home = tmp_path / "airflow"
-    shutil.copy(migrated / "airflow.db", home)
-    environment = private_environment(
-        home,
-        tmp_path / "dags",
-        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
+    home, environment = home_of_dags(
+        migrated,
+        tmp_path,
         AIRFLOW__AIRFLOW_HYDROGEN__LOCAL_SESSIONS="True",
         TMPDIR=str(tmp_path / "tmp"),  # where its servers and sessions are
     )

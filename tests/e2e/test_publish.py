@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.dag_runs import DagRunner, private_environment
-from tests.e2e.conftest import ROOT
+from scripts.dag_runs import DagRunner
+from tests.e2e.conftest import home_of_dags
 from tests.integration import onnx_models
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -54,14 +52,9 @@ def test_a_dag_publishes_a_model_and_scores_with_it(migrated: Path, tmp_path: Pa
     pq.write_table(pa.table({"id": range(100), "pair": pairs.tolist()}), tmp_path / "rows.parquet")
     (tmp_path / "dags").mkdir()
     (tmp_path / "dags" / "elsewhere.py").write_text(DAG.format(folder=tmp_path))
-    home = tmp_path / "airflow"
-    home.mkdir()
-    shutil.copy(migrated / "airflow.db", home)
-    environment = private_environment(
-        home,
-        tmp_path / "dags",
-        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
+    home, environment = home_of_dags(
+        migrated,
+        tmp_path,
         AIRFLOW_CONN_SPARK_DEFAULT='{"conn_type": "spark", "host": "local[2]"}',
     )
     with DagRunner(environment, home / "log") as runner:
